@@ -1,0 +1,153 @@
+"""Files that are complete or absent: every write goes to a temporary name, is synced, then renamed.
+
+write_file(path, b"...")                # a whole file
+with new_folder(path) as staging: ...   # a whole folder; removed again when the block raises
+check_file(path, size=8192, sha256=...) # what was read is what was written
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mobilellm.errors import UserError
+
+PARTIAL = ".partial-"  # marks a name that is still being written
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush one file or folder entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write (no space, no permission, ...) into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path)).free
+            raise UserError(
+                f"{path}: no space left while writing ({free / 2**20:.0f} MiB free)", mend="free some space and run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{path}: cannot write here ({error.strerror})", mend="choose another place") from error
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+            raise UserError(f"{path}: cannot write here ({error.strerror})", mend="choose another name") from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    """The nearest existing parent."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` under `path`: complete, or not at all."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline."""
+    write_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def read_json(path: Path, *, limit: int = 256 << 20) -> Any:
+    """Read JSON of at most `limit` bytes; `UserError` when it is missing, too large or broken."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path}: {size} bytes of JSON, the limit is {limit}")
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: broken JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a staging folder beside `path`; when the block ends well it is synced and renamed to `path`.
+
+    `UserError` when `path` exists already. When the block raises, the staging folder is removed.
+    """
+    if path.exists():
+        raise UserError(f"{path}: exists already", mend="choose another name or remove it")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
+        try:
+            yield staging
+            for folder, _, names in os.walk(staging):
+                for name in names:
+                    sync(Path(folder, name))
+                sync(Path(folder))
+            os.chmod(staging, 0o755)
+            os.rename(staging, path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        sync(path.parent)
+
+
+def sweep_partial(folder: Path, name: str = "") -> list[Path]:
+    """Remove what killed writers left in `folder` (of the target `name`, or of any), and say what it was."""
+    left = [path for path in folder.glob(f".{name or '*'}{PARTIAL}*")] if folder.is_dir() else []
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return left
+
+
+def check_file(path: Path, *, size: int, sha256: str) -> None:
+    """`UserError` unless the file has this size (bytes) and SHA-256."""
+    mend = "the file was damaged after it was written: restore it, or make it again"
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing", mend=mend) from None
+    if found != size:
+        raise UserError(f"{path}: {found} bytes where {size} were written", mend=mend)
+    if sha256_file(path) != sha256:
+        raise UserError(f"{path}: its checksum differs from the one recorded", mend=mend)

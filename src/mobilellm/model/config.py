@@ -1,0 +1,203 @@
+"""The network's configuration, in the key names of the Hugging Face Llama family.
+
+    ModelConfig.preset("125M")
+    ModelConfig.read(Path("checkpoint/config.json"))
+
+A plain network is written as `model_type: llama` and loads in transformers as it stands. A layer-sharing one is
+written as `model_type: mobilellm` with `layer_repeats` and `shared_kv`, so that no other tool takes it for the plain one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mobilellm.errors import UserError, unknown_name
+from mobilellm.files import read_json
+
+SharedKV = Literal["own", "first"]
+
+# Keys of the Llama family that name parts our network does not have: these values mean "absent".
+FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0, 0.0, None),
+    "pretraining_tp": (1, None),
+    "sliding_window": (None,),
+    "use_sliding_window": (False, None),
+}
+# Keys that say nothing about the network.
+INFORMATIVE = frozenset(
+    "architectures model_type torch_dtype dtype transformers_version use_cache pad_token_id unk_token_id is_llama_config "
+    "rope_interleaved _name_or_path return_dict output_hidden_states output_attentions mobilellm_version "
+    "_attn_implementation_autoset transformers.js_config chunk_size_feed_forward problem_type id2label label2id".split()
+)
+# Far above any model this is for, and low enough that no file can ask for all the memory there is.
+LARGEST = {
+    "vocab_size": 1 << 20,
+    "hidden_size": 1 << 15,
+    "intermediate_size": 1 << 17,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "max_position_embeddings": 1 << 20,
+    "layer_repeats": 1 << 6,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a MobileLLM network (arXiv 2402.14905, Table 9). `ValueError`-like faults are `UserError`s."""
+
+    vocab_size: int
+    """Rows of the embedding, which is also the output layer when tied."""
+    hidden_size: int
+    """Width of the residual stream."""
+    intermediate_size: int
+    """Width of the SwiGLU feed-forward."""
+    num_hidden_layers: int
+    """Blocks with weights of their own."""
+    num_attention_heads: int
+    """Query heads."""
+    num_key_value_heads: int
+    """Key and value heads, each shared by num_attention_heads / num_key_value_heads query heads."""
+    head_dim: int = 0
+    """Width of one head; 0 means hidden_size / num_attention_heads."""
+    max_position_embeddings: int = 2048
+    """The longest sequence, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: dict[str, Any] | None = None
+    """Scaling of the rotary frequencies for longer contexts (see model/rope.py), in transformers' keys."""
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square inside RMSNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    tie_word_embeddings: bool = True
+    """Whether the embedding is the output layer."""
+    layer_repeats: int = 1
+    """How many times in a row each block is applied (2 in MobileLLM-LS)."""
+    shared_kv: SharedKV = "own"
+    """With layer_repeats > 1: whether each application has its own keys and values, or attends to the first one's."""
+    bos_token_id: int | None = None
+    """Token that opens a text, or none."""
+    eos_token_id: int | list[int] | None = None
+    """Token or tokens that end a document, or none."""
+
+    def __post_init__(self) -> None:
+        for name in LARGEST:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST[name]:
+                raise UserError(f"{name} = {value!r}: must be a whole number from 1 to {LARGEST[name]}")
+        if not self.head_dim:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}",
+                    mend=f"nearest that does: {self.hidden_size // self.num_attention_heads * self.num_attention_heads or self.num_attention_heads}, "
+                    "or give head_dim",
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if not isinstance(self.head_dim, int) or self.head_dim < 2 or self.head_dim % 2 or self.head_dim > 1 << 16:
+            raise UserError(f"head_dim = {self.head_dim!r}: must be an even number from 2 on (rotary positions turn pairs)")
+        if self.num_attention_heads % self.num_key_value_heads:
+            near = [n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]
+            raise UserError(
+                f"num_attention_heads {self.num_attention_heads} does not divide by num_key_value_heads {self.num_key_value_heads}",
+                mend=f"num_key_value_heads can be {', '.join(map(str, near))}",
+            )
+        if self.shared_kv not in ("own", "first"):
+            raise unknown_name("shared_kv", str(self.shared_kv), ("own", "first"))
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+                raise UserError(f"{name} = {value!r}: must be a positive number")
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and (not isinstance(token, int) or not 0 <= token < self.vocab_size):
+                    raise UserError(f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}")
+
+    # --- from and to the names of the Hugging Face Llama family ---
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config") -> ModelConfig:
+        """Build from `config.json`'s keys. `UserError` for a key that is unknown or asks for what the network lacks."""
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: a configuration is a JSON object, found {type(values).__name__}")
+        values = dict(values)
+        if rope := values.pop("rope_parameters", None):  # transformers 5 groups the rotary settings
+            if not isinstance(rope, dict):
+                raise UserError(f"{where}: rope_parameters must be an object")
+            rope = dict(rope)
+            values["rope_theta"] = rope.pop("rope_theta", values.get("rope_theta", cls.rope_theta))
+            if rope.get("rope_type", "default") != "default":
+                values["rope_scaling"] = rope
+        fields = {field.name for field in dataclasses.fields(cls)}
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in fields:
+                kept[key] = value
+            elif key in FIXED:
+                if value not in FIXED[key]:
+                    raise UserError(
+                        f"{where}: {key} = {value!r} is not supported", mend=f"this network has {key} = {FIXED[key][0]!r}"
+                    )
+            elif key not in INFORMATIVE:
+                raise unknown_name("key", key, fields | set(FIXED), where)
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in kept]
+        if "num_key_value_heads" in missing and "num_attention_heads" in kept:  # absent in old files: one per query head
+            kept["num_key_value_heads"] = kept["num_attention_heads"]
+            missing.remove("num_key_value_heads")
+        if missing:
+            raise UserError(f"{where}: missing {', '.join(missing)}")
+        kept["head_dim"] = kept.get("head_dim") or 0
+        if kept.get("rope_scaling") is not None and not isinstance(kept["rope_scaling"], dict):
+            raise UserError(f"{where}: rope_scaling must be an object or null")
+        try:
+            return cls(**kept)
+        except UserError as error:
+            raise UserError(f"{where}: {error.what}", mend=error.mend) from None
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        """Read a `config.json`."""
+        return cls.from_dict(read_json(path, limit=1 << 20), str(path))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> ModelConfig:
+        """One of the shipped sizes (see `preset_names`), with fields replaced by `changes`."""
+        by_lower = {known.lower(): known for known in preset_names()}
+        if name.lower() not in by_lower:
+            raise unknown_name("model", name, by_lower.values())
+        return dataclasses.replace(cls.read(presets_folder() / by_lower[name.lower()] / "config.json"), **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        values = dataclasses.asdict(self)
+        repeats, shared_kv = values.pop("layer_repeats"), values.pop("shared_kv")
+        shared = repeats > 1
+        head = {"architectures": ["MobileLLMForCausalLM" if shared else "LlamaForCausalLM"],
+                "model_type": "mobilellm" if shared else "llama"}  # fmt: skip
+        tail = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32"}
+        return head | values | ({"layer_repeats": repeats, "shared_kv": shared_kv} if shared else {}) | tail
+
+
+def presets_folder() -> Path:
+    """Where the presets lie: in the installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """The shipped sizes, smallest first."""
+    names = [path.parent.name for path in presets_folder().glob("*/config.json")]
+    return sorted(names, key=lambda name: (_size(name), name))
+
+
+def _size(name: str) -> float:
+    digits = name.removesuffix("-LS")
+    return float(digits[:-1]) * {"M": 1e6, "B": 1e9}.get(digits[-1], 1)

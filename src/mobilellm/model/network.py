@@ -1,0 +1,208 @@
+"""MobileLLM (arXiv 2402.14905) on one device: deep and thin, SwiGLU, tied embedding, grouped-query attention, and
+blocks that can be applied several times in a row with the same weights.
+
+    network = Network(ModelConfig.preset("125M"))
+    logits = network(input_ids)                  # (B, T) -> (B, T, V)
+    loss = network.loss(input_ids, targets)      # mean nats a token, without the whole logits
+    network.generate([1, 2, 3], max_new_tokens=20)
+
+Shapes: B batch, T new positions, S all positions (cached and new), C hidden_size, H query heads, K key/value heads,
+D head_dim, F intermediate_size, V vocabulary. Compilation and parallelism are wrapped around this from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.loss import linear_cross_entropy
+from mobilellm.model.rope import cos_sin
+from mobilellm.model.sampling import Sampling, generate
+
+KeyValue = tuple[Tensor, Tensor]  # each (B, K, S, D)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, in memory taken once: one slot for each K/V the network really has.
+
+    Slots: one a block, times `layer_repeats` when each application has its own (`shared_kv = "own"`).
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+        slots = config.num_hidden_layers * (config.layer_repeats if config.shared_kv == "own" else 1)
+        shape = (2, slots, batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        self.store = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.length = 0  # positions filled in every slot
+
+    def append(self, slot: int, key: Tensor, value: Tensor) -> KeyValue:
+        """Put new (B, K, T, D) keys and values behind the cached ones of `slot`; returns all of them."""
+        end = self.length + key.shape[2]
+        self.store[0, slot, :, :, self.length : end] = key
+        self.store[1, slot, :, :, self.length : end] = value
+        return self.store[0, slot, :, :, :end], self.store[1, slot, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos and sin (T, 1, D/2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions. Q, K and V are one matrix: one product instead of three."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, self.q_width + 2 * self.kv_width, bias=False)
+        self.o_proj = nn.Linear(self.q_width, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:  # fmt: skip
+        """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own."""
+        B, T, _ = x.shape
+        if shared is None:
+            qkv = self.qkv_proj(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
+            qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+            q, k = rotate(qk, *rotation).split((self.heads, self.kv_heads), dim=2)
+            key, value = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
+            if cache is not None:
+                key, value = cache.append(slot, key, value)
+        else:
+            q = F.linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
+            q = rotate(q, *rotation)
+            key, value = shared
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
+        )  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.q_width)), (key, value)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)). Gate and up are one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (B, T, F) each
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:  # fmt: skip
+        y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), key_value
+
+
+class Network(nn.Module):
+    """The language model. Parameters are float32; `initialise` (called here) sets them from torch's generator."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        cos, sin = cos_sin(config)
+        self.register_buffer("cos", cos.unsqueeze(1), persistent=False)  # (max_position_embeddings, 1, D/2)
+        self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
+        initialise(self)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, C): the embedding itself when tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T."""
+        T, past = input_ids.shape[1], cache.length if cache is not None else 0
+        rotation = (self.cos[past : past + T], self.sin[past : past + T])
+        # Behind cached positions a query may look at all of them, so causality needs a mask; a single one needs none.
+        mask = None
+        if past and T > 1:
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
+        causal = not past and T > 1
+        x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
+        reuse = self.config.shared_kv == "first"
+        for layer in self.layers:
+            shared: KeyValue | None = None
+            for repeat in range(repeats):
+                x, key_value = layer(x, rotation, mask, causal, cache, slot, shared)
+                if repeat == 0 or not reuse:
+                    slot += 1
+                if reuse:
+                    shared = key_value
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the next token at every position: (B, T) -> (B, T, V)."""
+        return F.linear(self.hidden(input_ids, cache), self.output_weight)
+
+    def loss(self, input_ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over targets, or their sum."""
+        return linear_cross_entropy(self.hidden(input_ids).flatten(0, 1), self.output_weight, targets.flatten(), reduction)
+
+    def generate(
+        self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,
+        stop: Sequence[int] | None = None,
+    ) -> Iterator[int]:  # fmt: skip
+        """Continue `prompt`, token by token (see model/sampling.py); greedy unless `sampling` says otherwise."""
+        return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
+
+
+def initialise(network: Network, generator: torch.Generator | None = None) -> None:
+    """Set every parameter; the one place where that is done.
+
+    | parameter                            | value                                                    |
+    |--------------------------------------|----------------------------------------------------------|
+    | embed_tokens, lm_head                | normal, standard deviation `initializer_range`           |
+    | qkv_proj, o_proj, gate_up, down_proj | normal, standard deviation `initializer_range`           |
+    | norms                                | 1                                                        |
+    """
+    std = network.config.initializer_range
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, std, generator=generator)

@@ -1,0 +1,75 @@
+"""What a network of a given configuration amounts to: parameters, FLOPs, cache bytes. Computed, never built.
+
+    numbers = Numbers.of(ModelConfig.preset("125M"))
+    numbers.parameters["total"]   # 124635456
+
+Planning, MFU and reports all ask here; none counts again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mobilellm.model.config import ModelConfig
+
+BYTES_PER_PARAMETER = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Figures of one network."""
+
+    parameters: dict[str, int]
+    """Stored parameters by group: embedding, attention, feed_forward, norm, lm_head (0 when tied), total."""
+    applied_parameters: int
+    """Parameters that multiply each token: blocks times their repeats, and the output layer; no embedding look-up."""
+    executed_layers: int
+    """Blocks times repeats."""
+    kv_slots: int
+    """Key/value pairs a token leaves in the cache (fewer than executed_layers when later applications reuse K and V)."""
+    kv_width: int
+    """Numbers in one key (or value) over all its heads."""
+    attention_width: int
+    """num_attention_heads x head_dim."""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Numbers:
+        """Count from the configuration alone."""
+        d, layers, repeats = config.hidden_size, config.num_hidden_layers, config.layer_repeats
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        embedding = config.vocab_size * d
+        attention, feed_forward = d * (q + 2 * kv) + q * d, 3 * d * config.intermediate_size
+        groups = {
+            "embedding": embedding,
+            "attention": layers * attention,
+            "feed_forward": layers * feed_forward,
+            "norm": layers * 2 * d + d,
+            "lm_head": 0 if config.tie_word_embeddings else embedding,
+        }
+        reused = layers * (repeats - 1) if config.shared_kv == "first" else 0  # applications that skip K and V
+        return cls(
+            parameters=groups | {"total": sum(groups.values())},
+            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d) - reused * 2 * d * kv + d + embedding,
+            executed_layers=layers * repeats,
+            kv_slots=layers * repeats - reused,
+            kv_width=kv,
+            attention_width=q,
+        )
+
+    def flops_per_token(self, sequence_length: int) -> dict[str, int]:
+        """FLOPs to train on one token, forward and backward, under two conventions.
+
+        `six_n`: 6 x every parameter that multiplies the token, the tied embedding counted once, as output layer.
+        `palm`: that plus 12 x layers x attention width x sequence_length (PaLM, arXiv 2204.02311, appendix B; the causal
+        mask is not discounted). At 125M and 2048 tokens they differ by a factor of 1.57.
+        """
+        six_n = 6 * self.applied_parameters
+        return {"six_n": six_n, "palm": six_n + 12 * self.executed_layers * self.attention_width * sequence_length}
+
+    def kv_cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
+        """Bytes of keys and values that one token adds to the cache (2 bytes a number: bf16 or fp16)."""
+        return 2 * self.kv_slots * self.kv_width * bytes_per_number
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of the weights alone at each precision (int8 and int4 without their scales)."""
+        return {name: round(self.parameters["total"] * size) for name, size in BYTES_PER_PARAMETER.items()}

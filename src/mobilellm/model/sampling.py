@@ -1,0 +1,101 @@
+"""Generation: one token after another, from a prompt, with a key/value cache.
+
+    for token in generate(network, prompt, 50, Sampling(temperature=0.8, top_p=0.95, seed=1)):
+        ...
+
+Greedy at temperature 0. One seed gives one text on one machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mobilellm.errors import UserError
+
+if TYPE_CHECKING:
+    from mobilellm.model.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. The three cuts apply in the order temperature, top-k, top-p, as in transformers."""
+
+    temperature: float = 0.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 is no limit."""
+    top_p: float = 1.0
+    """Draw among the fewest likeliest tokens whose probabilities reach p (arXiv 1904.09751); 1 is no limit."""
+    seed: int = 0
+    """Seeds the draw."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UserError(f"temperature {self.temperature}: must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k {self.top_k}: must be 0 (no limit) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}: must be above 0 and at most 1")
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """One token from logits (V,)."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -math.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(0)
+        before = probabilities.cumsum(0) - probabilities  # mass of the likelier ones: the first token always stays
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
+    return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
+
+
+@torch.inference_mode()
+def generate(
+    network: Network, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Sequence[int] | None = None
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` tokens that continue `prompt`, ending before a token of `stop`.
+
+    `stop` is the configuration's end-of-text tokens when not given. `UserError` when the prompt is empty, or prompt and
+    new tokens together exceed max_position_embeddings.
+    """
+    from mobilellm.model.network import KVCache
+
+    config = network.config
+    if stop is None:
+        eos = config.eos_token_id
+        stop = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not prompt:
+        raise UserError("the prompt is empty and the model has no BOS token", mend="give at least one token")
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens {max_new_tokens}: must be 0 or more")
+    length = len(prompt) + max_new_tokens
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of "
+            f"{config.max_position_embeddings}",
+            mend=f"at most {max(0, config.max_position_embeddings - len(prompt))} new ones fit",
+        )
+    if (largest := max(prompt)) >= config.vocab_size or min(prompt) < 0:
+        raise UserError(f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}")
+    weight = network.embed_tokens.weight
+    # A CPU generator whatever the device: the draw is one small vector, and the same seed then gives the same text.
+    generator = torch.Generator().manual_seed(sampling.seed)
+    cache = KVCache(config, 1, length, like=weight)
+    tokens = torch.tensor([list(prompt)], device=weight.device)
+    for _ in range(max_new_tokens):
+        hidden = network.hidden(tokens, cache)[0, -1]
+        token = draw((network.output_weight @ hidden).cpu(), sampling, generator)
+        if token in stop:
+            return
+        yield token
+        tokens = torch.tensor([[token]], device=weight.device)

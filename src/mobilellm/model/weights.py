@@ -1,0 +1,95 @@
+"""The network's weights under the names of the Hugging Face Llama family, and back.
+
+In memory Q, K and V are one matrix and gate and up another; on disk each has its own name, so that checkpoints load
+elsewhere. Both directions are exact. A layer-sharing network has one copy of each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mobilellm.errors import UserError
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
+
+# In-memory name -> the names on disk that it is stacked from, and how many rows each has.
+Stacks = dict[str, list[tuple[str, int]]]
+
+
+def stacks(config: ModelConfig) -> Stacks:
+    """Every in-memory parameter, with its parts on disk in order, as (name, rows)."""
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    ffn, width, vocab = config.intermediate_size, config.hidden_size, config.vocab_size
+    found: Stacks = {"embed_tokens.weight": [("model.embed_tokens.weight", vocab)]}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
+        found[ours + "input_layernorm.weight"] = [(theirs + "input_layernorm.weight", width)]
+        found[ours + "self_attn.qkv_proj.weight"] = [
+            (theirs + f"self_attn.{name}_proj.weight", rows) for name, rows in (("q", q), ("k", kv), ("v", kv))
+        ]
+        found[ours + "self_attn.o_proj.weight"] = [(theirs + "self_attn.o_proj.weight", width)]
+        found[ours + "post_attention_layernorm.weight"] = [(theirs + "post_attention_layernorm.weight", width)]
+        found[ours + "mlp.gate_up_proj.weight"] = [(theirs + f"mlp.{name}_proj.weight", ffn) for name in ("gate", "up")]
+        found[ours + "mlp.down_proj.weight"] = [(theirs + "mlp.down_proj.weight", width)]
+    found["norm.weight"] = [("model.norm.weight", width)]
+    if not config.tie_word_embeddings:
+        found["lm_head.weight"] = [("lm_head.weight", vocab)]
+    return found
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name on disk -> shape of every tensor a checkpoint of this configuration holds."""
+    q, ffn, width = config.num_attention_heads * config.head_dim, config.intermediate_size, config.hidden_size
+    columns = {"self_attn.o_proj.weight": q, "mlp.down_proj.weight": ffn}
+    return {
+        name: (rows,) if name.endswith("norm.weight") else (rows, columns.get(".".join(name.split(".")[3:]), width))
+        for parts in stacks(config).values()
+        for name, rows in parts
+    }
+
+
+def to_named(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In-memory tensors (parameters, or anything laid out like them) -> the names on disk, as contiguous tensors."""
+    named: dict[str, Tensor] = {}
+    for ours, parts in stacks(config).items():
+        pieces = state[ours].detach().split([rows for _, rows in parts])
+        named.update((name, piece.contiguous()) for (name, _), piece in zip(parts, pieces, strict=True))
+    return named
+
+
+def from_named(config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights") -> dict[str, Tensor]:
+    """The names on disk -> in-memory tensors. `UserError` names every missing, unexpected and misshapen tensor."""
+    expected = shapes(config)
+    complaints = []
+    if missing := sorted(expected.keys() - named.keys()):
+        complaints.append(f"missing {_listed(missing)}")
+    if unexpected := sorted(named.keys() - expected.keys()):
+        complaints.append(f"unexpected {_listed(unexpected)}")
+    wrong = [
+        f"{name} {tuple(named[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in named and tuple(named[name].shape) != shape
+    ]
+    if wrong:
+        complaints.append(f"wrong shape: {_listed(wrong)}")
+    if complaints:
+        raise UserError(f"{where}: {'; '.join(complaints)}", mend="the weights and config.json belong to different models")
+    return {
+        ours: torch.cat([named[name] for name, _ in parts]) if len(parts) > 1 else named[parts[0][0]]
+        for ours, parts in stacks(config).items()
+    }
+
+
+def _listed(names: list[str], most: int = 40) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def load_weights(network: Network, named: Mapping[str, Tensor], where: str = "weights") -> None:
+    """Copy tensors under their names on disk into `network`."""
+    state = from_named(network.config, named, where)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(state[name])
