@@ -190,19 +190,26 @@ class Network(nn.Module):
         return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
 
 
-def initialise(network: Network, generator: torch.Generator | None = None) -> None:
+def initialise(network: Network, zero_residual: bool = False, generator: torch.Generator | None = None) -> None:
     """Set every parameter; the one place where that is done.
 
-    | parameter                            | value                                                    |
-    |--------------------------------------|----------------------------------------------------------|
-    | embed_tokens, lm_head                | normal, standard deviation `initializer_range`           |
-    | qkv_proj, o_proj, gate_up, down_proj | normal, standard deviation `initializer_range`           |
-    | norms                                | 1                                                        |
+    | parameter                       | value                                             | with zero_residual               |
+    |---------------------------------|---------------------------------------------------|----------------------------------|
+    | embed_tokens, lm_head           | normal, standard deviation `initializer_range`    | the same                         |
+    | qkv_proj, gate_up_proj          | normal, standard deviation `initializer_range`    | normal, 0.7 / sqrt(columns)      |
+    | o_proj, down_proj               | normal, standard deviation `initializer_range`    | 0: each block starts as identity |
+    | norms                           | 1                                                 | 1                                |
+
+    The first is what the original trains from. The second starts faster where the training is short (docs/log.md).
     """
     std = network.config.initializer_range
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
+            elif zero_residual and name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif zero_residual and name.startswith("layers."):
+                parameter.normal_(0.0, 0.7 / parameter.shape[1] ** 0.5, generator=generator)
             else:
                 parameter.normal_(0.0, std, generator=generator)

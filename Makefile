@@ -1,0 +1,44 @@
+# make demo   text to a small trained language model, with a report, in about five minutes on two CPU cores
+# make test   the tests but the long ones (make test-long); make lint checks style and types
+# make setup  a .venv with mobilellm in it (both of the above do this first, once)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo setup test test-long lint format clean
+
+demo: $(VENV)/core.done
+	$(BIN)/mobilellm quickstart --out runs/demo
+
+setup: $(VENV)/core.done
+
+test: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long" $(PYTEST)
+
+test-long: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long $(PYTEST)
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/core.done: pyproject.toml constraints.txt scripts/install_torch
+	$(PYTHON) -m venv $(VENV)
+	scripts/install_torch $(BIN)/python
+	$(PIP) install --constraint constraints.txt hatchling editables
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/core.done
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@

@@ -1,0 +1,69 @@
+"""`mobilellm generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mobilellm.cli.terminal import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt, token by token, until the end-of-text token or the limit.
+
+    Example: mobilellm generate runs/demo --prompt "ROMEO:" --max-new-tokens 100
+    """
+
+    model: tyro.conf.Positional[Path]
+    """A run, a checkpoint, a Hugging Face folder or a GGUF file."""
+    prompt: str = ""
+    """Text to continue; when empty, the model begins from its BOS or end-of-text token."""
+    max_new_tokens: int = 200
+    """Most tokens to add."""
+    temperature: float = 0.8
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 is no limit."""
+    top_p: float = 0.95
+    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit."""
+    seed: int = 0
+    """Seeds the draw: the same seed gives the same text."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Generate, printing as the text comes."""
+        from mobilellm.interop.checkpoint import load
+        from mobilellm.model.sampling import Sampling
+
+        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        loaded = load(self.model)
+        tokens: list[int] = []
+        prompt = loaded.prompt_ids(self.prompt)
+        shown, start = "", time.perf_counter()
+        if not self.json:
+            sys.stdout.write(self.prompt)
+        for token in loaded.network.generate(prompt, self.max_new_tokens, sampling):
+            tokens.append(token)
+            if not self.json:
+                # Decoded from the start each time: a character can span tokens, and an unfinished one must wait.
+                text = loaded.continuation(prompt, tokens)
+                if not text.endswith("�"):
+                    sys.stdout.write(text[len(shown) :])
+                    sys.stdout.flush()
+                    shown = text
+        seconds = time.perf_counter() - start
+        text = loaded.continuation(prompt, tokens)
+        if self.json:
+            print_json(
+                {"prompt": self.prompt, "text": text, "tokens": tokens, "prompt_tokens": len(prompt),
+                 "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1)}
+            )  # fmt: skip
+        else:
+            sys.stdout.write(text[len(shown) :] + "\n")
+        return 0

@@ -1,0 +1,92 @@
+"""`mobilellm info`: a model's own numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mobilellm.cli.terminal import count, print_json, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Parameters, FLOPs a token, cache and memory of a preset or of a model on disk; with no name, the presets.
+
+    Example: mobilellm info 125M
+    """
+
+    model: tyro.conf.Positional[str] = ""
+    """A preset, a config.json, a run, a checkpoint, a Hugging Face folder, a GGUF file or a llama2.c file."""
+    sequence_length: int = 2048
+    """Tokens a sequence, for the FLOPs that attention adds (at most the model's context)."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Look up or read, and print."""
+        from mobilellm.model.config import ModelConfig, preset_names
+        from mobilellm.model.numbers import Numbers
+
+        if not self.model:
+            presets = {name: Numbers.of(ModelConfig.preset(name)).parameters["total"] for name in preset_names()}
+            if self.json:
+                print_json({"presets": presets})
+            else:
+                for name, total in presets.items():
+                    print(f"{name:8} {total:>14,} parameters")
+            return 0
+        origin: dict[str, Any] = {}
+        tokenizer = None
+        if Path(self.model).exists():
+            if self.model.endswith(".json"):
+                config = ModelConfig.read(Path(self.model))
+            else:
+                from mobilellm.interop.checkpoint import describe
+
+                config, tokenizer, origin = describe(Path(self.model))
+        else:
+            config, origin = ModelConfig.preset(self.model), {"preset": self.model}
+        numbers = Numbers.of(config)
+        length = min(self.sequence_length, config.max_position_embeddings)
+        facts = {
+            "config": dataclasses.asdict(config),
+            "parameters": numbers.parameters,
+            "executed_layers": numbers.executed_layers,
+            "layer_sharing": f"{config.layer_repeats}x, shared_kv={config.shared_kv}" if config.layer_repeats > 1 else None,
+            "flops_per_token": numbers.flops_per_token(length) | {"sequence_length": length},
+            "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
+            "memory_bytes": numbers.memory_bytes(),
+            "tokenizer": tokenizer,
+            "origin": origin,
+        }
+        if self.json:
+            print_json(facts)
+            return 0
+        parameters = numbers.parameters
+        flops = numbers.flops_per_token(length)
+        rows = [
+            ("parameters", f"{parameters['total']:,}"),
+            *((f"  {name}", f"{n:,}  {n / parameters['total']:.1%}") for name, n in parameters.items() if n and name != "total"),
+            ("shape", f"{config.num_hidden_layers} layers x {config.hidden_size} wide, {config.num_attention_heads} heads "
+                      f"({config.num_key_value_heads} key/value) of {config.head_dim}, feed-forward {config.intermediate_size}"),
+            ("vocabulary", f"{config.vocab_size:,}, {'tied' if config.tie_word_embeddings else 'untied'}"),
+            ("context", f"{config.max_position_embeddings:,} tokens"),
+            ("layer sharing", facts["layer_sharing"] or "none"),
+            ("training FLOPs", f"{count(flops['six_n'])} a token (6N), {count(flops['palm'])} with attention at {length:,} tokens (PaLM)"),
+            ("KV cache", f"{numbers.kv_cache_bytes_per_token():,} bytes a token in 16 bit, "
+                         f"{size(numbers.kv_cache_bytes_per_token() * config.max_position_embeddings)} for the whole context"),
+            ("weights", ", ".join(f"{name} {size(n)}" for name, n in numbers.memory_bytes().items())),
+        ]  # fmt: skip
+        if tokenizer:
+            rows.append(
+                ("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, sha256 {tokenizer['sha256'][:12]}")
+            )
+        if origin:
+            rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
+        for name, value in rows:
+            print(f"{name:16} {value}")
+        return 0

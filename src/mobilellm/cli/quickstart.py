@@ -1,0 +1,109 @@
+"""`mobilellm quickstart`: from a text to a working small model in one command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from mobilellm.cli.terminal import duration, print_json, say
+from mobilellm.errors import UserError
+
+HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Prepare a text, train a small model on it, score it, generate from it, and write a report.
+
+    Without --text it uses the tiny Shakespeare that comes with the package. Called again, it goes on where it stopped.
+
+    Example: mobilellm quickstart --text book.txt --out runs/book
+    """
+
+    text: Path | None = None
+    """Your own text: .txt, .md or .jsonl, each also .gz, or a folder of them."""
+    out: Path = Path("runs/demo")
+    """Run folder to make; the tokens go beside it, in OUT-data."""
+    minutes: float = 2.5
+    """About how long to train, wall clock; the speed of this machine is measured first."""
+    steps: int = 0
+    """Train for exactly so many steps instead."""
+    preset: str = "5M"
+    """A shipped size (see `mobilellm info`)."""
+    vocab_size: int = 1024
+    """Tokens of the tokenizer."""
+    seed: int = 0
+    """Seeds the first weights, the order of the samples and the split."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Every stage in turn; stages that are done already are kept."""
+        if not 0.05 <= self.minutes <= 60 * 24 * 30:
+            raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
+        from mobilellm.cli.train import conclude, watched
+        from mobilellm.files import read_json
+        from mobilellm.train import loop
+        from mobilellm.train.quick import recipe_for
+        from mobilellm.train.result import finish
+
+        if (self.out / "result.json").is_file():
+            say(f"{self.out} is finished already; these are its results. For another, give another --out")
+            return self.show(read_json(self.out / "result.json"))
+        data = self.out.with_name(self.out.name + "-data")
+        with watched() as watcher:
+            if (self.out / "recipe.toml").is_file():
+                say(f"{self.out} was begun before: going on with it")
+                outcome = loop.resume(self.out, watcher)
+            else:
+                self.prepare(data)
+                say("measuring the speed of this machine" if not self.steps else "setting up")
+                recipe = recipe_for(data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed)
+                outcome = loop.train(self.out, recipe, watcher)
+        if outcome.interrupted:
+            return conclude(outcome, {}, self.json)
+        say("baselines, samples and report")
+        return self.show(finish(outcome))
+
+    def prepare(self, data: Path) -> None:
+        """Tokens of the text, unless they are there from an earlier call."""
+        from mobilellm.cli.terminal import progress
+        from mobilellm.data.prepare import parse_sources, prepare
+
+        if data.exists():
+            say(f"tokens: {data} from before")
+            return
+        with (
+            as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample,
+            progress("preparing", "bytes") as update,
+        ):
+            manifest = prepare(
+                parse_sources((str(self.text or sample),)), data, vocab_size=self.vocab_size, held_out=HELD_OUT, seed=self.seed,
+                progress=update,
+            )  # fmt: skip
+        train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
+        say(
+            f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out, a tokenizer of {manifest['tokenizer']['vocab_size']:,}"
+        )
+
+    def show(self, result: dict[str, Any]) -> int:
+        """The figures, a sample, and where the report is."""
+        if self.json:
+            print_json(result | {"run": str(self.out), "report": str(self.out / "report.html")})
+            return 0
+        held_out, training, baselines = result["held_out"], result["training"], result["baselines"]
+        rival = ", ".join(f"{name} {baselines[name]:.2f}" for name in ("unigram", "gzip", "xz") if name in baselines)
+        print(
+            f"\nheld-out  {held_out['bits_per_byte']:.3f} bits a byte ({rival}), perplexity {held_out['perplexity']:.2f} a token\n"
+            f"model     {result['model']['parameters']['total']:,} parameters, {training['tokens']:,} tokens in "
+            f"{duration(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
+        )
+        sample = result["samples"][-1]
+        text = (sample["prompt"] + sample["text"]).strip().splitlines()
+        print("sample    " + "\n          ".join(text[:8]))
+        print(f"\nreport    {self.out / 'report.html'}")
+        for step in result["next"]:
+            print(f"{step['what'] + ':':26}{step['command']}")
+        return 0

@@ -1,0 +1,155 @@
+"""Tokenizers: trained here, or brought along as a tokenizer.json or a SentencePiece model.
+
+    tokenizer = train_bpe(["some text"], vocab_size=512)
+    tokenizer.decode(tokenizer.encode("some text"))
+    Tokenizer.load(Path("folder"))
+
+`encode` adds nothing: BOS and EOS are put where a document begins and ends, by whoever knows. The text of a special token
+inside a document ("</s>") is text, never the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mobilellm.errors import UserError
+from mobilellm.files import read_json, write_file, write_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+LARGEST_FILE = 256 << 20  # bytes of tokenizer.json; the largest known are a tenth of that
+
+
+class Tokenizer:
+    """Text to token ids and back, with the two ids that delimit documents."""
+
+    def __init__(
+        self, fast: tokenizers.Tokenizer, *, name: str, bos_id: int | None, eos_id: int | None, chat_template: str | None = None
+    ) -> None:
+        fast.encode_special_tokens = True  # a document that spells out a special token does not get that token
+        fast.no_padding()
+        fast.no_truncation()
+        self.fast, self.name, self.bos_id, self.eos_id, self.chat_template = fast, name, bos_id, eos_id, chat_template
+        self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        # Through our own JSON, so that the bytes, and with them the hash, do not depend on who wrote the file.
+        self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
+        self.sha256 = hashlib.sha256(self._json).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+        return list(self.fast.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of several texts, on all cores."""
+        return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        return str(self.fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token(self, token_id: int | None) -> str | None:
+        """The piece of an id, as the vocabulary spells it."""
+        return None if token_id is None else self.fast.id_to_token(token_id)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and the two files beside it that make transformers' AutoTokenizer give the same ids."""
+        write_file(folder / "tokenizer.json", self._json)
+        special = {"bos_token": self.token(self.bos_id), "eos_token": self.token(self.eos_id)}
+        special = {key: value for key, value in special.items() if value is not None}
+        settings: dict[str, Any] = {
+            # Any Llama class would rebuild the tokenizer its own way and change the ids.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 30,
+            "name_or_path": self.name,
+        }
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        write_json(folder / "tokenizer_config.json", settings | special)
+        write_json(folder / "special_tokens_map.json", special)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a folder with tokenizer.json or tokenizer.model, or one of these files. `UserError` when it cannot be."""
+        if not path.exists():
+            raise UserError(f"{path}: no such tokenizer")
+        if path.is_dir():
+            for name in ("tokenizer.json", "tokenizer.model"):
+                if (path / name).is_file():
+                    return cls.load(path / name)
+            raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+        if path.suffix != ".json":
+            from mobilellm.data.sentencepiece import read_model, to_fast_tokenizer
+
+            model = read_model(path)
+            settings = _settings(path.parent)
+            return cls(
+                to_fast_tokenizer(model), name=path.parent.name, bos_id=model.bos_id, eos_id=model.eos_id,
+                chat_template=settings.get("chat_template"),
+            )  # fmt: skip
+        from tokenizers import Tokenizer as Fast
+
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: {path.stat().st_size} bytes, the limit is {LARGEST_FILE}")
+        try:
+            fast = Fast.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        except Exception as error:  # the library raises a bare Exception with the parser's message
+            raise UserError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0][:200]})") from None
+        settings = _settings(path.parent)
+        ids = {}
+        for kind in ("bos", "eos"):
+            token = settings.get(f"{kind}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            found = fast.token_to_id(token) if isinstance(token, str) else settings.get(f"{kind}_token_id")
+            found = found[0] if isinstance(found, list) and found else found
+            ids[kind] = found if isinstance(found, int) else None
+        if not settings and fast.token_to_id(END_OF_TEXT) is not None:  # a file on its own
+            ids["eos"] = fast.token_to_id(END_OF_TEXT)
+        template = settings.get("chat_template")
+        return cls(
+            fast, name=str(settings.get("name_or_path") or path.parent.name), bos_id=ids["bos"], eos_id=ids["eos"],
+            chat_template=template if isinstance(template, str) else None,
+        )  # fmt: skip
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer say, the most telling last."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            values = read_json(folder / name, limit=16 << 20)
+            if isinstance(values, dict):
+                keys = ("bos_token", "eos_token", "bos_token_id", "eos_token_id", "chat_template", "name_or_path")
+                found.update({key: values[key] for key in keys if values.get(key) is not None})
+    return found
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE") -> Tokenizer:
+    """Train a byte-level BPE; every text decodes to itself. `<|endoftext|>` has id 0.
+
+    `UserError` when the vocabulary cannot hold all 256 bytes and the end-of-text token.
+    """
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if not 257 <= vocab_size <= 1 << 20:
+        raise UserError(f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text token) to {1 << 20}")
+    fast = Fast(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )  # fmt: skip
+    fast.train_from_iterator(texts, trainer)
+    return Tokenizer(fast, name=name, bos_id=None, eos_id=fast.token_to_id(END_OF_TEXT))

@@ -1,0 +1,78 @@
+"""A model on prepared data or on a text: the tokens, the bytes behind them, and the checks that they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mobilellm.data.shards import TokenFolder
+from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.errors import UserError
+from mobilellm.evaluate.perplexity import Score, TokenList, perplexity
+from mobilellm.model.network import Network
+
+Progress = Callable[[int, int], None]
+
+
+def separator(tokenizer: Tokenizer) -> int | None:
+    """The token put before a text, so that its first token is predicted too: the end of a document, or its beginning."""
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def score_data(
+    network: Network,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    progress: Progress | None = None,
+) -> Score:
+    """Score the held-out part of prepared data. `UserError` when it was made with another tokenizer."""
+    data = TokenFolder.open(folder, verify=True)
+    if data.tokenizer().sha256 != tokenizer.sha256:
+        raise UserError(
+            f"{folder}: made with tokenizer {data.tokenizer().sha256[:12]}, the model has {tokenizer.sha256[:12]}",
+            mend="prepare the text again with --tokenizer MODEL, or score the text itself with --text",
+        )
+    stream = data.tokens("heldout")
+    prefix = None if data.bos else separator(tokenizer)
+    return perplexity(
+        network,
+        stream,
+        data.text_bytes("heldout"),
+        sequence_length=sequence_length,
+        stride=stride,
+        prefix=prefix,
+        progress=progress,
+    )
+
+
+def score_text(
+    network: Network,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    progress: Progress | None = None,
+) -> Score:
+    """Score a text file (UTF-8)."""
+    try:
+        raw = path.read_bytes()
+        text = raw.decode()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    if not raw:
+        raise UserError(f"{path}: empty")
+    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)
+    return perplexity(
+        network, TokenList(tokens), len(raw), sequence_length=sequence_length, stride=stride,
+        prefix=separator(tokenizer), progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Held-out loss, perplexity and bits per byte.
+
+    score = perplexity(network, tokens, text_bytes, sequence_length=256)
+    score.bits_per_byte
+
+Bits per byte divides by the bytes of the original text, so models with different tokenizers compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mobilellm.errors import UserError
+from mobilellm.model.loss import IGNORED
+from mobilellm.model.network import Network
+
+
+class Tokens(Protocol):
+    """A flat stream of tokens, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, count: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class TokenList:
+    """Tokens in memory, as a stream."""
+
+    tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens from `start` on."""
+        return self.tokens[start : start + count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a text is predicted."""
+
+    loss: float
+    """Mean negative log-likelihood, nats a token."""
+    perplexity: float
+    """exp(loss)."""
+    bits_per_byte: float
+    """Total negative log-likelihood in bits over the UTF-8 bytes of the text."""
+    tokens: int
+    """Tokens scored."""
+    bytes: int
+    """UTF-8 bytes of the text."""
+
+
+def autocast(network: Network, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which matrix products run in `precision` ("fp32" or "bf16")."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(network.embed_tokens.weight.device.type, torch.bfloat16)
+
+
+def windows(
+    stream: Tokens, sequence_length: int, batch_tokens: int, prefix: int | None, stride: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs, targets) batches, each (B, T), in which every token of the stream is a target exactly once.
+
+    With a `prefix` token (the one that separates documents) before the stream its first token is a target too; without
+    one it cannot be. With stride < sequence_length windows overlap, and only the last `stride` targets of each count.
+    """
+    extra = 0 if prefix is None else 1
+    total = len(stream) + extra
+
+    def read(start: int, count: int) -> np.ndarray:
+        if prefix is None or start:
+            return stream.read(start - extra, count).astype(np.int64)
+        return np.concatenate(([prefix], stream.read(0, count - 1).astype(np.int64)))
+
+    rows, inputs, targets = max(1, batch_tokens // sequence_length), [], []
+    scored = 1  # the first position is context only
+    while scored < total:
+        # The first window scores all its targets, later ones `stride`, the last one what is left.
+        end = min(total, scored + (sequence_length if scored == 1 else stride))
+        start = max(0, end - 1 - sequence_length)
+        window = read(start, end - start)
+        target = window[1:].copy()
+        target[: scored - start - 1] = IGNORED
+        if len(target) == sequence_length:
+            inputs.append(window[:-1])
+            targets.append(target)
+        else:  # the stream is shorter than one window, or ends here
+            yield window[None, :-1], target[None]
+        scored = end
+        if len(inputs) == rows:
+            yield np.stack(inputs), np.stack(targets)
+            inputs, targets = [], []
+    if inputs:
+        yield np.stack(inputs), np.stack(targets)
+
+
+@torch.inference_mode()
+def perplexity(
+    network: Network, stream: Tokens, text_bytes: int, *, sequence_length: int, stride: int = 0, prefix: int | None = None,
+    precision: str = "fp32", batch_tokens: int = 8192, progress: Callable[[int, int], None] | None = None,
+) -> Score:  # fmt: skip
+    """Score a stream of tokens. `stride` 0 means windows that do not overlap; `progress(done, total)` counts tokens.
+
+    `UserError` when there is nothing to score, or sequence_length exceeds the model's context.
+    """
+    if sequence_length > network.config.max_position_embeddings:
+        raise UserError(
+            f"sequence length {sequence_length} exceeds the model's context of {network.config.max_position_embeddings}"
+        )
+    if not 0 <= stride <= sequence_length:
+        raise UserError(f"stride {stride}: must be from 1 to the sequence length {sequence_length}, or 0 for the same")
+    device = network.embed_tokens.weight.device
+    nats, counted = 0.0, 0
+    total = len(stream) - (prefix is None)
+    for inputs, targets in windows(stream, sequence_length, batch_tokens, prefix, stride or sequence_length):
+        with autocast(network, precision):
+            loss = network.loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum")
+        nats += loss.item()
+        counted += int((targets != IGNORED).sum())
+        if progress:
+            progress(counted, total)
+    if not counted or not text_bytes:
+        raise UserError("no text to score", mend="give a text of at least two tokens")
+    mean = nats / counted
+    return Score(
+        loss=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=nats / math.log(2) / text_bytes,
+        tokens=counted,
+        bytes=text_bytes,
+    )

@@ -1,0 +1,1 @@
+"""The training loop: recipe, optimiser, schedule, checkpoints, run folder."""

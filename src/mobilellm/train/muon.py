@@ -1,0 +1,66 @@
+"""Muon: momentum whose update is orthogonalised, for the matrices inside the blocks.
+
+From Jordan et al. (2024, kellerjordan.github.io/posts/muon), with the update scaled as in Moonlight (arXiv 2502.16982,
+section 2.2) so that AdamW's learning rates and weight decay carry over. torch.optim.Muon walks over the parameters one by
+one and always iterates in bfloat16, which some CPUs run hundreds of times slower than float32; here equal shapes go through
+one batched product in the precision that the device is fast at, and a matrix stacked from several (Q, K and V, or gate and
+up) is orthogonalised part by part.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz with the steepest slope at zero (Jordan et al.)
+ITERATIONS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Push the singular values of each matrix (N, rows, columns), rows <= columns, towards 1."""
+    a, b, c = COEFFICIENTS
+    x = matrices / matrices.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(matrices.dtype)
+    for _ in range(ITERATIONS):
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over 2-D parameters. A group's `parts` lists the row counts its parameters are stacked from."""
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": None})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor, float, bool]]] = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient, state = parameter.grad, self.state[parameter]
+                if gradient is None:
+                    continue
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                direction = gradient.lerp(state["momentum"], group["momentum"])  # Nesterov
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parts = group["parts"] or [parameter.shape[0]]
+                for part, update in zip(parameter.split(parts), direction.split(parts), strict=True):
+                    rows, columns = part.shape
+                    scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5  # Moonlight: the RMS of AdamW's updates
+                    wide = rows <= columns
+                    shapes[min(rows, columns), max(rows, columns)].append((part, update if wide else update.mT, scale, wide))
+        for entries in shapes.values():
+            updates = orthogonalise(torch.stack([update for _, update, _, _ in entries]).to(self.dtype))
+            for (part, _, scale, wide), update in zip(entries, updates, strict=True):
+                part.add_(update if wide else update.mT, alpha=scale)

@@ -1,0 +1,76 @@
+"""A recipe for a machine nobody has measured: the quickstart's settings, with as many steps as fit the time.
+
+The settings were found on tiny Shakespeare (docs/log.md); what bends with the text and the machine is the number of steps
+and, through the device's probe, precision and compilation.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mobilellm.data.shards import TokenFolder
+from mobilellm.errors import UserError
+from mobilellm.train import device
+from mobilellm.train.loop import Trainer
+from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+
+Precision = Literal["auto", "fp32", "bf16"]
+SEQUENCE_LENGTH = 256
+BATCH_TOKENS = 2048
+LEAST_STEPS = 30
+EVALUATIONS = 8
+MOST_EPOCHS = 8  # of a text: past that a small model learns it by heart and the held-out loss rises
+
+
+def recipe_for(
+    data_path: Path, preset: str, *, steps: int = 0, seconds: float = 150.0, seed: int = 0, precision: Precision = "auto"
+) -> Recipe:
+    """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds` allow here.
+
+    `UserError` when the data is shorter than one sample.
+    """
+    data = TokenFolder.open(data_path)
+    available = min(len(data.tokens("train")), len(data.tokens("heldout")) * 9)
+    if available < 2:
+        raise UserError(f"{data_path}: too little text to train on", mend="give a longer text")
+    length = SEQUENCE_LENGTH
+    while length > 8 and available < 4 * length:  # a short text: shorter samples
+        length //= 2
+    recipe = Recipe(
+        model=ModelSection(preset=preset, initial_residual="zero"),
+        data=DataSection(path=str(data_path), sequence_length=length),
+        train=TrainSection(
+            precision=precision, steps=steps or 10_000, batch_tokens=max(1, BATCH_TOKENS // length) * length, seed=seed, evaluate_every=0,
+            checkpoint_every=10_000, keep_checkpoints=1,
+        ),
+        optimizer=OptimizerSection(
+            kind="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=20, schedule="linear", final_fraction=0.02
+        ),
+    )  # fmt: skip
+    if not steps:
+        recipe = device.resolve(recipe, device.pick_device())
+        step_seconds = measure(recipe, data)
+        most = max(LEAST_STEPS, MOST_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
+        steps = min(most, max(LEAST_STEPS, int(seconds / step_seconds)))
+    every = max(1, steps // EVALUATIONS)
+    return recipe.replace("train", steps=steps, evaluate_every=every, checkpoint_every=max(50, steps // 4)).replace(
+        "optimizer", warmup_steps=min(recipe.optimizer.warmup_steps, max(1, steps // 5))
+    )
+
+
+def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
+    """Seconds of one training step, the median of a few on a throw-away network after compilation."""
+    trainer = Trainer(recipe, data)
+    taken = []
+    for number, (batch, _) in enumerate(trainer.loader()):
+        start = time.perf_counter()
+        trainer.forward_backward(*(torch.from_numpy(a).to(trainer.device) for a in (batch.inputs, batch.targets)))
+        trainer.update(0).item()  # waits for the device
+        taken.append(time.perf_counter() - start)
+        if number == steps + 1:
+            break
+    return sorted(taken[2:])[steps // 2]

@@ -1,0 +1,132 @@
+"""The end of a run: final figures, baselines, samples and the report, written beside its metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mobilellm.data.shards import TokenFolder
+from mobilellm.evaluate.baselines import baselines
+from mobilellm.evaluate.heldout import separator
+from mobilellm.evaluate.perplexity import Score, perplexity
+from mobilellm.files import write_json
+from mobilellm.interop.checkpoint import Loaded, load
+from mobilellm.model.numbers import Numbers
+from mobilellm.model.sampling import Sampling
+from mobilellm.report import write_report
+from mobilellm.train.loop import Outcome
+from mobilellm.train.run import now, read_recipe
+
+SAMPLE_TOKENS = 160
+BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors
+
+
+def finish(outcome: Outcome) -> dict[str, Any]:
+    """Write result.json and report.html of a run that reached its last step; returns the result."""
+    run, recipe = outcome.run, read_recipe(outcome.run)
+    data = TokenFolder.open(Path(recipe.data.path))
+    loaded = load(outcome.checkpoint)
+    assert loaded.tokenizer is not None  # the loop saves one with every checkpoint
+    score = outcome.held_out or perplexity(
+        loaded.network, data.tokens("heldout"), data.text_bytes("heldout"), prefix=separator(loaded.tokenizer),
+        sequence_length=recipe.data.sequence_length,
+    )  # fmt: skip
+    numbers, config = Numbers.of(loaded.config), loaded.config
+    manifest = data.manifest
+    train_split = manifest["splits"]["train"]
+    result = {
+        "name": run.name,
+        "finished": now(),
+        "checkpoint": str(outcome.checkpoint.relative_to(run)),
+        "held_out": dataclasses.asdict(score),
+        "baselines": _baselines(data, loaded),
+        "samples": samples(loaded, _prompts(data, loaded)),
+        "training": _training(run, outcome),
+        "model": {
+            "preset": recipe.model.preset,
+            "layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads,
+            "intermediate_size": config.intermediate_size, "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings, "layer_repeats": config.layer_repeats,
+            "parameters": numbers.parameters, "memory_bytes": numbers.memory_bytes(),
+            "flops_per_token": numbers.flops_per_token(recipe.data.sequence_length),
+            "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
+        },
+        "data": {
+            "sources": [{k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]],
+            "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
+            "train_tokens": train_split["tokens"], "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
+            "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]), "held_out": manifest["held_out"],
+        },
+        "next": [
+            {"what": "Generate text", "command": f'mobilellm generate {run} --prompt "Once"'},
+            {"what": "Score another text", "command": f"mobilellm eval {run} --text FILE"},
+            {"what": "Train on your own text", "command": "mobilellm quickstart --text FILE --out runs/mine"},
+            {"what": "Take it to llama.cpp", "command": f"mobilellm convert {run} model.gguf --to gguf"},
+        ],
+    }  # fmt: skip
+    write_json(run / "result.json", result)
+    write_report(run)
+    return result
+
+
+def samples(loaded: Loaded, prompts: list[str]) -> list[dict[str, Any]]:
+    """A continuation of each prompt."""
+    found = []
+    for seed, prompt in enumerate(prompts):
+        settings = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "seed": seed}
+        ids = loaded.prompt_ids(prompt)
+        room = loaded.config.max_position_embeddings - len(ids)
+        tokens = list(loaded.network.generate(ids, min(SAMPLE_TOKENS, room), Sampling(**settings)))  # type: ignore[arg-type]
+        found.append({"prompt": prompt, "text": loaded.continuation(ids, tokens)} | settings)
+    return found
+
+
+def _prompts(data: TokenFolder, loaded: Loaded) -> list[str]:
+    """Nothing, and the beginnings of two places of the held-out text: it was never trained on."""
+    assert loaded.tokenizer is not None
+    stream = data.tokens("heldout")
+    openings = []
+    for start in (0, len(stream) // 2):
+        text = loaded.tokenizer.decode([int(t) for t in stream.read(start, min(64, len(stream) - start))])
+        lines = [line for line in text.splitlines() if line.strip()]
+        # Half-way the tokens may begin inside a line: take the next one.
+        line = lines[min(1, len(lines) - 1)] if start and lines else lines[0] if lines else ""
+        openings.append(" ".join(line.split()[:8]))
+    return ["", *(opening for opening in openings if opening)]
+
+
+def _baselines(data: TokenFolder, loaded: Loaded) -> dict[str, Any]:
+    assert loaded.tokenizer is not None
+    train, heldout = data.tokens("train"), data.tokens("heldout")
+
+    def text(stream: Any) -> str:
+        assert loaded.tokenizer is not None
+        tokens, pieces, count = stream.read(0, min(len(stream), BASELINE_BYTES)), [], 0
+        for start in range(0, len(tokens), 1 << 16):
+            pieces.append(loaded.tokenizer.decode(tokens[start : start + (1 << 16)].tolist()))
+            count += len(pieces[-1])
+            if count >= BASELINE_BYTES:
+                break
+        return "".join(pieces)
+
+    return baselines(train, heldout, text(heldout), text(train), loaded.config.vocab_size)
+
+
+def _training(run: Path, outcome: Outcome) -> dict[str, Any]:
+    """Totals over every process that trained this run, from its metrics."""
+    tokens = seconds = 0.0
+    before = 0
+    with open(run / "metrics.jsonl", "rb") as file:
+        for line in file:
+            row = orjson.loads(line)
+            seconds += (row["tokens"] - before) / row["tokens_per_second"]
+            tokens, before = row["tokens"], row["tokens"]
+    return {"steps": outcome.step, "tokens": outcome.tokens, "seconds": round(seconds, 1),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}  # fmt: skip
+
+
+__all__ = ["Score", "finish", "samples"]
