@@ -134,7 +134,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sweep_partial(folder: Path, name: str = "") -> list[Path]:
     """Remove what killed writers left in `folder` (of the target `name`, or of any), and say what it was."""
-    left = [path for path in folder.glob(f".{name or '*'}{PARTIAL}*")] if folder.is_dir() else []
+    left = list(folder.glob(f".{name or '*'}{PARTIAL}*")) if folder.is_dir() else []
     for path in left:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return left

@@ -66,5 +66,6 @@ def run(arguments: list[str]) -> int:
         ]
         for verb in (Prepare, Train, Eval, Generate, Info, Convert, Quickstart)
     ]
-    parsed: Any = tyro.cli(functools.reduce(operator.or_, verbs), prog="mobilellm", description=DESCRIPTION, args=arguments)
+    union: Any = functools.reduce(operator.or_, verbs)
+    parsed: Any = tyro.cli(union, prog="mobilellm", description=DESCRIPTION, args=arguments)
     return int(parsed.run() or 0)

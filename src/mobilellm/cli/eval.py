@@ -51,9 +51,7 @@ class Eval:
             raise UserError(f"{self.model}: nothing to score it on", mend="give --data DATA or --text FILE")
         loaded = load(self.model)
         if loaded.tokenizer is None:
-            raise UserError(
-                f"{self.model}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder"
-            )
+            raise UserError(f"{self.model}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
         length = self.sequence_length or (recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings)
         with progress("scoring", "tokens") as update:
             if data is not None:

@@ -67,18 +67,17 @@ class Info:
             print_json(facts)
             return 0
         parameters = numbers.parameters
-        flops = numbers.flops_per_token(length)
+        flops, cache = numbers.flops_per_token(length), numbers.kv_cache_bytes_per_token()
         rows = [
             ("parameters", f"{parameters['total']:,}"),
             *((f"  {name}", f"{n:,}  {n / parameters['total']:.1%}") for name, n in parameters.items() if n and name != "total"),
-            ("shape", f"{config.num_hidden_layers} layers x {config.hidden_size} wide, {config.num_attention_heads} heads "
-                      f"({config.num_key_value_heads} key/value) of {config.head_dim}, feed-forward {config.intermediate_size}"),
+            ("shape", f"{config.num_hidden_layers} layers x {config.hidden_size} wide, feed-forward {config.intermediate_size}"),
+            ("heads", f"{config.num_attention_heads} query, {config.num_key_value_heads} key and value, {config.head_dim} wide"),
             ("vocabulary", f"{config.vocab_size:,}, {'tied' if config.tie_word_embeddings else 'untied'}"),
             ("context", f"{config.max_position_embeddings:,} tokens"),
             ("layer sharing", facts["layer_sharing"] or "none"),
-            ("training FLOPs", f"{count(flops['six_n'])} a token (6N), {count(flops['palm'])} with attention at {length:,} tokens (PaLM)"),
-            ("KV cache", f"{numbers.kv_cache_bytes_per_token():,} bytes a token in 16 bit, "
-                         f"{size(numbers.kv_cache_bytes_per_token() * config.max_position_embeddings)} for the whole context"),
+            ("training FLOPs", f"{count(flops['six_n'])} a token (6N), {count(flops['palm'])} with attention at {length:,} (PaLM)"),
+            ("KV cache", f"{cache:,} bytes a token in 16 bit, {size(cache * config.max_position_embeddings)} for the whole context"),
             ("weights", ", ".join(f"{name} {size(n)}" for name, n in numbers.memory_bytes().items())),
         ]  # fmt: skip
         if tokenizer:

@@ -57,10 +57,9 @@ class Prepare:
             return 0
         for name, split in manifest["splits"].items():
             print(
-                f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  {split['bytes']:>13,} bytes of text  "
-                f"{split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
+                f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  "
+                f"{split['bytes']:>13,} bytes of text  {split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
             )
-        tokenizer = manifest["tokenizer"]
-        print(f"tokenizer {tokenizer['name']}, {tokenizer['vocab_size']:,} tokens; {count(manifest['splits']['train']['tokens'])} "
-              f"tokens to train on in {self.out}")  # fmt: skip
+        size = manifest["tokenizer"]["vocab_size"]
+        print(f"{count(manifest['splits']['train']['tokens'])} tokens to train on in {self.out}, of a vocabulary of {size:,}")
         return 0

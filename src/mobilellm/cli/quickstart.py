@@ -32,7 +32,7 @@ class Quickstart:
     """Train for exactly so many steps instead."""
     preset: str = "5M"
     """A shipped size (see `mobilellm info`)."""
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     """Tokens of the tokenizer."""
     seed: int = 0
     """Seeds the first weights, the order of the samples and the split."""
@@ -84,9 +84,7 @@ class Quickstart:
                 progress=update,
             )  # fmt: skip
         train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
-        say(
-            f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out, a tokenizer of {manifest['tokenizer']['vocab_size']:,}"
-        )
+        say(f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out")
 
     def show(self, result: dict[str, Any]) -> int:
         """The figures, a sample, and where the report is."""

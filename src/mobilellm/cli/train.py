@@ -67,9 +67,7 @@ def from_recipe(arguments: list[str]) -> Train:
     if not arguments or arguments[0].startswith("-"):
         return Train()
     recipe = Recipe.read(Path(arguments[0]))
-    return Train(
-        recipe=Path(arguments[0]), model=recipe.model, data=recipe.data, train=recipe.train, optimizer=recipe.optimizer
-    )
+    return Train(recipe=Path(arguments[0]), model=recipe.model, data=recipe.data, train=recipe.train, optimizer=recipe.optimizer)
 
 
 def conclude(outcome: Outcome, result: dict[str, Any], json: bool) -> int:

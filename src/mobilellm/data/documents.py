@@ -58,7 +58,7 @@ def documents(path: Path, text_field: str = "text") -> Iterator[tuple[str, int]]
     """
     try:
         with open(path, "rb") as raw:
-            stream: IO[bytes] = gzip.open(raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
             if kind(path) == "text":
                 yield _decode(stream.read(), str(path)), raw.tell()
                 return

@@ -50,7 +50,13 @@ class Loader:
     """An endless iterator of (Batch, DataState): this process's rows of each global batch, and the state behind it."""
 
     def __init__(
-        self, stream: TokenStream, sequence_length: int, batch_size: int, state: DataState, rank: int = 0, world_size: int = 1
+        self,
+        stream: TokenStream,
+        sequence_length: int,
+        batch_size: int,
+        state: DataState,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """`batch_size` counts samples over all processes and divides by `world_size`.
 

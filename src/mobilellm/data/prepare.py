@@ -126,7 +126,8 @@ def prepare(
             raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
         dtype = token_dtype(tokenizer.vocab_size)
         writers = {(s.name, part): ShardWriter(staging, part, s.name, dtype) for s in sources for part in SPLITS}
-        opening, closing = [tokenizer.bos_id] if bos else [], [tokenizer.eos_id] if eos else []
+        opening = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
+        closing = [tokenizer.eos_id] if eos and tokenizer.eos_id is not None else []
 
         def write(batch: list[tuple[str, str, str]]) -> None:
             assert tokenizer is not None

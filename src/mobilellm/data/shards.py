@@ -96,7 +96,9 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
-        "shards": {split: [[s["source"], s["tokens"], s["sha256"]] for s in manifest["splits"][split]["shards"]] for split in SPLITS},
+        "shards": {
+            split: [[s["source"], s["tokens"], s["sha256"]] for s in manifest["splits"][split]["shards"]] for split in SPLITS
+        },
         **{key: manifest[key] for key in ("bos", "eos", "bos_id", "eos_id")},
     }
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -208,7 +210,9 @@ def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         text = file.read(length).decode("latin-1")
     expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     if head[:8] != b"\x93NUMPY\x01\x00" or text.strip() != expected:
-        raise UserError(f"{path}: not the array of {count} {dtype} tokens that the manifest describes", mend="prepare the data again")
+        raise UserError(
+            f"{path}: not the array of {count} {dtype} tokens that the manifest describes", mend="prepare the data again"
+        )
     if count == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=10 + length, shape=(count,))
@@ -233,7 +237,9 @@ def _check_manifest(manifest: Any, path: Path) -> None:
                 name = Path(shard["file"])
                 assert not name.is_absolute()
                 assert ".." not in name.parts
-                assert all(isinstance(shard[key], int) and shard[key] >= 0 for key in ("tokens", "documents", "bytes", "size", "ends_size"))
+                assert all(
+                    isinstance(shard[key], int) and shard[key] >= 0 for key in ("tokens", "documents", "bytes", "size", "ends_size")
+                )
                 assert shard["size"] == 128 + shard["tokens"] * np.dtype(dtype).itemsize
             assert entry["tokens"] == sum(shard["tokens"] for shard in entry["shards"])
         assert manifest["fingerprint"] == fingerprint(manifest)

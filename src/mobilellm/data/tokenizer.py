@@ -32,7 +32,13 @@ class Tokenizer:
     """Text to token ids and back, with the two ids that delimit documents."""
 
     def __init__(
-        self, fast: tokenizers.Tokenizer, *, name: str, bos_id: int | None, eos_id: int | None, chat_template: str | None = None
+        self,
+        fast: tokenizers.Tokenizer,
+        *,
+        name: str,
+        bos_id: int | None,
+        eos_id: int | None,
+        chat_template: str | None = None,
     ) -> None:
         fast.encode_special_tokens = True  # a document that spells out a special token does not get that token
         fast.no_padding()

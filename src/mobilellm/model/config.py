@@ -32,10 +32,13 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 # Keys that say nothing about the network.
 INFORMATIVE = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache pad_token_id unk_token_id is_llama_config "
-    "rope_interleaved _name_or_path return_dict output_hidden_states output_attentions mobilellm_version "
-    "_attn_implementation_autoset transformers.js_config chunk_size_feed_forward problem_type id2label label2id".split()
-)
+    {
+        "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "pad_token_id", "unk_token_id",
+        "is_llama_config", "rope_interleaved", "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
+        "mobilellm_version", "_attn_implementation_autoset", "transformers.js_config", "chunk_size_feed_forward", "problem_type",
+        "id2label", "label2id",
+    }
+)  # fmt: skip
 # Far above any model this is for, and low enough that no file can ask for all the memory there is.
 LARGEST = {
     "vocab_size": 1 << 20,
@@ -97,7 +100,7 @@ class ModelConfig:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
                     f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}",
-                    mend=f"nearest that does: {self.hidden_size // self.num_attention_heads * self.num_attention_heads or self.num_attention_heads}, "
+                    mend=f"nearest that does: {max(1, self.hidden_size // self.num_attention_heads) * self.num_attention_heads}, "
                     "or give head_dim",
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)

@@ -62,9 +62,7 @@ def save(
         save_checkpoint(staging, network, tokenizer, origin)
         inner = staging / "train_state"
         inner.mkdir()
-        save_file(
-            _optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}, inner / "optimizer.safetensors"
-        )
+        save_file(_optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}, inner / "optimizer.safetensors")
         write_json(
             inner / "state.json",
             {"format": FORMAT, "step": state.step, "tokens": state.tokens, "data": state.data.__dict__},
@@ -137,9 +135,7 @@ def _optimizer_tensors(network: Network, optimizers: list[torch.optim.Optimizer]
     }
 
 
-def _restore_optimizer(
-    network: Network, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor], where: str
-) -> None:
+def _restore_optimizer(network: Network, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor], where: str) -> None:
     names = {id(p): name for name, p in network.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:

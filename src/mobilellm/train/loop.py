@@ -111,8 +111,7 @@ def model_config(recipe: Recipe, data: TokenFolder) -> ModelConfig:
     config = ModelConfig.from_dict(values, "model")
     if recipe.data.sequence_length > config.max_position_embeddings:
         raise UserError(
-            f"data.sequence_length = {recipe.data.sequence_length} exceeds the model's context of "
-            f"{config.max_position_embeddings}",
+            f"data.sequence_length = {recipe.data.sequence_length} exceeds the model's context of {config.max_position_embeddings}",
             mend="shorten it, or raise model.max_position_embeddings",
         )
     return config
@@ -198,9 +197,7 @@ class Trainer:
             norm = self.update(step)
             self.state = TrainState(step=step + 1, tokens=self.state.tokens + inputs.numel(), data=data_state)
             row = {"learning_rate": self.optimizers[0].param_groups[0]["lr"], "tokens": self.state.tokens}
-            evaluating = self.state.step == train.steps or (
-                train.evaluate_every and self.state.step % train.evaluate_every == 0
-            )
+            evaluating = self.state.step == train.steps or (train.evaluate_every and self.state.step % train.evaluate_every == 0)
             saving = self.state.step == train.steps or self.state.step % train.checkpoint_every == 0
             self.pending.append((loss, norm, {"step": self.state.step} | row))
             if evaluating or saving or self.state.step % train.log_every == 0:
@@ -228,9 +225,7 @@ class Trainer:
         speed = round(len(self.pending) * self.recipe.train.batch_tokens / max(end - clock, 1e-9), 1)
         rows: list[dict[str, Any]] = []
         for (loss, norm), (_, _, row) in zip(values, self.pending, strict=True):
-            rows.append(
-                row | {"loss": loss, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(end - begun, 3)}
-            )
+            rows.append(row | {"loss": loss, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(end - begun, 3)})
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.publish(metrics, rows)
                 good, _ = checkpoint.newest_valid(run)

@@ -54,7 +54,7 @@ def build(network: Network, section: OptimizerSection, precision: str) -> list[t
                 momentum=section.momentum,
                 weight_decay=section.weight_decay,
                 dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            )  # fmt: skip
+            )
         )
     else:
         groups.append({"params": list(inside.values()), "lr": peak, "weight_decay": section.weight_decay})

@@ -44,7 +44,11 @@ def recipe_for(
         model=ModelSection(preset=preset, initial_residual="zero"),
         data=DataSection(path=str(data_path), sequence_length=length),
         train=TrainSection(
-            precision=precision, steps=steps or 10_000, batch_tokens=max(1, BATCH_TOKENS // length) * length, seed=seed, evaluate_every=0,
+            precision=precision,
+            steps=steps or 10_000,
+            batch_tokens=max(1, BATCH_TOKENS // length) * length,
+            seed=seed,
+            evaluate_every=0,
             checkpoint_every=10_000, keep_checkpoints=1,
         ),
         optimizer=OptimizerSection(

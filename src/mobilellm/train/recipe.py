@@ -157,10 +157,10 @@ class Recipe:
             raise UserError(f"train.seed = {train.seed}: must be below 2^63")
         length, batch = self.data.sequence_length, train.batch_tokens
         if batch % length:
-            near = max(1, round(batch / length)) * length
+            nearest = max(1, round(batch / length)) * length
             raise UserError(
                 f"train.batch_tokens = {batch} does not divide by data.sequence_length = {length}",
-                mend=f"the nearest is {near}",
+                mend=f"the nearest is {nearest}",
             )
         if train.micro_batch and (batch // length) % train.micro_batch:
             sequences = batch // length
@@ -199,11 +199,7 @@ class Recipe:
         import tomli_w
 
         sections = {
-            name: {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in section.items()
-                if value is not None
-            }
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items() if value is not None}
             for name, section in dataclasses.asdict(self).items()
         }
         write_file(path, tomli_w.dumps(sections).encode())

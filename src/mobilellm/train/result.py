@@ -113,7 +113,7 @@ def _baselines(data: TokenFolder, loaded: Loaded) -> dict[str, Any]:
                 break
         return "".join(pieces)
 
-    return baselines(train, heldout, text(heldout), text(train), loaded.config.vocab_size)
+    return baselines(train, heldout, data.text_bytes("heldout"), loaded.config.vocab_size, text(train), text(heldout))
 
 
 def _training(run: Path, outcome: Outcome) -> dict[str, Any]:
