@@ -1,0 +1,82 @@
+"""Recipes: one precedence, unknown keys refused, and what was resolved is a recipe again."""
+
+from pathlib import Path
+
+import pytest
+
+from mobilellm.errors import UserError
+from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = Recipe(data=DataSection(path="a b/ü"), optimizer=OptimizerSection(betas=(0.8, 0.99), learning_rate=1e-3))
+    recipe.write(tmp_path / "recipe.toml")
+    assert Recipe.read(tmp_path / "recipe.toml") == recipe
+
+
+def test_file_overrides_defaults_and_flags_override_the_file(tmp_path: Path) -> None:
+    import tyro
+
+    from mobilellm.cli.train import Train, from_recipe
+
+    path = write(tmp_path / "r.toml", "[train]\nsteps = 7\nseed = 3\n[optimizer]\nlearning_rate = 1\n")
+    arguments = [str(path), "--train.steps", "9"]
+    parsed = tyro.cli(Train, default=from_recipe(arguments), args=arguments)
+    assert (parsed.train.steps, parsed.train.seed, parsed.train.batch_tokens) == (9, 3, TrainSection().batch_tokens)
+    assert parsed.optimizer.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\nstep = 5", ["train.step", "did you mean 'train.steps'"]),
+        ("[optimiser]\nkind = 'adamw'", ["optimiser", "did you mean 'optimizer'"]),
+        ("[train]\nsteps = 'five'", ["train.steps", "int"]),
+        ("[train]\nsteps = true", ["train.steps", "int"]),
+        ("[train]\nprecision = 'fp8'", ["fp8", "fp32"]),
+        ("[optimizer]\nbetas = [0.9]", ["optimizer.betas", "2 numbers"]),
+        ("train = 5", ["[train] must be a table"]),
+        ("[train", ["broken TOML"]),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe.read(write(tmp_path / "r.toml", text))
+    assert "\n" not in str(caught.value)
+    for word in ["r.toml", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("train", {"batch_tokens": 1000}, ["does not divide", "the nearest is 1024"]),
+        ("train", {"micro_batch": 3}, ["32 sequences", "1, 2, 4, 8, 16, 32"]),
+        ("train", {"steps": 0}, ["train.steps = 0"]),
+        ("train", {"seed": -1}, ["train.seed"]),
+        ("optimizer", {"learning_rate": float("nan")}, ["learning_rate"]),
+        ("optimizer", {"final_fraction": 2.0}, ["final_fraction", "from 0 to 1"]),
+        ("data", {"sequence_length": 0}, ["sequence_length = 0"]),
+    ],
+)
+def test_values_that_cannot_work_are_one_line(section: str, changes: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe().replace(section, **changes).check()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_micro_batch_divides_the_batch() -> None:
+    recipe = Recipe(data=DataSection(sequence_length=2048), train=TrainSection(batch_tokens=2048 * 30))
+    assert recipe.micro_batch == 6
+    recipe.check()
+
+
+def test_shipped_recipes_are_sound() -> None:
+    for path in (Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"):
+        Recipe.read(path).check()
