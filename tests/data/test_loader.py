@@ -61,13 +61,17 @@ def test_processes_share_the_same_global_batches(world: int) -> None:
 
 
 def test_the_order_does_not_depend_on_how_tokens_lie_in_shards() -> None:
-    for (a, _), (b, _) in zip(take(Loader(stream(), 10, 4, START), 60), take(Loader(stream(pieces=11), 10, 4, START), 60), strict=True):
+    for (a, _), (b, _) in zip(
+        take(Loader(stream(), 10, 4, START), 60), take(Loader(stream(pieces=11), 10, 4, START), 60), strict=True
+    ):
         assert np.array_equal(a.inputs, b.inputs)
 
 
 def test_seeds_give_other_orders() -> None:
     other = DataState(seed=6, epoch=0, samples=0, fingerprint="f")
-    assert not np.array_equal(take(Loader(stream(), 10, 4, START), 1)[0][0].inputs, take(Loader(stream(), 10, 4, other), 1)[0][0].inputs)
+    assert not np.array_equal(
+        take(Loader(stream(), 10, 4, START), 1)[0][0].inputs, take(Loader(stream(), 10, 4, other), 1)[0][0].inputs
+    )
 
 
 def test_text_shorter_than_a_sample_is_refused() -> None:

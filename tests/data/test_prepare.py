@@ -53,7 +53,9 @@ def test_documents_are_held_out_whole_and_none_is_lost(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", texts[:250])
     with gzip.open(tmp_path / "b.jsonl.gz", "wb") as file:
         file.write(lines(tmp_path / "b.tmp", texts[250:]).read_bytes())
-    manifest = prepare(parse_sources([str(tmp_path / "a.jsonl"), f"bee={tmp_path / 'b.jsonl.gz'}"]), tmp_path / "d", vocab_size=400, held_out=0.1)
+    manifest = prepare(
+        parse_sources([str(tmp_path / "a.jsonl"), f"bee={tmp_path / 'b.jsonl.gz'}"]), tmp_path / "d", vocab_size=400, held_out=0.1
+    )
     data = TokenFolder.open(tmp_path / "d", verify=True)
     train, held_out = documents_of(data, "train"), documents_of(data, "heldout")
     assert sorted(train + held_out) == sorted(texts)
@@ -67,7 +69,9 @@ def test_documents_are_held_out_whole_and_none_is_lost(tmp_path: Path) -> None:
 def test_the_same_text_gives_the_same_bytes_and_another_seed_another_split(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", [f"text number {i}" for i in range(200)])
     sources = [Source("a", [tmp_path / "a.jsonl"])]
-    one, two, other = (prepare(sources, tmp_path / name, vocab_size=300, held_out=0.1, seed=s) for name, s in (("1", 0), ("2", 0), ("3", 1)))
+    one, two, other = (
+        prepare(sources, tmp_path / name, vocab_size=300, held_out=0.1, seed=s) for name, s in (("1", 0), ("2", 0), ("3", 1))
+    )
     assert one == two
     assert one["fingerprint"] != other["fingerprint"]
     for path in (tmp_path / "1").rglob("*"):
@@ -79,7 +83,10 @@ def test_a_tokenizer_never_sees_held_out_text(tmp_path: Path) -> None:
     """Two texts that differ only in their held-out tails train the same tokenizer."""
     for name, tail in (("a", "zebra " * 100), ("b", "quokka" * 100)):
         (tmp_path / f"{name}.txt").write_text("the cat sat on the mat. " * 225 + tail)
-    ids = [prepare([Source("t", [tmp_path / f"{n}.txt"])], tmp_path / n, vocab_size=300, held_out=0.1)["tokenizer"]["sha256"] for n in "ab"]
+    ids = [
+        prepare([Source("t", [tmp_path / f"{n}.txt"])], tmp_path / n, vocab_size=300, held_out=0.1)["tokenizer"]["sha256"]
+        for n in "ab"
+    ]
     assert ids[0] == ids[1]
 
 
@@ -101,7 +108,7 @@ def test_bos_and_eos_are_put_where_asked(tmp_path: Path, shared: Path) -> None:
     assert tokens[0] == 1
     assert tokens[-1] == 2
     manifest = prepare(source, tmp_path / "e", tokenizer=tokenizer, held_out=0.5, eos=False)
-    assert not (manifest["bos"] or manifest["eos"])
+    assert (manifest["bos"], manifest["eos"]) == (False, False)
     stream = TokenFolder.open(tmp_path / "e").tokens("train")
     assert 2 not in stream.read(0, len(stream))
 
@@ -245,7 +252,7 @@ class TestDamage:
             "splits": lambda: manifest.pop("splits"),
         }[key]()
         (data / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match="manifest.json"):
+        with pytest.raises(UserError, match=r"manifest\.json"):
             TokenFolder.open(data)
 
     def test_another_tokenizer(self, data: Path) -> None:
@@ -254,4 +261,8 @@ class TestDamage:
             TokenFolder.open(data).tokenizer()
 
     def test_the_fingerprint_is_of_content_not_of_place(self, data: Path, small_data: Path) -> None:
-        assert TokenFolder.open(data).fingerprint == TokenFolder.open(small_data).fingerprint == fingerprint(TokenFolder.open(data).manifest)
+        assert (
+            TokenFolder.open(data).fingerprint
+            == TokenFolder.open(small_data).fingerprint
+            == fingerprint(TokenFolder.open(data).manifest)
+        )

@@ -28,7 +28,9 @@ def test_presets_are_listed_smallest_first() -> None:
     assert preset_names() == ["1M", "5M", "15M", "125M", "125M-LS", "350M", "350M-LS", "600M", "1B", "1.5B"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"layer_repeats": 2}, {"layer_repeats": 3, "shared_kv": "first"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False}, {"layer_repeats": 2}, {"layer_repeats": 3, "shared_kv": "first"}]
+)
 def test_counted_parameters_are_those_of_the_network(changes: dict) -> None:
     config = ModelConfig.preset("1M", vocab_size=64, **changes)
     assert Numbers.of(config).parameters["total"] == sum(p.numel() for p in Network(config).parameters())

@@ -26,7 +26,9 @@ def recipe(small_data: Path) -> Recipe:
     return Recipe(
         model=ModelSection(preset="1M", num_hidden_layers=2),
         data=DataSection(path=str(small_data), sequence_length=32),
-        train=TrainSection(steps=24, batch_tokens=128, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5, log_every=3),
+        train=TrainSection(
+            steps=24, batch_tokens=128, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5, log_every=3
+        ),
         optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
     )
 
@@ -89,7 +91,9 @@ def test_interrupted_and_resumed_equals_undisturbed(recipe: Recipe, tmp_path: Pa
     assert second.step == 24
     assert same(whole.checkpoint, second.checkpoint)
     keys = ("step", "loss", "grad_norm", "tokens", "learning_rate", "held_out_loss")
-    assert [[r.get(k) for k in keys] for r in metrics(tmp_path / "whole")] == [[r.get(k) for k in keys] for r in metrics(tmp_path / "run")]
+    assert [[r.get(k) for k in keys] for r in metrics(tmp_path / "whole")] == [
+        [r.get(k) for k in keys] for r in metrics(tmp_path / "run")
+    ]
 
 
 @pytest.mark.long
@@ -178,7 +182,9 @@ def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(recipe: Recipe, tmp
         AutoModelForCausalLM.from_pretrained(path)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = loop.Trainer.forward_backward, []
 
     def poisoned(self, inputs, targets):
@@ -193,7 +199,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(recipe: Recipe, tmp_
     assert metrics(tmp_path / "run")[-1]["loss"] is None
 
 
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = checkpoint.save_file, []
 
     def full(*arguments, **keywords):
@@ -211,8 +219,12 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(recipe: Recipe, tmp
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-@pytest.mark.parametrize("name", ["model.safetensors", "train_state/optimizer.safetensors", "train_state/state.json", "checksums.json"])
-def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(recipe: Recipe, tmp_path: Path, damage: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "train_state/optimizer.safetensors", "train_state/state.json", "checksums.json"]
+)
+def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(
+    recipe: Recipe, tmp_path: Path, damage: str, name: str
+) -> None:
     whole = train(tmp_path / "run", recipe)
     kept = tmp_path / "kept"
     shutil.copytree(whole.checkpoint, kept)
@@ -252,7 +264,12 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exceeds the model's context of 512"):
         train(tmp_path / "x", recipe.replace("data", sequence_length=1024).replace("train", batch_tokens=1024))
     with pytest.raises(UserError, match="less than one sample"):
-        train(tmp_path / "x", recipe.replace("model", max_position_embeddings=1 << 17).replace("data", sequence_length=1 << 16).replace("train", batch_tokens=1 << 16))
+        train(
+            tmp_path / "x",
+            recipe.replace("model", max_position_embeddings=1 << 17)
+            .replace("data", sequence_length=1 << 16)
+            .replace("train", batch_tokens=1 << 16),
+        )
     with pytest.raises(UserError, match="no such data folder"):
         train(tmp_path / "x", recipe.replace("data", path=str(tmp_path / "none")))
     with pytest.raises(UserError, match="did you mean"):

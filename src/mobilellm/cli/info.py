@@ -76,8 +76,10 @@ class Info:
             ("vocabulary", f"{config.vocab_size:,}, {'tied' if config.tie_word_embeddings else 'untied'}"),
             ("context", f"{config.max_position_embeddings:,} tokens"),
             ("layer sharing", facts["layer_sharing"] or "none"),
-            ("training FLOPs", f"{count(flops['six_n'])} a token (6N), {count(flops['palm'])} with attention at {length:,} (PaLM)"),
-            ("KV cache", f"{cache:,} bytes a token in 16 bit, {size(cache * config.max_position_embeddings)} for the whole context"),
+            ("training FLOPs", f"{count(flops['six_n'])} a token (6N)"),
+            ("", f"{count(flops['palm'])} with attention at {length:,} tokens (PaLM's count)"),
+            ("KV cache", f"{cache:,} bytes a token in 16 bit"),
+            ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
             ("weights", ", ".join(f"{name} {size(n)}" for name, n in numbers.memory_bytes().items())),
         ]  # fmt: skip
         if tokenizer:
