@@ -194,7 +194,7 @@ def splits_at_spaces(model: SentencePieceModel) -> bool:
 
 def to_fast_tokenizer(model: SentencePieceModel, where: str = "tokenizer.model") -> tokenizers.Tokenizer:
     """The same tokenizer for the `tokenizers` library. `UserError` for models it could not equal."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     check_supported(model, where)
     assert model.unk_id is not None
@@ -211,5 +211,10 @@ def to_fast_tokenizer(model: SentencePieceModel, where: str = "tokenizer.model")
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     control = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, UNKNOWN)]
+    if model.bos_id is not None:  # as the Llama family does: one BOS before a text that is tokenised by itself
+        bos = model.pieces[model.bos_id]
+        fast.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, model.bos_id)]
+        )
     fast.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
     return fast

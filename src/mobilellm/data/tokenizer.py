@@ -44,6 +44,8 @@ class Tokenizer:
         fast.no_padding()
         fast.no_truncation()
         self.fast, self.name, self.bos_id, self.eos_id, self.chat_template = fast, name, bos_id, eos_id, chat_template
+        # Whether a text by itself begins with BOS is what the file's own post-processor does.
+        self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
         # Through our own JSON, so that the bytes, and with them the hash, do not depend on who wrote the file.
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)

@@ -130,9 +130,12 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """The language model. Parameters are float32; `initialise` (called here) sets them from torch's generator."""
+    """The language model. Parameters are float32, set by `initialise` from torch's generator.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With `initialised` false they are left for the caller to set.
+    """
+
+    def __init__(self, config: ModelConfig, initialised: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -144,7 +147,8 @@ class Network(nn.Module):
         cos, sin = cos_sin(config)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)  # (max_position_embeddings, 1, D/2)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
-        initialise(self)
+        if initialised:
+            initialise(self)
 
     @property
     def output_weight(self) -> Tensor:

@@ -23,7 +23,7 @@ SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
 LEAST_STEPS = 30
 EVALUATIONS = 8
-MOST_EPOCHS = 8  # of a text: past that a small model learns it by heart and the held-out loss rises
+MOST_EPOCHS = 5  # of a text: past that a small model learns it by heart and the held-out loss rises
 
 
 def recipe_for(

@@ -1,0 +1,111 @@
+"""GGUF out: the file llama.cpp and its many users read.
+
+F32, F16, BF16, Q8_0 and Q4_0, whose blocks of 32 fit every MobileLLM width (K-quants need rows of 256, which 576, 960, 1152
+and 1600 are not). Tensors are packed and written one at a time. Norms stay in F32, and a tied output layer is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.errors import UserError
+from mobilellm.interop.gguf_names import ROPE_FACTORS, gguf_package, permuted, rope_factors, tensor_name
+from mobilellm.interop.tokenizer_parts import byte_level_parts, is_sentencepiece, sentencepiece_parts
+from mobilellm.model.network import Network
+from mobilellm.model.weights import to_named
+
+Precision = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+UNUSED = 5
+
+
+def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: Precision, origin: dict[str, Any]) -> list[str]:
+    """Write a plain network; returns a line for each thing that is not as asked. `UserError` for what GGUF cannot say."""
+    gguf = gguf_package()
+    config = network.config
+    if config.layer_repeats > 1:
+        raise UserError("GGUF's llama has no shared layers", mend="unroll them first")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(str(origin.get("name", path.stem)))
+    writer.add_description("made by mobilellm")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(getattr(gguf.LlamaFileType, "ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"))
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type", scaling.get("type")) == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer, config.vocab_size)
+
+    asked = getattr(gguf.GGMLQuantizationType, precision)
+    notes: list[str] = []
+    named = to_named(config, dict(network.named_parameters()))
+    kinds: dict[str, Any] = {}
+    for name, tensor in named.items():
+        kind = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else asked
+        if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            kind = gguf.GGMLQuantizationType.F16
+            notes.append(f"{tensor_name(name)} is F16: its rows of {tensor.shape[-1]} do not divide by 32")
+        kinds[name] = kind
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind) if kind.name.startswith(("Q", "BF")) else tuple(tensor.shape)
+        dtype = {"F32": "float32", "F16": "float16"}.get(kind.name, "uint8")
+        import numpy as np
+
+        size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+        nbytes = int(np.prod(size))
+        writer.add_tensor_info(tensor_name(name), shape, np.dtype(dtype), nbytes, raw_dtype=kind)
+    factors = rope_factors(config)
+    if factors is not None:
+        values = factors.numpy()
+        writer.add_tensor_info(ROPE_FACTORS, values.shape, values.dtype, values.nbytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in named.items():
+        array = permuted(config, name, tensor.cpu().float(), to_gguf=True).contiguous().numpy()
+        writer.write_tensor_data(gguf.quants.quantize(array, kinds[name]))
+    if factors is not None:
+        writer.write_tensor_data(factors.numpy())
+    writer.close()
+    return notes
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
+    """Pieces padded to the embedding's rows, with all that llama.cpp needs to split text the same way."""
+    if is_sentencepiece(tokenizer):
+        model = sentencepiece_parts(tokenizer)
+        pieces, types, scores = model.pieces, model.types, model.scores
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(model.add_dummy_prefix)
+        if model.unk_id is not None:
+            writer.add_unk_token_id(model.unk_id)
+        writer.add_token_scores(scores + [-1e4] * (rows - len(scores)))
+    else:
+        parts = byte_level_parts(tokenizer)
+        pieces, types = parts.pieces, parts.types
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm" if parts.digits_alone else "gpt-2")
+        writer.add_token_merges(parts.merges)
+    writer.add_token_list(pieces + [f"[PAD{i}]" for i in range(len(pieces), rows)])
+    writer.add_token_types(types + [UNUSED] * (rows - len(types)))
+    if tokenizer.bos_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_id)
+    if tokenizer.eos_id is not None:
+        writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_add_bos_token(tokenizer.add_bos)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)

@@ -1,0 +1,218 @@
+"""Hugging Face folders: the Llama family, our own, and the original MobileLLM's.
+
+In: single or sharded safetensors, or pytorch_model.bin (read with `weights_only=True`: tensors, never code). Out: a plain
+`LlamaForCausalLM` that loads in transformers with no custom code; shared layers are unrolled.
+
+The original's configurations carry `share_embedding` and `layer_sharing` (facebookresearch/MobileLLM): the tie is honoured
+whatever `tie_word_embeddings` says, and which kind of sharing the weights were trained for has to be told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.errors import UserError
+from mobilellm.files import read_json
+from mobilellm.interop.checkpoint import Loaded, read_origin
+from mobilellm.interop.sharing import unrolled
+from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.network import Network
+from mobilellm.model.rope import inverse_frequencies
+from mobilellm.model.weights import load_weights
+
+MODEL_TYPES = ("llama", "mobilellm")
+# Keys that foreign configurations carry and that do not touch the network.
+HARMLESS = frozenset(
+    {
+        "attn_implementation", "auto_map", "begin_suppress_tokens", "cross_attention_hidden_size", "finetuning_task",
+        "is_decoder", "is_encoder_decoder", "max_length", "max_new_tokens", "prefix", "sep_token_id", "tokenizer_class",
+        "torchscript", "use_bfloat16", "decoder_start_token_id", "temperature", "top_k", "top_p", "do_sample", "mobilellm",
+    }
+)  # fmt: skip
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MOST_SHARDS = 4096
+
+
+def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, bool]:
+    """The configuration, and whether its kind of layer sharing had to be told."""
+    where = folder / "config.json"
+    values = read_json(where, limit=1 << 20)
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: not a JSON object")
+    values = {key: value for key, value in values.items() if key not in HARMLESS}
+    kind = values.get("model_type", "llama")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"{where}: model_type {kind!r} is another kind of network", mend=f"supported: {', '.join(MODEL_TYPES)}")
+    if values.get("quantization_config") is not None:
+        raise UserError(f"{where}: the weights are quantised (quantization_config)", mend="use the unquantised model, or a GGUF")
+    values.pop("quantization_config", None)
+    share_embedding = values.pop("share_embedding", None)
+    if share_embedding:
+        values["tie_word_embeddings"] = True
+    elif "tie_word_embeddings" not in values:
+        values["tie_word_embeddings"] = False  # the Llama family's default, where ours is tied
+    sharing, told = values.pop("layer_sharing", None), False
+    if sharing and "layer_repeats" not in values:
+        if shared_kv is None:
+            raise UserError(
+                f"{where}: layer_sharing is on, but two different networks go by that name",
+                mend="add --shared-kv own or --shared-kv first (what the published training code trains), "
+                "or --text FILE to measure both",
+            )
+        values |= {"layer_repeats": 2, "shared_kv": shared_kv}
+        told = True
+    elif shared_kv is not None and values.get("layer_repeats", 1) > 1 and values.get("shared_kv") != shared_kv:
+        raise UserError(f"{where}: says shared_kv = {values.get('shared_kv')!r}, not {shared_kv!r}", mend="leave out --shared-kv")
+    config = ModelConfig.from_dict(values, str(where))
+    try:
+        inverse_frequencies(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error.what}", mend=error.mend) from None
+    return config, told
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors before pickles, one file before shards."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            listed = read_json(folder / index)
+            shards = sorted(set(listed["weight_map"].values())) if _is_index(listed) else []
+            if not shards or len(shards) > MOST_SHARDS or any(Path(name).name != name for name in shards):
+                raise UserError(f"{folder / index}: not an index of shards beside it")
+            for name in shards:
+                if not (folder / name).is_file():
+                    raise UserError(f"{folder / name}: missing, though {index} names it", mend="fetch the whole model again")
+            return [folder / name for name in shards]
+    raise UserError(f"{folder}: no weights here", mend="model.safetensors or pytorch_model.bin is looked for")
+
+
+def _is_index(value: Any) -> bool:
+    entries = value.get("weight_map") if isinstance(value, dict) else None
+    return isinstance(entries, dict) and all(isinstance(name, str) for name in entries.values())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one file. `UserError` when it is damaged, or a pickle that holds anything but tensors."""
+    mend = "the file is damaged or not what its name says: fetch it again"
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})", mend=mend) from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"{path}: holds more than tensors, and is not opened ({reason})", mend="ask for safetensors") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0][:160] or 'cut off'})", mend=mend) from None
+    if not isinstance(values, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in values.items()):
+        raise UserError(f"{path}: not a table of tensors", mend=mend)
+    return values
+
+
+def check_weights(named: dict[str, Tensor], where: str) -> None:
+    """`UserError` for weights that are not plain floats, or hold NaN or infinity; every such tensor is named."""
+    wrong = [f"{name} ({tensor.dtype})" for name, tensor in named.items() if tensor.dtype not in FLOATS]
+    if wrong:
+        raise UserError(f"{where}: not floating point: {', '.join(wrong[:20])}")
+    bad = [name for name, tensor in named.items() if not torch.isfinite(tensor.sum(dtype=torch.float64))]
+    bad = [name for name in bad if not torch.isfinite(named[name]).all()]
+    if bad:
+        raise UserError(f"{where}: NaN or infinite weights in {', '.join(bad[:20])}", mend="the checkpoint is broken at its source")
+
+
+def honour_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Drop an output layer that repeats the tied embedding. `UserError` when it contradicts it, or there is no embedding."""
+    named = {name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")}
+    embedding, head = named.get("model.embed_tokens.weight"), named.get("lm_head.weight")
+    if embedding is None:
+        raise UserError(
+            f"{where}: there is no model.embed_tokens.weight" + (", only an lm_head.weight" if head is not None else ""),
+            mend="the checkpoint was converted without its embedding: use another conversion",
+        )
+    if embedding.numel() and bool((embedding == embedding.flatten()[0]).all()):
+        raise UserError(f"{where}: model.embed_tokens.weight is constant: it was never initialised", mend="use another conversion")
+    if config.tie_word_embeddings and head is not None:
+        if head.shape != embedding.shape or not torch.equal(head, embedding):
+            raise UserError(
+                f"{where}: lm_head.weight differs from the embedding that config.json ties it to",
+                mend="one of the two was lost in a conversion: use another one, or set tie_word_embeddings to false if it is meant",
+            )
+        named.pop("lm_head.weight")
+    return named
+
+
+def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
+    """Read a folder with config.json and weights. `UserError` names what is wrong."""
+    config, told = read_config(folder, shared_kv)
+    files = weight_files(folder)
+    where = str(files[0] if len(files) == 1 else folder)
+    named: dict[str, Tensor] = {}
+    for file in files:
+        named |= read_tensors(file)
+    check_weights(named, where)
+    named = honour_tie(config, named, where)
+    network = build(config, named, where)
+    origin = read_origin(folder) or {"folder": folder.name, "model_type": read_json(folder / "config.json").get("model_type")}
+    if told:
+        origin = origin | {"shared_kv_told": shared_kv}
+    return Loaded(network=network, tokenizer=_tokenizer(folder), origin=origin)
+
+
+def build(config: ModelConfig, named: dict[str, Tensor], where: str) -> Network:
+    """The network with these weights, shapes checked before memory is taken for it."""
+    from mobilellm.model.weights import from_named
+
+    from_named(config, {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()}, where)
+    network = Network(config, initialised=False)
+    load_weights(network, named, where)
+    return network
+
+
+def describe(folder: Path) -> tuple[ModelConfig, Tokenizer | None, dict[str, Any]]:
+    """Configuration, tokenizer and origin, without the weights."""
+    values = read_json(folder / "config.json", limit=1 << 20)
+    original = isinstance(values, dict) and values.get("layer_sharing") and "layer_repeats" not in values
+    config, _ = read_config(folder, "first" if original else None)
+    origin = read_origin(folder)
+    if original:
+        origin = origin | {"layer_sharing": "on, of a kind the configuration does not say (shown as: first)"}
+    return config, _tokenizer(folder), origin
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    return Tokenizer.load(folder) if any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")) else None
+
+
+def plain(network: Network, approximate: bool = False) -> Network:
+    """The network as a plain Llama: shared layers unrolled.
+
+    `UserError` when later applications reuse K and V, which no plain Llama does, unless `approximate`.
+    """
+    config = network.config
+    if config.layer_repeats == 1:
+        return network
+    if config.shared_kv == "first" and not approximate:
+        raise UserError(
+            'layer sharing with shared_kv = "first" has no equal among plain Llama networks',
+            mend="keep it with --to mobilellm, or add --approximate to write it as if each application had its own K and V",
+        )
+    if config.shared_kv == "first":
+        own = Network(dataclasses.replace(config, shared_kv="own"), initialised=False)
+        own.load_state_dict(network.state_dict())
+        network = own
+    return unrolled(network)

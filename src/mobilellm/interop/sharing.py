@@ -1,0 +1,61 @@
+"""Layer sharing across formats: unrolled for tools that know no repeats, and folded again.
+
+    unrolled(network)      # 30 blocks applied twice -> 60 blocks
+    folded(network)        # and back, where neighbours are equal
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mobilellm.model.network import Network
+
+
+def unrolled(network: Network) -> Network:
+    """The same function with every application a block of its own (weights are copied, and stored twice)."""
+    config = network.config
+    repeats = config.layer_repeats
+    plain = Network(
+        dataclasses.replace(config, num_hidden_layers=config.num_hidden_layers * repeats, layer_repeats=1, shared_kv="own"),
+        initialised=False,
+    )
+    with torch.no_grad():
+        _copy_outside(network, plain)
+        for i, layer in enumerate(plain.layers):
+            layer.load_state_dict(network.layers[i // repeats].state_dict())
+    return plain
+
+
+def folded(network: Network) -> Network:
+    """Equal neighbouring blocks as repeats of one: the largest number of repeats under which every group is equal."""
+    config = network.config
+    count = config.num_hidden_layers
+    if config.layer_repeats > 1:
+        return network
+    for repeats in range(count, 1, -1):
+        if count % repeats == 0 and all(
+            _equal(network.layers[i], network.layers[i - i % repeats]) for i in range(count) if i % repeats
+        ):
+            folded = Network(
+                dataclasses.replace(config, num_hidden_layers=count // repeats, layer_repeats=repeats, shared_kv="own"),
+                initialised=False,
+            )
+            with torch.no_grad():
+                _copy_outside(network, folded)
+                for i, layer in enumerate(folded.layers):
+                    layer.load_state_dict(network.layers[i * repeats].state_dict())
+            return folded
+    return network
+
+
+def _copy_outside(source: Network, target: Network) -> None:
+    target.embed_tokens.load_state_dict(source.embed_tokens.state_dict())
+    target.norm.load_state_dict(source.norm.state_dict())
+    if source.lm_head is not None and target.lm_head is not None:
+        target.lm_head.load_state_dict(source.lm_head.state_dict())
+
+
+def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
