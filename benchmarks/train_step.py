@@ -15,7 +15,6 @@ import datetime
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return float(loss)
+            return loss.item()
 
         return step
     network = Network(config)
@@ -74,7 +73,7 @@ def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind
         for each in optimizers:
             each.step()
             each.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     return our_step
 
@@ -85,11 +84,18 @@ def peak_memory(arguments: tuple[Any, ...]) -> int:
 
     if arguments[0] == "transformers":
         from transformers import LlamaForCausalLM  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (a child inherits its parent's)
+    before = _status("VmRSS")
     step = stepper(*arguments)
     step()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:

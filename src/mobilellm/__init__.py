@@ -1,3 +1,47 @@
-"""mobilellm: from text to a language model that runs on a phone."""
+"""mobilellm: from text to a language model that runs on a phone.
+
+import mobilellm
+model = mobilellm.load("runs/demo")
+print(model.generate("ROMEO:", max_new_tokens=50))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Loaded", "ModelConfig", "Network", "Sampling", "Tokenizer", "UserError", "load"]
+
+if TYPE_CHECKING:
+    from mobilellm.data.tokenizer import Tokenizer
+    from mobilellm.errors import UserError
+    from mobilellm.interop.checkpoint import Loaded
+    from mobilellm.model.config import ModelConfig
+    from mobilellm.model.network import Network
+    from mobilellm.model.sampling import Sampling
+
+_HOMES = {
+    "Loaded": "interop.checkpoint", "ModelConfig": "model.config", "Network": "model.network", "Sampling": "model.sampling",
+    "Tokenizer": "data.tokenizer", "UserError": "errors",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when first asked for: importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mobilellm' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"mobilellm.{_HOMES[name]}"), name)
+
+
+def load(path: str, **options: Any) -> Loaded:
+    """A model from a run, a checkpoint, a Hugging Face folder, a GGUF or a llama2.c file, on the CPU in float32.
+
+    Options are those of `mobilellm.interop.checkpoint.load`: shared_kv, fold, tokenizer. `UserError` says what is wrong.
+    """
+    from pathlib import Path
+
+    from mobilellm.interop.checkpoint import load as load_model
+
+    return load_model(Path(path), **options)

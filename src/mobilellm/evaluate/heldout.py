@@ -60,19 +60,24 @@ def score_text(
     progress: Progress | None = None,
 ) -> Score:
     """Score a text file (UTF-8)."""
+    text = read_text(path)
+    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)
+    return perplexity(
+        network, TokenList(tokens), len(text.encode()), sequence_length=sequence_length, stride=stride,
+        prefix=separator(tokenizer), progress=progress,
+    )  # fmt: skip
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. `UserError` when it is missing, empty or not UTF-8."""
     try:
-        raw = path.read_bytes()
-        text = raw.decode()
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    if not raw:
+    if not text:
         raise UserError(f"{path}: empty")
-    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)
-    return perplexity(
-        network, TokenList(tokens), len(raw), sequence_length=sequence_length, stride=stride,
-        prefix=separator(tokenizer), progress=progress,
-    )  # fmt: skip
+    return text

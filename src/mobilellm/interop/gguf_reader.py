@@ -1,10 +1,11 @@
 """GGUF in: any Llama-architecture file, of any type that the gguf package can unpack, in float32.
 
-    loaded = load(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
+loaded = load(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.interop.checkpoint import Loaded
 from mobilellm.interop.gguf_header import GGUFHeader, TensorInfo, read_header
-from mobilellm.interop.gguf_names import ROPE_FACTORS, gguf_package, permuted, rope_factors, tensor_name
+from mobilellm.interop.gguf_names import ROPE_FACTORS, SCALING_KEY, gguf_package, permuted, rope_factors, tensor_name
 from mobilellm.interop.huggingface import build, check_weights
 from mobilellm.interop.tokenizer_parts import ByteLevelParts, byte_level_tokenizer
 from mobilellm.model.config import ModelConfig
@@ -55,7 +56,9 @@ def load(path: Path) -> Loaded:
         found = _unpack(gguf, path, header.tensors[ROPE_FACTORS], gguf.GGMLQuantizationType(header.tensors[ROPE_FACTORS].type))
         ours_factors = rope_factors(config)
         if ours_factors is None or not np.allclose(found, ours_factors.numpy(), rtol=1e-5):
-            raise UserError(f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported", mend="use the Hugging Face folder")
+            raise UserError(
+                f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported", mend="use the Hugging Face folder"
+            )
     origin = {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
     return Loaded(network=build(config, named, str(path)), tokenizer=_tokenizer(header.keys, path), origin=origin)
 
@@ -69,7 +72,9 @@ def _unpack(gguf: Any, path: Path, info: TensorInfo, kind: Any) -> np.ndarray:
     try:
         return np.ascontiguousarray(gguf.quants.dequantize(rows, kind), dtype=np.float32)
     except NotImplementedError:
-        raise UserError(f"{path}: tensors of type {kind.name} cannot be unpacked", mend="use another quantisation of the model") from None
+        raise UserError(
+            f"{path}: tensors of type {kind.name} cannot be unpacked", mend="use another quantisation of the model"
+        ) from None
 
 
 def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
@@ -105,9 +110,9 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
     elif kind != "none":
         raise UserError(f"{path}: rope scaling of type {kind!r} is not supported")
     elif ROPE_FACTORS in header.tensors:  # Llama 3 writes its factors alone; these are its published settings
-        scaling = {"rope_type": "llama3", "factor": 32.0 if embedding.shape[1] <= 3072 else 8.0, "low_freq_factor": 1.0,
-                   "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
-    tokens = {f"{kind}_token_id": keys.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
+        published = {"rope_type": "llama3", "factor": 32.0 if embedding.shape[1] <= 3072 else 8.0, "low_freq_factor": 1.0,
+                     "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+        scaling = _own_scaling(keys.get(SCALING_KEY)) or published
     try:
         return ModelConfig(
             vocab_size=embedding.shape[0], hidden_size=get("embedding_length"), intermediate_size=get("feed_forward_length"),
@@ -115,10 +120,20 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             num_key_value_heads=get("attention.head_count_kv", heads), head_dim=head_dim,
             max_position_embeddings=get("context_length"), rope_theta=float(get("rope.freq_base", 10000.0)), rope_scaling=scaling,
             rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
-            tie_word_embeddings="output.weight" not in header.tensors, **tokens,
+            tie_word_embeddings="output.weight" not in header.tensors,
+            bos_token_id=keys.get("tokenizer.ggml.bos_token_id"), eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
         )  # fmt: skip
     except UserError as error:
         raise UserError(f"{path}: {error.what}", mend=error.mend) from None
+
+
+def _own_scaling(value: Any) -> dict[str, Any] | None:
+    """The scaling as our own writer says it, beside the factors that every reader uses (and `load` compares)."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _tokenizer(keys: dict[str, Any], path: Path) -> Tokenizer | None:
@@ -151,7 +166,9 @@ def _tokenizer(keys: dict[str, Any], path: Path) -> Tokenizer | None:
         )  # fmt: skip
         if len(set(pieces)) != len(pieces):
             raise UserError(f"{path}: a piece of its tokenizer occurs twice")
-        return Tokenizer(to_fast_tokenizer(model, str(path)), name=name, bos_id=ids["bos"], eos_id=ids["eos"], chat_template=template)
+        return Tokenizer(
+            to_fast_tokenizer(model, str(path)), name=name, bos_id=ids["bos"], eos_id=ids["eos"], chat_template=template
+        )
     pre = keys.get("tokenizer.ggml.pre", "gpt-2")
     merges = keys.get("tokenizer.ggml.merges")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS or not isinstance(merges, list) or not all(isinstance(m, str) for m in merges):

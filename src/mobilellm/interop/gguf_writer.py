@@ -6,12 +6,15 @@ and 1600 are not). Tensors are packed and written one at a time. Norms stay in F
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
-from mobilellm.interop.gguf_names import ROPE_FACTORS, gguf_package, permuted, rope_factors, tensor_name
+from mobilellm.interop.gguf_names import ROPE_FACTORS, SCALING_KEY, gguf_package, permuted, rope_factors, tensor_name
 from mobilellm.interop.tokenizer_parts import byte_level_parts, is_sentencepiece, sentencepiece_parts
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
@@ -61,13 +64,12 @@ def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: P
         kinds[name] = kind
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind) if kind.name.startswith(("Q", "BF")) else tuple(tensor.shape)
         dtype = {"F32": "float32", "F16": "float16"}.get(kind.name, "uint8")
-        import numpy as np
-
         size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
         nbytes = int(np.prod(size))
         writer.add_tensor_info(tensor_name(name), shape, np.dtype(dtype), nbytes, raw_dtype=kind)
     factors = rope_factors(config)
     if factors is not None:
+        writer.add_string(SCALING_KEY, json.dumps(config.rope_scaling))
         values = factors.numpy()
         writer.add_tensor_info(ROPE_FACTORS, values.shape, values.dtype, values.nbytes)
     writer.write_header_to_file()

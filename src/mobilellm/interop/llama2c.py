@@ -150,7 +150,8 @@ def save(path: Path, network: Network, version: int = 0) -> None:
     )  # fmt: skip
     with open(path, "wb") as file:
         if version == 1:
-            file.write((struct.pack("<Ii", LLAMA2C_MAGIC, 1) + numbers + bytes([config.tie_word_embeddings])).ljust(HEADER_1, b"\0"))
+            header = struct.pack("<Ii", LLAMA2C_MAGIC, 1) + numbers + bytes([config.tie_word_embeddings])
+            file.write(header.ljust(HEADER_1, b"\0"))
         else:
             file.write(numbers)
         for kind, _ in _layout(config, version):
@@ -212,8 +213,8 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     return Tokenizer(to_fast_tokenizer(model, str(path)), name=path.stem, bos_id=1, eos_id=2)
 
 
-def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer of the SentencePiece kind. `UserError` for a byte-level one, which llama2.c does not know."""
+def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
+    """The tokenizer file of a tokenizer of the SentencePiece kind. `UserError` for a byte-level one, unknown to llama2.c."""
     from mobilellm.interop.tokenizer_parts import sentencepiece_parts
 
     model = sentencepiece_parts(tokenizer)
@@ -222,7 +223,7 @@ def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
         text = {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, piece) if kind == CONTROL else piece  # as its exporter spells them
         written.append((score, text.replace(SPACE, " ").encode()))
     content = struct.pack("<i", max(len(text) for _, text in written))
-    path.write_bytes(content + b"".join(struct.pack("<fi", score, len(text)) + text for score, text in written))
+    return content + b"".join(struct.pack("<fi", score, len(text)) + text for score, text in written)
 
 
 def facts(path: Path) -> dict[str, Any]:

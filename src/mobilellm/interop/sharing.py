@@ -1,7 +1,7 @@
 """Layer sharing across formats: unrolled for tools that know no repeats, and folded again.
 
-    unrolled(network)      # 30 blocks applied twice -> 60 blocks
-    folded(network)        # and back, where neighbours are equal
+unrolled(network)      # 30 blocks applied twice -> 60 blocks
+folded(network)        # and back, where neighbours are equal
 """
 
 from __future__ import annotations

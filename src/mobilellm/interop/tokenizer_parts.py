@@ -31,7 +31,8 @@ def is_sentencepiece(tokenizer: Tokenizer) -> bool:
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     """The merges, which older files write as one string with a space."""
-    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
@@ -85,7 +86,9 @@ def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
     stages = _sequence(content.get("pre_tokenizer"), "pretokenizers")
     digits = stages[:1] and stages[0]["type"] == "Digits" and stages[0].get("individual_digits")
     rest = stages[1:] if digits else stages
-    known = len(rest) == 1 and rest[0]["type"] == "ByteLevel" and not rest[0].get("add_prefix_space") and rest[0].get("use_regex", True)
+    known = (
+        len(rest) == 1 and rest[0]["type"] == "ByteLevel" and not rest[0].get("add_prefix_space") and rest[0].get("use_regex", True)
+    )
     if model["type"] != "BPE" or not known or content.get("normalizer"):
         raise UserError(f"tokenizer {tokenizer.name}: splits text in a way that has no name in GGUF", mend="convert --to hf")
     pieces, types = [""] * tokenizer.vocab_size, [NORMAL] * tokenizer.vocab_size
@@ -119,9 +122,13 @@ def byte_level_tokenizer(
     fast.decoder = decoders.ByteLevel()
     if add_bos and bos_id is not None:
         bos = parts.pieces[bos_id]
-        fast.post_processor = processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, bos_id)])
+        fast.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, bos_id)]
+        )
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
-        found = [AddedToken(p, special=special, normalized=False) for p, t in zip(parts.pieces, parts.types, strict=True) if t == kind]
+        found = [
+            AddedToken(p, special=special, normalized=False) for p, t in zip(parts.pieces, parts.types, strict=True) if t == kind
+        ]
         (fast.add_special_tokens if special else fast.add_tokens)(found)
     return Tokenizer(fast, name=name, bos_id=bos_id, eos_id=eos_id, chat_template=chat_template)
 
