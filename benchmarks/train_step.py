@@ -80,7 +80,10 @@ def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind
 
 def peak_memory(arguments: tuple[Any, ...]) -> int:
     """Peak resident bytes that two steps add to a process, over what it held before the network was built."""
-    import torch  # noqa: F401
+    import torch._dynamo
+
+    import mobilellm.evaluate.perplexity
+    import mobilellm.train.optimizer  # noqa: F401  (what is imported is no part of a step)
 
     if arguments[0] == "transformers":
         from transformers import LlamaForCausalLM  # noqa: F401

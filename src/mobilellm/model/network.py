@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
 from mobilellm.model.sampling import Sampling, generate
@@ -55,7 +56,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -106,8 +107,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (B, T, F) each
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(self.gate_up_proj(x)))  # (B, T, 2 F) -> (B, T, F) -> (B, T, C)
 
 
 class Block(nn.Module):
