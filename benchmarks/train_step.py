@@ -82,7 +82,7 @@ def peak_memory(arguments: tuple[Any, ...]) -> int:
     """Peak resident bytes that two steps add to a process, over what it held before the network was built."""
     import torch._dynamo  # noqa: F401
 
-    import mobilellm.evaluate.perplexity  # noqa: F401
+    import mobilellm.evaluate.perplexity
     import mobilellm.train.optimizer  # noqa: F401  (what is imported is no part of a step)
 
     if arguments[0] == "transformers":
