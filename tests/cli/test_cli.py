@@ -95,10 +95,15 @@ def test_quickstart_leaves_a_whole_run(demo: Path) -> None:
 
 def test_quickstart_again_shows_what_is_there(demo: Path) -> None:
     before = (demo / "result.json").stat().st_mtime_ns
-    done = run("quickstart", "--out", demo)
+    done = run("quickstart", "--out", demo, "--text", demo.parent.parent / "text.txt")
     assert "finished already" in done.stderr
     assert "bits a byte" in done.stdout
     assert (demo / "result.json").stat().st_mtime_ns == before
+
+
+def test_quickstart_does_not_take_one_texts_tokens_for_anothers(capsys: pytest.CaptureFixture[str], demo: Path) -> None:
+    _, err = call(capsys, "quickstart", "--out", demo, status=2)
+    assert "made from another text" in err
 
 
 def test_eval_keys_and_agreement_with_training(capsys: pytest.CaptureFixture[str], demo: Path) -> None:

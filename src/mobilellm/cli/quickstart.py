@@ -49,17 +49,17 @@ class Quickstart:
         from mobilellm.train.quick import recipe_for
         from mobilellm.train.result import finish
 
+        data = self.out.with_name(self.out.name + "-data")
+        self.prepare(data)
         if (self.out / "result.json").is_file():
             say(f"{self.out} is finished already; these are its results. For another, give another --out")
             return self.show(read_json(self.out / "result.json"))
-        data = self.out.with_name(self.out.name + "-data")
         with watched() as watcher:
             if (self.out / "recipe.toml").is_file():
                 say(f"{self.out} was begun before: going on with it")
                 outcome = loop.resume(self.out, watcher)
             else:
-                self.prepare(data)
-                say("measuring the speed of this machine" if not self.steps else "setting up")
+                say("setting up" if self.steps else "measuring the speed of this machine")
                 recipe = recipe_for(data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed)
                 outcome = loop.train(self.out, recipe, watcher)
         if outcome.interrupted:
@@ -68,21 +68,19 @@ class Quickstart:
         return self.show(finish(outcome))
 
     def prepare(self, data: Path) -> None:
-        """Tokens of the text, unless they are there from an earlier call."""
+        """Tokens of the text, unless they are there from an earlier call. `UserError` when those are of another text."""
         from mobilellm.cli.terminal import progress
-        from mobilellm.data.prepare import parse_sources, prepare
+        from mobilellm.data.prepare import made_from, parse_sources, prepare
+        from mobilellm.data.shards import TokenFolder
 
-        if data.exists():
-            say(f"tokens: {data} from before")
-            return
-        with (
-            as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample,
-            progress("preparing", "bytes") as update,
-        ):
-            manifest = prepare(
-                parse_sources((str(self.text or sample),)), data, vocab_size=self.vocab_size, held_out=HELD_OUT, seed=self.seed,
-                progress=update,
-            )  # fmt: skip
+        with as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample:
+            sources = parse_sources((str(self.text or sample),))
+            if data.exists():
+                if not made_from(TokenFolder.open(data).manifest, sources):
+                    raise UserError(f"{data}: made from another text than {self.text or 'the sample'}", mend="give another --out")
+                return
+            with progress("preparing", "bytes") as update:
+                manifest = prepare(sources, data, vocab_size=self.vocab_size, held_out=HELD_OUT, seed=self.seed, progress=update)
         train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
         say(f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out")
 

@@ -38,6 +38,12 @@ def parse_sources(arguments: Sequence[str]) -> list[Source]:
     return [Source(name, paths) for name, paths in found.items()]
 
 
+def made_from(manifest: dict[str, Any], sources: list[Source]) -> bool:
+    """Whether prepared data was made from just these files, by their content."""
+    recorded = [file["sha256"] for source in manifest["sources"] for file in source["files"]]
+    return recorded == [sha256_file(path) for source in sources for path in source.files()]
+
+
 class Split:
     """Which documents are held out. A single document is cut: its tail is held out."""
 

@@ -17,8 +17,13 @@ Progress = Callable[[int, int], None]
 
 
 def separator(tokenizer: Tokenizer) -> int | None:
-    """The token put before a text, so that its first token is predicted too: the end of a document, or its beginning."""
+    """The token put before a text by itself, so that its first token is predicted too: BOS where there is one, else EOS."""
     return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def document_border(data: TokenFolder) -> int | None:
+    """The token put before prepared data: what stands before every document in training, the end of the one before it."""
+    return data.eos_id if data.eos else None
 
 
 def score_data(
@@ -38,7 +43,7 @@ def score_data(
             mend="prepare the text again with --tokenizer MODEL, or score the text itself with --text",
         )
     stream = data.tokens("heldout")
-    prefix = None if data.bos else separator(tokenizer)
+    prefix = document_border(data)
     return perplexity(
         network,
         stream,

@@ -82,8 +82,8 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
     # Half a percent of the values may fall outside, so that the first steps do not flatten the rest.
     ys = sorted(p[1] for _, points in drawn for p in points)
     low, high = ys[0], ys[min(len(ys) - 1, int(len(ys) * 0.995))]
-    low = 0.0 if zero else low - 0.06 * (high - low)
-    high = high + 0.06 * (high - low) or 1.0
+    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0  # a flat line stands in the middle
+    low, high = 0.0 if zero and low >= 0 else low - margin, high + margin
     x0, x1 = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
 
     def at(point: Point) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def recipe_for(
     `UserError` when the data is shorter than one sample.
     """
     data = TokenFolder.open(data_path)
-    available = min(len(data.tokens("train")), len(data.tokens("heldout")) * 9)
+    available = len(data.tokens("train"))
     if available < 2:
         raise UserError(f"{data_path}: too little text to train on", mend="give a longer text")
     length = SEQUENCE_LENGTH

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import orjson
 
 from mobilellm.data.shards import TokenFolder
 from mobilellm.evaluate.baselines import baselines
-from mobilellm.evaluate.heldout import separator
+from mobilellm.evaluate.heldout import document_border
 from mobilellm.evaluate.perplexity import Score, perplexity
 from mobilellm.files import write_json
 from mobilellm.interop.checkpoint import Loaded, load
@@ -31,9 +33,10 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     loaded = load(outcome.checkpoint)
     assert loaded.tokenizer is not None  # the loop saves one with every checkpoint
     score = outcome.held_out or perplexity(
-        loaded.network, data.tokens("heldout"), data.text_bytes("heldout"), prefix=separator(loaded.tokenizer),
+        loaded.network, data.tokens("heldout"), data.text_bytes("heldout"), prefix=document_border(data),
         sequence_length=recipe.data.sequence_length,
     )  # fmt: skip
+    prompts = _prompts(data, loaded)
     numbers, config = Numbers.of(loaded.config), loaded.config
     manifest = data.manifest
     train_split = manifest["splits"]["train"]
@@ -43,7 +46,7 @@ def finish(outcome: Outcome) -> dict[str, Any]:
         "checkpoint": str(outcome.checkpoint.relative_to(run)),
         "held_out": dataclasses.asdict(score),
         "baselines": _baselines(data, loaded),
-        "samples": samples(loaded, _prompts(data, loaded)),
+        "samples": samples(loaded, prompts),
         "training": _training(run, outcome),
         "model": {
             "preset": recipe.model.preset,
@@ -62,7 +65,7 @@ def finish(outcome: Outcome) -> dict[str, Any]:
             "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]), "held_out": manifest["held_out"],
         },
         "next": [
-            {"what": "Generate text", "command": f'mobilellm generate {run} --prompt "Once"'},
+            {"what": "Generate text", "command": f"mobilellm generate {run} --prompt {shlex.quote(prompts[-1])}"},
             {"what": "Score another text", "command": f"mobilellm eval {run} --text FILE"},
             {"what": "Train on your own text", "command": "mobilellm quickstart --text FILE --out runs/mine"},
             {"what": "Take it to llama.cpp", "command": f"mobilellm convert {run} model.gguf --to gguf"},
@@ -91,12 +94,11 @@ def _prompts(data: TokenFolder, loaded: Loaded) -> list[str]:
     stream = data.tokens("heldout")
     openings = []
     for start in (0, len(stream) // 2):
-        text = loaded.tokenizer.decode([int(t) for t in stream.read(start, min(64, len(stream) - start))])
-        lines = [line for line in text.splitlines() if line.strip()]
-        # Half-way the tokens may begin inside a line: take the next one.
-        line = lines[min(1, len(lines) - 1)] if start and lines else lines[0] if lines else ""
-        openings.append(" ".join(line.split()[:8]))
-    return ["", *(opening for opening in openings if opening)]
+        text = loaded.tokenizer.decode([int(t) for t in stream.read(start, min(200, len(stream) - start))])
+        # The first line may be the end of one: take the next that has a word in it.
+        lines = [line for line in text.splitlines()[1:] or [text] if re.search(r"\w{3}", line)]
+        openings += [" ".join(line.split()[:8]) for line in lines[:1]]
+    return ["", *openings]
 
 
 def _baselines(data: TokenFolder, loaded: Loaded) -> dict[str, Any]:
