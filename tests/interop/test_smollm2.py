@@ -28,6 +28,11 @@ def gguf() -> Path:
 
 
 @pytest.fixture(scope="module")
+def licence() -> str:
+    return (Path(__file__).resolve().parents[2] / "LICENSE").read_text()
+
+
+@pytest.fixture(scope="module")
 def ours(gguf: Path) -> Loaded:
     return load(gguf)
 
@@ -57,6 +62,8 @@ class LlamaCpp:
         parameters.model.path = str(path)
         parameters.n_ctx, parameters.n_parallel, parameters.warmup, parameters.verbosity = 1024, 1, False, -1
         parameters.cache_type_k = parameters.cache_type_v = x.ggml_type.GGML_TYPE_F32
+        parameters.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16 on the way
+        parameters.cpuparams.n_threads = 2
         self.server = x.Server(parameters)
 
     def tokenize(self, text: str) -> list[int]:
@@ -100,27 +107,25 @@ def test_transformers_gives_the_same_logits_and_greedy_text(ours: Loaded, hf: Pa
         assert list(ours.network.generate(ours.prompt_ids(prompt), 64, stop=[])) == text.tolist(), prompt
 
 
-def test_transformers_own_reading_of_the_gguf_has_the_same_weights(ours: Loaded, gguf: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from mobilellm.model.weights import to_named
-
-    theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).state_dict()
-    for name, tensor in to_named(ours.config, dict(ours.network.named_parameters())).items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
-def test_llama_cpp_on_the_same_gguf_makes_the_same_first_choices(ours: Loaded, gguf: Path, sample_text: str) -> None:
-    """Its kernels quantise activations, so that a near tie can fall the other way."""
+@pytest.mark.parametrize("kind", ["Q4_1", "F32"])
+def test_llama_cpp_makes_the_same_first_choices(
+    ours: Loaded, gguf: Path, f32: Path, sample_text: str, licence: str, kind: str
+) -> None:
+    """On the file's own Q4_1 its kernels quantise activations as well, so that a near tie can fall the other way."""
     pytest.importorskip("xllamacpp")
-    ids = page(sample_text, ours, 300)
-    with torch.no_grad():
-        ours_choice = ours.network(torch.tensor([ids]))[0].argmax(-1).tolist()
-    server = LlamaCpp(gguf)
-    theirs = [next(iter(server.next_logprobs(ids[: i + 1], 1))) for i in range(len(ids))]
-    same = sum(a == b for a, b in zip(ours_choice, theirs, strict=True)) / len(ids)
-    print(f"same first choice at {same:.1%} of {len(ids)} positions")
-    assert same >= 0.96
+    server = LlamaCpp(gguf if kind == "Q4_1" else f32)
+    for name, text in (("Shakespeare", sample_text), ("a licence", licence)):
+        ids = ours.tokenizer.encode(text[:4000])[:200]
+        with torch.no_grad():
+            logprobs = ours.network(torch.tensor([ids]))[0].log_softmax(-1)
+        theirs = [next(iter(server.next_logprobs(ids[: i + 1], 1))) for i in range(len(ids))]
+        behind = [(logprobs[i].max() - logprobs[i, token]).item() for i, token in enumerate(theirs)]
+        same = sum(gap == 0 for gap in behind) / len(ids)
+        print(
+            f"{kind}, {name}: same first choice at {same:.1%} of {len(ids)} positions, elsewhere behind by {max(behind):.2g} nats"
+        )
+        assert same >= (0.93 if kind == "Q4_1" else 1.0)
+        assert max(behind) < 1.0
 
 
 def test_llama_cpp_on_our_f32_gguf_gives_our_logits_and_ids(ours: Loaded, f32: Path, sample_text: str) -> None:
@@ -149,10 +154,13 @@ def test_llama_cpp_runs_our_quantised_gguf(ours: Loaded, hf: Path, tmp_path: Pat
     print(result.largest_difference, result.same_first_choice)
     assert not result.notes
     server = LlamaCpp(tmp_path / "q.gguf")
-    likeliest = next(iter(server.next_logprobs(ours.prompt_ids("The capital of France is"), 1)))
-    assert ours.tokenizer.decode([likeliest]) == " Paris"
-    quantised = load(tmp_path / "q.gguf")
-    assert quantised.generate("The capital of France is", 1) == " Paris"
+    quantised = load(tmp_path / "q.gguf").network
+    for prompt in PROMPTS:
+        ids = ours.prompt_ids(prompt)
+        with torch.no_grad():
+            expected = quantised(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        for token, logprob in server.next_logprobs(ids, 5).items():
+            assert logprob == pytest.approx(expected[token].item(), abs=0.5)  # its kernels quantise activations as well
 
 
 def test_a_sentencepiece_tokenizer_survives_gguf(shared: Path, tmp_path: Path, sample_text: str) -> None:
