@@ -3,11 +3,13 @@
     prepare([Source("book", [Path("book.txt")])], Path("data/book"), vocab_size=2048)
 
 Held out are documents, chosen by a hash of (seed, source, number), or the tail of a text that is a single document.
-A tokenizer that is trained here never sees held-out text.
+A tokenizer that is trained here never sees held-out text. The files are read two or three times, as streams: to see which
+documents there are, to train the tokenizer where none is given, and to write.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,17 +49,22 @@ def made_from(manifest: dict[str, Any], sources: list[Source]) -> bool:
 class Split:
     """Which documents are held out. A single document is cut: its tail is held out."""
 
-    def __init__(self, sources: list[Source], fraction: float, seed: int, text_field: str) -> None:
+    def __init__(
+        self, sources: list[Source], fraction: float, seed: int, text_field: str, progress: Callable[[int], None]
+    ) -> None:  # fmt: skip
+        """Reads all sources once; `progress` is told the bytes of the files read so far."""
         if not 0 < fraction < 1:
             raise UserError(f"held out {fraction}: must be a fraction above 0 and below 1")
         self.fraction, self.seed = fraction, seed
         first: list[tuple[str, int]] = []  # the first documents that are not empty, as (source, number)
         total, fewest = 0, (1.0, ("", 0))
         any_held_out = any_trained = False
+        before = 0
         for source in sources:
             number = 0
             for path in source.files():
-                for text, _ in documents(path, text_field):
+                for text, position in documents(path, text_field):
+                    progress(before + position)
                     if text:
                         total += 1
                         draw = self._draw(source.name, number)
@@ -65,7 +72,9 @@ class Split:
                         any_held_out, any_trained = any_held_out or draw < fraction, any_trained or draw >= fraction
                         if len(first) < 2:
                             first.append((source.name, number))
+                            self.place = path  # of the only document, if there is but one
                     number += 1
+                before += path.stat().st_size
         if not total:
             raise UserError(f"{sources[0].paths[0]}: no text in it" + (" or the other sources" if len(sources) > 1 else ""))
         self.rule = "tail" if total == 1 else "documents"
@@ -81,7 +90,10 @@ class Split:
         if self.rule == "tail":
             cut = int(len(text) * (1 - self.fraction))
             if not 0 < cut < len(text):
-                raise UserError(f"a text of {len(text)} characters is too short to hold out {self.fraction:g} of it")
+                raise UserError(
+                    f"{self.place}: a text of {len(text)} characters is too short to hold out {self.fraction:g} of it",
+                    mend="give more text, or hold out another fraction",
+                )
             yield "train", text[:cut]
             yield "heldout", text[cut:]
             return
@@ -93,6 +105,23 @@ class Split:
         yield "heldout" if held_out else "train", text
 
 
+def check_names(sources: list[Source]) -> None:
+    """`UserError` unless there are sources, and their names, which become file names, are plain and differ."""
+    names = [source.name for source in sources]
+    if not names:
+        raise UserError("no text given", mend="name files or folders")
+    for name in names:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"a source named {name!r}", mend='use letters, digits, "-" and "_"')
+        if names.count(name) > 1:
+            raise UserError(f"two sources named {name!r}", mend="put their files into one source, or rename one")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file that was read."""
+    return {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
 def prepare(
     sources: list[Source], out: Path, *, tokenizer: Tokenizer | None = None, vocab_size: int = 4096, held_out: float = 0.01,
     seed: int = 0, bos: bool = False, eos: bool = True, text_field: str = "text", progress: Progress | None = None,
@@ -102,10 +131,16 @@ def prepare(
     Without a `tokenizer`, one of `vocab_size` is trained on the training split. `progress(done, total)` counts bytes of the
     files, over every pass made. `UserError` for any fault in the text, naming file and line, and when `out` exists.
     """
+    check_names(sources)
     with new_folder(out) as staging:
         total = sum(path.stat().st_size for source in sources for path in source.files())
-        passes = 1 if tokenizer else 2
-        split = Split(sources, held_out, seed, text_field)
+        passes = 2 if tokenizer else 3
+
+        def report(done: int) -> None:
+            if progress:
+                progress(done, passes * total)
+
+        split = Split(sources, held_out, seed, text_field, report)
         counts = {source.name: {"documents": 0, "tokens": 0, "bytes": 0, "documents_skipped": 0} for source in sources}
 
         def parts(shown: int) -> Iterator[tuple[str, str, str]]:
@@ -120,12 +155,11 @@ def prepare(
                         if not text and shown == passes - 1:
                             counts[source.name]["documents_skipped"] += 1
                         number += 1
-                        if progress:
-                            progress(before + position, passes * total)
+                        report(before + position)
                     before += path.stat().st_size
 
         if tokenizer is None:
-            tokenizer = train_bpe((text for _, part, text in parts(0) if part == "train"), vocab_size)
+            tokenizer = train_bpe((text for _, part, text in parts(1) if part == "train"), vocab_size)
         if bos and tokenizer.bos_id is None:
             raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
         if eos and tokenizer.eos_id is None:
@@ -147,9 +181,9 @@ def prepare(
 
         batch: list[tuple[str, str, str]] = []
         characters = 0
-        for entry in parts(passes - 1):
-            batch.append(entry)
-            characters += len(entry[2])
+        for document in parts(passes - 1):
+            batch.append(document)
+            characters += len(document[2])
             if characters >= BATCH_CHARACTERS:
                 write(batch)
                 batch, characters = [], 0
@@ -161,12 +195,13 @@ def prepare(
             "dtype": dtype.str, "bos": bos, "eos": eos, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
             "held_out": {"rule": split.rule, "fraction": held_out}, "seed": seed,
             "sources": [
-                {"name": source.name, **counts[source.name],
-                 "files": [{"path": p.name, "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in source.files()]}
-                for source in sources
+                {"name": source.name, **counts[source.name], "files": [describe(p) for p in source.files()]} for source in sources
             ],
             "splits": {},
         }  # fmt: skip
+        for entry in manifest["sources"]:  # one checksum for all files of a source: over theirs, a line each, in order
+            checksums = "".join(f"{file['sha256']}\n" for file in entry["files"])
+            entry["sha256"] = hashlib.sha256(checksums.encode()).hexdigest()
         for part in SPLITS:
             shards = [shard for source in sources for shard in writers[source.name, part].close()]
             manifest["splits"][part] = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")} | {

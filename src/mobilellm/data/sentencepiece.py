@@ -5,16 +5,19 @@
 
 The model file is a protobuf message (sentencepiece_model.proto); its few fields that matter are read here, every length
 checked against what is left of the file. SentencePiece joins, again and again, the neighbours whose joint piece has the
-highest score. As a list of merges that is every split of every piece into two others, ordered by the piece's score.
+highest score, the leftmost first among equals. As a list of merges that is every split of every piece into two others,
+ordered by the piece's score. Models for which this would not give SentencePiece's own ids are refused.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobilellm.errors import UserError
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 SPACE = "\u2581"  # "▁", which stands for a space inside pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # piece types of the format
 BPE_MODEL = 2
-LARGEST_FILE = 64 << 20
+LARGEST_FILE = 16 << 20  # bytes; the largest known, of 262,144 pieces, has under five million
+MOST_PIECES = 1 << 20
+LONGEST_PIECE = 512  # characters; SentencePiece's own default limit is 16, user-defined ones may be longer
 
 
 @dataclass(kw_only=True)
@@ -41,6 +46,7 @@ class SentencePieceModel:
     bos_id: int | None = 1
     eos_id: int | None = 2
     pad_id: int | None = None
+    normalizer_name: str = ""
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
@@ -91,6 +97,8 @@ def read_model(path: Path) -> SentencePieceModel:
     try:
         for number, value in _fields(data, where):
             if number == 1 and isinstance(value, bytes):
+                if len(model.pieces) == MOST_PIECES:
+                    raise UserError(f"{where}: more than {MOST_PIECES} pieces")
                 _read_piece(model, value, where)
             elif number == 2 and isinstance(value, bytes):
                 _read_trainer(model, value, where)
@@ -118,6 +126,10 @@ def _read_piece(model: SentencePieceModel, data: bytes, where: str) -> None:
             score = struct.unpack("<f", value)[0]
         elif number == 3 and isinstance(value, int):
             kind = value
+    if not 1 <= len(piece) <= LONGEST_PIECE:
+        raise UserError(f"{where}: piece {len(model.pieces)} has {len(piece)} characters, must be from 1 to {LONGEST_PIECE}")
+    if not math.isfinite(score) or not NORMAL <= kind <= BYTE:
+        raise UserError(f"{where}: piece {len(model.pieces)} has score {score} and type {kind}; the file is damaged")
     model.pieces.append(piece)
     model.scores.append(score)
     model.types.append(kind)
@@ -141,7 +153,9 @@ def _read_trainer(model: SentencePieceModel, data: bytes, where: str) -> None:
 def _read_normalizer(model: SentencePieceModel, data: bytes, where: str) -> None:
     flags = {3: "add_dummy_prefix", 4: "remove_extra_whitespaces", 5: "escape_whitespaces"}
     for number, value in _fields(data, where):
-        if number == 2 and isinstance(value, bytes):
+        if number == 1 and isinstance(value, bytes):
+            model.normalizer_name = value.decode()
+        elif number == 2 and isinstance(value, bytes):
             model.charsmap = value
         elif number in flags and isinstance(value, int):
             setattr(model, flags[number], bool(value))
@@ -150,16 +164,23 @@ def _read_normalizer(model: SentencePieceModel, data: bytes, where: str) -> None
 def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -> None:
     """`UserError` unless the fast tokenizer gives this model's ids exactly."""
     kinds = set(model.types)
+    typed = list(zip(model.pieces, model.types, strict=True))
     for fault, what in (
         (model.model_type != BPE_MODEL, "not a BPE model"),
         (not model.byte_fallback, "no byte fallback"),
-        (bool(model.charsmap), "its own character normalisation"),
+        (bool(model.charsmap), f"its own character normalisation ({model.normalizer_name or 'unnamed'})"),
         (model.remove_extra_whitespaces, "removes repeated spaces"),
         (not model.escape_whitespaces, "does not escape spaces"),
         (model.whitespace_suffix, "spaces behind words"),
-        (USER_DEFINED in kinds, "user-defined pieces"),
+        # SentencePiece puts its space before a text first and looks for these pieces then; added tokens of the
+        # tokenizers library are looked for first. Without that space the two come to the same.
+        (USER_DEFINED in kinds and model.add_dummy_prefix, "user-defined pieces together with a space before the text"),
+        (any(" " in piece for piece, kind in typed if kind == USER_DEFINED), "a user-defined piece with a plain space"),
         (UNUSED in kinds, "unused pieces"),
-        (model.unk_id is None, "no unknown piece"),
+        (model.unk_id is None or model.types.count(UNKNOWN) > 1, "no unknown piece, or several"),
+        # A character of the text that is itself such a piece is spelt in bytes there, and would be that piece here.
+        (any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN)), "a control piece of one character"),
+        (bool(tied(model)), f"pieces of equal score ({', '.join(map(repr, tied(model)[:2]))})"),
     ):
         if fault:
             raise UserError(
@@ -169,6 +190,43 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
     found = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == BYTE}
     if missing := sorted({f"<0x{byte:02X}>" for byte in range(256)} - found):
         raise UserError(f"{where}: {len(missing)} byte pieces are missing, {missing[0]} the first")
+
+
+def tied(model: SentencePieceModel) -> list[str]:
+    """Pieces that compete with another of the same score; runs of spaces, which `check_runs` tries, left out.
+
+    SentencePiece joins the leftmost of equals, merges are taken in their order. The score of a single character does not
+    count: nothing is joined into it.
+    """
+    scored = [(s, p) for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == NORMAL and len(p) > 1]
+    groups = [[p for _, p in group] for _, group in itertools.groupby(sorted(scored), key=lambda pair: pair[0])]
+    return [p for group in groups if len(group) > 1 and any(p.strip(SPACE) for p in group) for p in group]
+
+
+def best_first(score: dict[str, float], text: str) -> list[str]:
+    """What SentencePiece joins `text` to, step by step: slow, and plainly its definition."""
+    parts = list(text)
+    while pairs := [(-score[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in score]:
+        _, i = min(pairs)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
+    """`UserError` unless runs of spaces, whose pieces Llama and Mistral give one score (-1e9), are joined the same way.
+
+    How a run is joined depends on its length alone. Both ways fill it with the longest piece from the left and differ,
+    if they do, in what is left over; so every length up to four times the longest piece is tried.
+    """
+    score = {p: s for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == NORMAL}
+    longest = max((len(piece) for piece in score if not piece.strip(SPACE)), default=0)
+    for length in range(2, 4 * min(longest, 32) + 1):  # pieces of more than 32 spaces: unheard of
+        run = SPACE * length
+        if SPACE in score and [token.value for token in bpe.tokenize(run)] != best_first(score, run):
+            raise UserError(
+                f"{where}: runs of {length} spaces, whose pieces have one score, cannot be converted exactly",
+                mend="use a tokenizer.json",
+            )
 
 
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
@@ -198,18 +256,21 @@ def to_fast_tokenizer(model: SentencePieceModel, where: str = "tokenizer.model")
 
     check_supported(model, where)
     assert model.unk_id is not None
-    fast = Tokenizer(
-        models.BPE(
-            vocab={piece: i for i, piece in enumerate(model.pieces)}, merges=merges(model),
-            unk_token=model.pieces[model.unk_id], fuse_unk=True, byte_fallback=True,
-        )
+    bpe = models.BPE(
+        vocab={piece: i for i, piece in enumerate(model.pieces)}, merges=merges(model),
+        unk_token=model.pieces[model.unk_id], fuse_unk=True, byte_fallback=True,
     )  # fmt: skip
+    check_runs(model, bpe, where)
+    fast = Tokenizer(bpe)
     prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []
     fast.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     if splits_at_spaces(model):
         fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    user_defined = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
+    # Normalized: they are looked for where spaces are "▁" already, as the pieces spell them.
+    fast.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in user_defined])
     control = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, UNKNOWN)]
     if model.bos_id is not None:  # as the Llama family does: one BOS before a text that is tokenised by itself
         bos = model.pieces[model.bos_id]

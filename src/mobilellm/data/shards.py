@@ -9,8 +9,10 @@
 
     data = TokenFolder.open(Path("DATA"), verify=True)
     data.tokens("train").read(1000, 257)      # 257 tokens, across shard borders where need be
+    data.tokens("train").ends()               # where its documents end
 
-A document does not span shards. Sequence length is chosen when training, not here.
+A document does not span shards: one that is longer than a shard may be has a shard of its own. Sequence length is chosen
+when training, not here.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from mobilellm.errors import UserError
 from mobilellm.files import check_file, read_json, sha256_file
 
 FORMAT, VERSION = "mobilellm-tokens", 1
+MEND = "prepare the data again"
+HEADER_BYTES = 128  # of every .npy file here
+ENDS = np.dtype("<u8")
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
 SPLITS = ("train", "heldout")
 
@@ -68,7 +73,7 @@ class ShardWriter:
     def _header(self, count: int) -> bytes:
         """A version 1.0 .npy header of fixed length: the count is known, and filled in, only at the end."""
         text = f"{{'descr': '{self.dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
-        return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+        return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + text.ljust(HEADER_BYTES - 11).encode() + b"\n"
 
     def close(self) -> list[dict[str, Any]]:
         """Finish the shard in hand; returns the manifest entries of all of them."""
@@ -79,7 +84,7 @@ class ShardWriter:
             os.fsync(self.file.fileno())
             self.file.close()
             ends = self.path.with_suffix(".ends.npy")
-            np.save(ends, np.asarray(self.ends, dtype="<u8"))
+            np.save(ends, np.asarray(self.ends, dtype=ENDS))
             self.shards.append(
                 {
                     "file": f"{self.split}/{self.path.name}", "source": self.source, "tokens": self.tokens,
@@ -92,7 +97,7 @@ class ShardWriter:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """SHA-256 over what decides the training data: tokenizer, tokens in order, policies; not names or paths."""
+    """SHA-256 over what decides the training data: tokenizer, sources, tokens in order, policies; not file names or paths."""
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
@@ -112,12 +117,15 @@ class TokenStream:
     """The shards, memory-mapped, 1-D."""
     starts: NDArray[np.int64]
     """Position of each shard's first token, and the total."""
+    end_parts: list[NDArray[Any]]
+    """Where documents end within each shard, 1-D each."""
 
     @classmethod
-    def of(cls, parts: Iterable[NDArray[Any]]) -> TokenStream:
-        """A stream over these arrays."""
+    def of(cls, parts: Iterable[NDArray[Any]], ends: Iterable[NDArray[Any]] = ()) -> TokenStream:
+        """A stream over these arrays, with the ends of the documents in each where they are known."""
         parts = list(parts)
-        return cls(parts, np.concatenate(([0], np.cumsum([len(p) for p in parts], dtype=np.int64))).astype(np.int64))
+        starts = np.concatenate(([0], np.cumsum([len(p) for p in parts], dtype=np.int64))).astype(np.int64)
+        return cls(parts, starts, list(ends))
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -129,13 +137,19 @@ class TokenStream:
         pieces = []
         while start < end:
             offset = start - int(self.starts[shard])
-            piece = self.parts[shard][offset : offset + end - start]
+            # Through a plain array over the same mapping: slicing an np.memmap costs several times as much.
+            piece = np.asarray(self.parts[shard])[offset : offset + end - start]
             pieces.append(piece)
             start += len(piece)
             shard += 1
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+
+    def ends(self) -> NDArray[np.int64]:
+        """The position just after each document's last token, ascending, (documents,): 8 bytes each, in memory."""
+        pieces = [part.astype(np.int64) + start for part, start in zip(self.end_parts, self.starts.tolist(), strict=False)]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
 
 class TokenFolder:
@@ -152,7 +166,7 @@ class TokenFolder:
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> TokenFolder:
-        """Open, checking every file's size, and with `verify` its checksum too (about 1 GB/s).
+        """Open, checking every file's size and header, and with `verify` its checksum too (about 1 GB/s).
 
         `UserError` when something is missing, damaged, or of a version this code does not read.
         """
@@ -163,23 +177,26 @@ class TokenFolder:
         for split in SPLITS:
             for shard in manifest["splits"][split]["shards"]:
                 file = path / shard["file"]
-                for name, size, sha256 in (
-                    (file, shard["size"], shard["sha256"]),
-                    (file.with_suffix(".ends.npy"), shard["ends_size"], shard["ends_sha256"]),
+                dtype = np.dtype(manifest["dtype"])
+                for name, size, sha256, kind, count in (
+                    (file, shard["size"], shard["sha256"], dtype, shard["tokens"]),
+                    (file.with_suffix(".ends.npy"), shard["ends_size"], shard["ends_sha256"], ENDS, shard["documents"]),
                 ):
                     if verify:
                         check_file(name, size=size, sha256=sha256)
                     elif not name.is_file() or name.stat().st_size != size:
                         check_file(name, size=size, sha256="")
+                    _check_header(name, kind, count)
         return cls(path, manifest)
 
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
         """The tokens of a split ("train" or "heldout"), of all sources or one, memory-mapped."""
         dtype = np.dtype(self.manifest["dtype"])
+        shards = [s for s in self.manifest["splits"][split]["shards"] if source in (None, s["source"])]
+        files = [self.path / shard["file"] for shard in shards]
         return TokenStream.of(
-            _map(self.path / shard["file"], dtype, shard["tokens"])
-            for shard in self.manifest["splits"][split]["shards"]
-            if source in (None, shard["source"])
+            [_map(file, dtype, s["tokens"]) for file, s in zip(files, shards, strict=True)],
+            [_map(file.with_suffix(".ends.npy"), ENDS, s["documents"]) for file, s in zip(files, shards, strict=True)],
         )
 
     def text_bytes(self, split: str) -> int:
@@ -202,20 +219,21 @@ class TokenFolder:
         return self._tokenizer
 
 
-def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """Memory-map a shard whose header says what the manifest says."""
+def _check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
+    """`UserError` unless an .npy file's header says what the manifest says: `count` values of `dtype`, 1-D."""
     with open(path, "rb") as file:
-        head = file.read(10)
-        length = int.from_bytes(head[8:10], "little")
-        text = file.read(length).decode("latin-1")
+        head = file.read(HEADER_BYTES)
     expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
-    if head[:8] != b"\x93NUMPY\x01\x00" or text.strip() != expected:
-        raise UserError(
-            f"{path}: not the array of {count} {dtype} tokens that the manifest describes", mend="prepare the data again"
-        )
+    if head[:10] != b"\x93NUMPY\x01\x00v\x00" or head[10:].decode("latin-1").strip() != expected:
+        raise UserError(f"{path}: not the array of {count} {dtype} values that the manifest describes", mend=MEND)
+
+
+def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """Memory-map a file whose header is as expected."""
+    _check_header(path, dtype, count)
     if count == 0:
         return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=10 + length, shape=(count,))
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
 def _check_manifest(manifest: Any, path: Path) -> None:
@@ -223,25 +241,53 @@ def _check_manifest(manifest: Any, path: Path) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a manifest of {FORMAT}")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version {manifest.get('version')!r}, this code reads {VERSION}", mend="prepare the data again")
+        raise UserError(f"{path}: version {manifest.get('version')!r}, this code reads {VERSION}", mend=MEND)
     try:
-        vocab_size, dtype = manifest["tokenizer"]["vocab_size"], manifest["dtype"]
-        assert isinstance(vocab_size, int)
-        assert 0 < vocab_size <= 1 << 32
-        assert dtype == token_dtype(vocab_size).str
-        assert isinstance(manifest["tokenizer"]["sha256"], str)
-        for split in SPLITS:
-            entry = manifest["splits"][split]
-            assert all(isinstance(entry[key], int) for key in ("documents", "tokens", "bytes"))
-            for shard in entry["shards"]:
-                name = Path(shard["file"])
-                assert not name.is_absolute()
-                assert ".." not in name.parts
-                assert all(
-                    isinstance(shard[key], int) and shard[key] >= 0 for key in ("tokens", "documents", "bytes", "size", "ends_size")
-                )
-                assert shard["size"] == 128 + shard["tokens"] * np.dtype(dtype).itemsize
-            assert entry["tokens"] == sum(shard["tokens"] for shard in entry["shards"])
-        assert manifest["fingerprint"] == fingerprint(manifest)
-    except (KeyError, TypeError, ValueError, AssertionError):
-        raise UserError(f"{path}: damaged or edited: its parts contradict each other", mend="prepare the data again") from None
+        fault = _fault(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fault = f"a part is missing or of another type ({error!r})"
+    if fault:
+        raise UserError(f"{path}: damaged or edited: {fault}", mend=MEND)
+
+
+def _fault(manifest: dict[str, Any]) -> str:
+    """What in a manifest contradicts the format or the rest of it, or nothing."""
+    vocab_size, dtype = manifest["tokenizer"]["vocab_size"], manifest["dtype"]
+    if not _whole(vocab_size) or not 0 < vocab_size <= 1 << 32:
+        return f"a vocabulary of {vocab_size!r}"
+    if dtype != token_dtype(vocab_size).str:
+        return f"tokens of type {dtype!r} for a vocabulary of {vocab_size}"
+    for kind in ("bos", "eos"):
+        used, token = manifest[kind], manifest[f"{kind}_id"]
+        known = _whole(token) and token < vocab_size
+        if not isinstance(used, bool) or not (known or (token is None and not used)):
+            return f"{kind} is {used!r} with the id {token!r}"
+    names = [source["name"] for source in manifest["sources"]]
+    if type(manifest["seed"]) is not int or not isinstance(manifest["held_out"]["rule"], str):
+        return f"seed {manifest['seed']!r}, held out {manifest['held_out']!r}"
+    for split in SPLITS:
+        entry, seen = manifest["splits"][split], set()
+        for shard in entry["shards"]:
+            # A name and nothing else: a manifest from elsewhere must not lead out of its folder.
+            folder, _, name = shard["file"].partition("/")
+            if folder != split or not name.endswith(".npy") or "/" in name or "\\" in name or name in seen:
+                return f"a shard named {shard['file']!r}"
+            seen.add(name)
+            if shard["source"] not in names:
+                return f"{shard['file']} is of a source {shard['source']!r} that is not listed"
+            if not all(_whole(shard[key]) for key in ("tokens", "documents", "bytes", "size", "ends_size")):
+                return f"{shard['file']} has a count that is not a whole number"
+            if (
+                shard["size"] != HEADER_BYTES + shard["tokens"] * np.dtype(dtype).itemsize
+                or shard["ends_size"] != HEADER_BYTES + shard["documents"] * ENDS.itemsize
+            ):
+                return f"the sizes of {shard['file']} do not follow from its counts"
+        for key in ("documents", "tokens", "bytes"):
+            if not _whole(entry[key]) or entry[key] != sum(shard[key] for shard in entry["shards"]):
+                return f"the {key} of the {split} split are not the sum of its shards'"
+    return "" if manifest["fingerprint"] == fingerprint(manifest) else "its fingerprint is another's"
+
+
+def _whole(value: Any) -> bool:
+    """Whether it is a number that counts (and not true or false, which Python calls numbers too)."""
+    return type(value) is int and value >= 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_FILE = 256 << 20  # bytes of tokenizer.json; the largest known are a tenth of that
+LARGEST_VOCABULARY = 1 << 22  # ids; one stray id of four billion would otherwise ask for a table of that many rows
 
 
 class Tokenizer:
@@ -47,17 +48,24 @@ class Tokenizer:
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
         self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
         self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
+            raise UserError(f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to {LARGEST_VOCABULARY}")
         # Through our own JSON, so that the bytes, and with them the hash, do not depend on who wrote the file.
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-        return list(self.fast.encode(text, add_special_tokens=False).ids)
+        """Token ids of a text, nothing added. `UserError` as for `encode_batch`."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts, on all cores."""
-        return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of several texts, on all cores. `UserError` when the vocabulary has no token for some of it."""
+        try:
+            return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:  # not text, or half of a surrogate pair: the caller's mistake
+            raise
+        except Exception as error:  # the library raises a bare Exception
+            raise UserError(f"tokenizer {self.name!r}: cannot tokenise this text ({_first_line(error)})") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -70,7 +78,11 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and the two files beside it that make transformers' AutoTokenizer give the same ids."""
         write_file(folder / "tokenizer.json", self._json)
-        special = {"bos_token": self.token(self.bos_id), "eos_token": self.token(self.eos_id)}
+        special = {
+            "bos_token": self.token(self.bos_id),
+            "eos_token": self.token(self.eos_id),
+            "unk_token": getattr(self.fast.model, "unk_token", None),
+        }
         special = {key: value for key, value in special.items() if value is not None}
         settings: dict[str, Any] = {
             # Any Llama class would rebuild the tokenizer its own way and change the ids.
@@ -100,7 +112,7 @@ class Tokenizer:
             model = read_model(path)
             settings = _settings(path.parent)
             return cls(
-                to_fast_tokenizer(model), name=path.parent.name, bos_id=model.bos_id, eos_id=model.eos_id,
+                to_fast_tokenizer(model, str(path)), name=_folder_name(path), bos_id=model.bos_id, eos_id=model.eos_id,
                 chat_template=settings.get("chat_template"),
             )  # fmt: skip
         from tokenizers import Tokenizer as Fast
@@ -111,34 +123,60 @@ class Tokenizer:
             fast = Fast.from_str(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        except Exception as error:  # the library raises a bare Exception with the parser's message
-            raise UserError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0][:200]})") from None
+        except BaseException as error:
+            # The library raises a bare Exception with the parser's message, and on some damage its Rust side panics,
+            # which arrives as a PanicException: a BaseException of a module that cannot be imported.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"{path}: not a tokenizer.json ({_first_line(error)})") from None
         settings = _settings(path.parent)
-        ids = {}
-        for kind in ("bos", "eos"):
-            token = settings.get(f"{kind}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            found = fast.token_to_id(token) if isinstance(token, str) else settings.get(f"{kind}_token_id")
-            found = found[0] if isinstance(found, list) and found else found
-            ids[kind] = found if isinstance(found, int) else None
-        if not settings and fast.token_to_id(END_OF_TEXT) is not None:  # a file on its own
+        ids = {kind: _special_id(fast, settings, kind) for kind in ("bos", "eos")}
+        if not settings.keys() & {"bos_token", "eos_token", "bos_token_id", "eos_token_id"}:  # a file on its own
             ids["eos"] = fast.token_to_id(END_OF_TEXT)
         template = settings.get("chat_template")
         return cls(
-            fast, name=str(settings.get("name_or_path") or path.parent.name), bos_id=ids["bos"], eos_id=ids["eos"],
+            fast, name=str(settings.get("name_or_path") or _folder_name(path)), bos_id=ids["bos"], eos_id=ids["eos"],
             chat_template=template if isinstance(template, str) else None,
         )  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _folder_name(path: Path) -> str:
+    """The name of the folder a file lies in, also for a path that does not spell it."""
+    return path.absolute().parent.name
+
+
+def _special_id(fast: tokenizers.Tokenizer, settings: dict[str, Any], kind: str) -> int | None:
+    """The id of "bos" or "eos": of the token that is named, else the id that is (the first, of a list)."""
+    token = settings.get(f"{kind}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    found = fast.token_to_id(token) if isinstance(token, str) else None
+    if found is not None:
+        return int(found)
+    given = settings.get(f"{kind}_token_id")
+    given = given[0] if isinstance(given, list) and given else given
+    # `type`, since JSON's true is an int too; an id without a token is another model's
+    return given if type(given) is int and 0 <= given < 1 << 32 and fast.id_to_token(given) is not None else None
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """What the files beside a tokenizer say, the most telling last."""
     found: dict[str, Any] = {}
+    template = folder / "chat_template.jinja"
     for name in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name, limit=16 << 20)
             if isinstance(values, dict):
                 keys = ("bos_token", "eos_token", "bos_token_id", "eos_token_id", "chat_template", "name_or_path")
                 found.update({key: values[key] for key in keys if values.get(key) is not None})
+    if template.is_file():  # where transformers has kept it since 4.52
+        try:
+            found["chat_template"] = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{template}: cannot be read ({_first_line(error)})") from None
     return found
 
 

@@ -115,13 +115,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})", mend=mend) from None
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = first_line(error)
         raise UserError(f"{path}: holds more than tensors, and is not opened ({reason})", mend="ask for safetensors") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0][:160] or 'cut off'})", mend=mend) from None
+        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})", mend=mend) from None
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in values.items()):
         raise UserError(f"{path}: not a table of tensors", mend=mend)
     return values
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one short line."""
+    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
 def check_weights(named: dict[str, Tensor], where: str) -> None:
