@@ -298,6 +298,20 @@ class TestHuggingFaceIn:
         assert torch.equal(logits(load(folder).network), logits(network()))
 
 
+def test_absent_keys_mean_what_they_mean_to_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = checkpoint(tmp_path / "m", network(tie_word_embeddings=False))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rms_norm_eps", "tie_word_embeddings", "rope_theta", "bos_token_id", "eos_token_id", "head_dim"):
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(folder)
+    assert (loaded.config.rms_norm_eps, loaded.config.tie_word_embeddings) == (1e-6, False)
+    with torch.no_grad():
+        assert (AutoModelForCausalLM.from_pretrained(folder)(IDS).logits - logits(loaded.network)).abs().max() < 1e-5
+
+
 def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -18,6 +18,7 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 STRING, ARRAY = 8, 9
 MOST_HEADER = 256 << 20  # bytes: the largest vocabularies need a tenth of that
 DEEPEST = 2  # arrays in arrays
+MOST_VALUES = 1 << 22  # in one array: merges and tokens of the largest vocabularies are a tenth of that
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class _Reader:
         inner, count = self.scalar("<I"), self.scalar("<Q")
         if inner in SCALARS:
             size = struct.calcsize(SCALARS[inner])
-            if count > len(self.data):  # before the product, so that it stays small
+            if count > MOST_VALUES:
                 raise self.fault(f"an array of {count} values")
             return list(struct.unpack(f"<{count}{SCALARS[inner][1]}", self.take(count * size)))
-        if count > (len(self.data) - self.position) // 8:  # a string has a length of 8 bytes at least
+        if count > min(MOST_VALUES, (len(self.data) - self.position) // 8):  # a string has a length of 8 bytes at least
             raise self.fault(f"an array of {count} values")
         return [self.value(inner, depth + 1) for _ in range(count)]
 

@@ -38,6 +38,8 @@ HARMLESS = frozenset(
         "torchscript", "use_bfloat16", "decoder_start_token_id", "temperature", "top_k", "top_p", "do_sample", "mobilellm",
     }
 )  # fmt: skip
+# What an absent key means to transformers' LlamaConfig, where our default is another.
+LLAMA_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST_SHARDS = 4096
 
@@ -58,8 +60,7 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
     share_embedding = values.pop("share_embedding", None)
     if share_embedding:
         values["tie_word_embeddings"] = True
-    elif "tie_word_embeddings" not in values:
-        values["tie_word_embeddings"] = False  # the Llama family's default, where ours is tied
+    values = LLAMA_DEFAULTS | values
     sharing, told = values.pop("layer_sharing", None), False
     if sharing and "layer_repeats" not in values:
         if shared_kv is None:
