@@ -28,21 +28,27 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 384) -> float:
-    """FLOP/s of a square matrix product, the best of a few within about 50 ms."""
+def matmul_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 7) -> float:
+    """FLOP/s of a square matrix product, the best of `repeats`."""
     a = torch.randn(size, size, device=device).to(dtype)
-    best, start = float("inf"), time.perf_counter()
-    (a[:64, :64] @ a[:64, :64]).sum().item()  # the first product of a kind sets things up
-    while time.perf_counter() - start < 0.05:
-        t = time.perf_counter()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
         (a @ a)[0, 0].item()  # .item() waits for the device
-        best = min(best, time.perf_counter() - t)
+        best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
 def fast_precision(device: torch.device) -> str:
     """ "bf16" where its products run well above float32's speed, else "fp32"."""
-    return "bf16" if matmul_flops(device, torch.bfloat16) > BF16_GAIN * matmul_flops(device, torch.float32) else "fp32"
+    # A small product first: where bf16 is emulated, a large one would take many seconds.
+    small = {dtype: matmul_flops(device, dtype, 192) for dtype in (torch.bfloat16, torch.float32)}
+    if small[torch.bfloat16] < 0.3 * small[torch.float32]:
+        return "fp32"
+    # Then one large enough to drown what a call costs; in turns, since other work may come and go meanwhile.
+    rounds = [[matmul_flops(device, dtype, 1024, 3) for dtype in (torch.bfloat16, torch.float32)] for _ in range(4)]
+    bf16, fp32 = (max(column) for column in zip(*rounds, strict=True))
+    return "bf16" if bf16 > BF16_GAIN * fp32 else "fp32"
 
 
 def compiler_works() -> bool:
