@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,17 +48,27 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write (no space, no permission, ...) into one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else _native_code(error)
+        reason = os.strerror(code) if code else ""
+        if code in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path)).free
             raise UserError(
                 f"{path}: no space left while writing ({free / 2**20:.0f} MiB free)", mend="free some space and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{path}: cannot write here ({error.strerror})", mend="choose another place") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-            raise UserError(f"{path}: cannot write here ({error.strerror})", mend="choose another name") from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{path}: cannot write here ({reason})", mend="choose another place") from error
+        if code in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+            raise UserError(f"{path}: cannot write here ({reason})", mend="choose another name") from error
         raise
+
+
+def _native_code(error: Exception) -> int | None:
+    """The system's error number behind an exception of a library written in Rust, which only spells it out."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def _existing(path: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mobilellm.errors import UserError
@@ -199,15 +200,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(
     assert metrics(tmp_path / "run")[-1]["loss"] is None
 
 
+FULL = (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)"))
+
+
+@pytest.mark.parametrize("error", FULL)
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real, calls = checkpoint.save_file, []
 
     def full(*arguments, **keywords):
         calls.append(1)
         if len(calls) > 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(checkpoint, "save_file", full)

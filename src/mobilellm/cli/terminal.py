@@ -60,7 +60,8 @@ def size(number: float) -> str:
     """Bytes with a unit: 249270912 -> "238 MiB"."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if number >= 1024**power:
-            return f"{number / 1024**power:.3g} {unit}"
+            value = number / 1024**power
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
     return f"{number:.0f} bytes"
 
 
