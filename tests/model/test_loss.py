@@ -31,6 +31,20 @@ def test_value_and_gradients_equal_the_plain_way(monkeypatch: pytest.MonkeyPatch
         assert (mine - theirs).abs().max() <= 2e-6 * theirs.abs().max() + 1e-7
 
 
+@pytest.mark.parametrize("chunk", [1 << 22, 40_000])
+def test_z_loss_adds_its_gradient_and_leaves_the_value(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk)
+    hidden, weight, targets = inputs()
+    ours = linear_cross_entropy(hidden, weight, targets, "sum", z_loss=0.01)
+    gradients = torch.autograd.grad(ours, (hidden, weight))
+    logits = hidden @ weight.t()
+    plain = F.cross_entropy(logits, targets, reduction="sum")
+    z = 0.01 * (logits.logsumexp(1).square() * (targets != -100)).sum()
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
+    for mine, theirs in zip(gradients, torch.autograd.grad(plain + z, (hidden, weight)), strict=True):
+        assert (mine - theirs).abs().max() <= 2e-6 * theirs.abs().max() + 1e-7
+
+
 def test_none_gives_each_token_its_loss() -> None:
     hidden, weight, targets = inputs()
     plain = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")

@@ -24,6 +24,7 @@ SHAPES = [
      "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                       "original_max_position_embeddings": 32}},
     {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"num_attention_heads": 6, "num_key_value_heads": 2, "qk_norm": True},
 ]  # fmt: skip
 
 
@@ -39,13 +40,14 @@ def random_network(config: ModelConfig) -> Network:
 
 def llama(network: Network):
     """transformers' network with the same weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     values = network.config.to_dict()
     scaling = values.pop("rope_scaling")
     theta = values.pop("rope_theta")
     rope = {"rope_theta": theta, **(scaling or {"rope_type": "default"})}
-    theirs = LlamaForCausalLM(LlamaConfig(**values, rope_parameters=rope)).eval()
+    kind = (Qwen3ForCausalLM, Qwen3Config) if network.config.qk_norm else (LlamaForCausalLM, LlamaConfig)
+    theirs = kind[0](kind[1](**values, rope_parameters=rope)).eval()
     named = to_named(network.config, dict(network.named_parameters()))
     missing, unexpected = theirs.load_state_dict(named, strict=False)
     assert not unexpected

@@ -29,7 +29,7 @@ from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.model.weights import load_weights
 
-MODEL_TYPES = ("llama", "mobilellm")
+MODEL_TYPES = ("llama", "qwen3", "mobilellm")
 # Keys that foreign configurations carry and that do not touch the network.
 HARMLESS = frozenset(
     {

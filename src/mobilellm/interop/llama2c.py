@@ -134,6 +134,7 @@ def save(path: Path, network: Network, version: int = 0) -> None:
     config = network.config
     for fault, what in (
         (config.layer_repeats > 1, "shared layers"),
+        (config.qk_norm, "qk_norm"),
         (config.rope_scaling is not None, "rope_scaling"),
         (config.rope_theta != THETA, f"rope_theta {config.rope_theta:g}"),
         (config.rms_norm_eps != NORM_EPS, f"rms_norm_eps {config.rms_norm_eps:g}"),

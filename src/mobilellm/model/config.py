@@ -5,6 +5,7 @@
 
 A plain network is written as `model_type: llama` and loads in transformers as it stands. A layer-sharing one is
 written as `model_type: mobilellm` with `layer_repeats` and `shared_kv`, so that no other tool takes it for the plain one.
+With `qk_norm` the plain network is Qwen3's, and is written as `model_type: qwen3`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class ModelConfig:
     """How many times in a row each block is applied (2 in MobileLLM-LS)."""
     shared_kv: SharedKV = "own"
     """With layer_repeats > 1: whether each application has its own keys and values, or attends to the first one's."""
+    qk_norm: bool = False
+    """Whether an RMSNorm over each head stands between the query and key projections and their rotation (as in Qwen3)."""
     bos_token_id: int | None = None
     """Token that opens a text, or none."""
     eos_token_id: int | list[int] | None = None
@@ -139,6 +142,11 @@ class ModelConfig:
             values["rope_theta"] = rope.pop("rope_theta", values.get("rope_theta", cls.rope_theta))
             if rope.get("rope_type", "default") != "default":
                 values["rope_scaling"] = rope
+        if values.get("model_type") == "qwen3":  # the Llama family's network with qk_norm
+            values["qk_norm"] = True
+            values.pop("max_window_layers", None)  # counts for sliding windows alone, which FIXED refuses
+            if any(kind != "full_attention" for kind in values.pop("layer_types", None) or ()):
+                raise UserError(f"{where}: layer_types other than full_attention are not supported")
         fields = {field.name for field in dataclasses.fields(cls)}
         kept: dict[str, Any] = {}
         for key, value in values.items():
@@ -181,12 +189,16 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
         values = dataclasses.asdict(self)
-        repeats, shared_kv = values.pop("layer_repeats"), values.pop("shared_kv")
+        repeats, shared_kv, qk_norm = values.pop("layer_repeats"), values.pop("shared_kv"), values.pop("qk_norm")
         shared = repeats > 1
-        head = {"architectures": ["MobileLLMForCausalLM" if shared else "LlamaForCausalLM"],
-                "model_type": "mobilellm" if shared else "llama"}  # fmt: skip
+        name, kind = ("MobileLLM", "mobilellm") if shared else ("Qwen3", "qwen3") if qk_norm else ("Llama", "llama")
+        head = {"architectures": [f"{name}ForCausalLM"], "model_type": kind}
         tail = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32"}
-        return head | values | ({"layer_repeats": repeats, "shared_kv": shared_kv} if shared else {}) | tail
+        if shared:
+            values |= {"layer_repeats": repeats, "shared_kv": shared_kv} | ({"qk_norm": True} if qk_norm else {})
+        if kind == "qwen3":
+            del tail["mlp_bias"]
+        return head | values | tail
 
 
 def presets_folder() -> Path:

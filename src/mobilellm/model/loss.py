@@ -19,7 +19,7 @@ IGNORED = -100  # the target that counts for nothing, as in torch's cross_entrop
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, z_loss: float) -> Tensor:
         """Sum of the losses, float32. hidden (N, C), weight (V, C), targets (N,); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows = max(16, CHUNK_NUMBERS // weight.shape[0])
@@ -36,10 +36,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chosen = logits.gather(1, index) - peak
             probabilities = logits.sub_(peak).exp_()  # in place: the logits are not needed again
             total = probabilities.sum(dim=1, keepdim=True)
-            loss += ((total.log() - chosen).squeeze(1) * counted).sum()
+            log_total = total.log()
+            loss += ((log_total - chosen).squeeze(1) * counted).sum()
             if not (need_hidden or need_weight):
                 continue
-            probabilities.mul_(counted.unsqueeze(1) / total)
+            # d z_loss log_z^2 / d logit = 2 z_loss log_z p, which only stretches the softmax's share of the gradient.
+            stretch = 1 + 2 * z_loss * (log_total + peak) if z_loss else 1
+            probabilities.mul_(counted.unsqueeze(1) * stretch / total)
             probabilities.scatter_add_(1, index, -counted.unsqueeze(1).to(probabilities.dtype))
             grad = probabilities.to(dtype)  # d loss / d logits
             if grad_hidden is not None:
@@ -56,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         # In place: this node is walked once, and the buffers are its own.
@@ -65,14 +68,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(scale).to(ctx.weight_dtype),
             None,
             None,
+            None,
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0
+) -> Tensor:
     """cross_entropy(hidden @ weight.T, targets) with targets of -100 ignored. hidden (N, C), weight (V, C), targets (N,).
 
     `reduction`: "mean" over the targets that count, "sum", or "none" (which gives (N,) and no gradient: it is for scoring).
-    Under autocast the products run in its precision; the softmax is float32 always.
+    Under autocast the products run in its precision; the softmax is float32 always. The gradient, not the value, is that of
+    the cross-entropy plus `z_loss` times log(sum(exp(logits)))^2.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -86,5 +93,5 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
             ]
             return torch.cat(pieces)
     with torch.autocast(device, enabled=False):
-        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
+        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype, z_loss)
     return total if reduction == "sum" else total / (targets != IGNORED).sum().clamp(min=1)

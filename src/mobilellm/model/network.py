@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.documents import DocumentMask, document_mask, masked_attention
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
@@ -74,9 +75,11 @@ class Attention(nn.Module):
         self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, self.q_width + 2 * self.kv_width, bias=False)
         self.o_proj = nn.Linear(self.q_width, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
         """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own."""
@@ -84,17 +87,18 @@ class Attention(nn.Module):
         if shared is None:
             qkv = self.qkv_proj(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
             qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = qk.split((self.heads, self.kv_heads), dim=2)
+                qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
             q, k = rotate(qk, *rotation).split((self.heads, self.kv_heads), dim=2)
             key, value = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
             if cache is not None:
                 key, value = cache.append(slot, key, value)
         else:
             q = F.linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
-            q = rotate(q, *rotation)
+            q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
             key, value = shared
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
-        )  # (B, H, T, D)
+        out = masked_attention(q.transpose(1, 2), key, value, mask, causal)  # (B, H, T, D)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, self.q_width)), (key, value)
 
 
@@ -121,7 +125,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
         y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared)
@@ -155,15 +159,21 @@ class Network(nn.Module):
         """(V, C): the embedding itself when tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T."""
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
+
+        With `documents` (B, T), the number of the document each token belongs to within its row, a token attends to
+        its own document alone. Rotary positions are relative, so each document fares as if it stood by itself.
+        """
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
         # Behind cached positions a query may look at all of them, so causality needs a mask; a single one needs none.
-        mask = None
-        if past and T > 1:
+        mask: DocumentMask | None = None
+        if documents is not None:
+            mask = document_mask(documents)
+        elif past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
-        causal = not past and T > 1
+        causal = not past and T > 1 and mask is None
         x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
         reuse = self.config.shared_kv == "first"
         for layer in self.layers:
@@ -182,9 +192,16 @@ class Network(nn.Module):
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""
         return F.linear(self.hidden(input_ids, cache), self.output_weight)
 
-    def loss(self, input_ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over targets, or their sum."""
-        return linear_cross_entropy(self.hidden(input_ids).flatten(0, 1), self.output_weight, targets.flatten(), reduction)
+    def loss(
+        self, input_ids: Tensor, targets: Tensor, reduction: str = "mean", documents: Tensor | None = None, z_loss: float = 0.0
+    ) -> Tensor:
+        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over targets, or their sum.
+
+        `documents` as in `hidden`. `z_loss` adds that much of the squared log of the softmax's denominator to the
+        gradient (PaLM, arXiv 2204.02311, section 5); the value returned stays the cross-entropy.
+        """
+        hidden = self.hidden(input_ids, documents=documents).flatten(0, 1)
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), reduction, z_loss)
 
     def generate(
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,

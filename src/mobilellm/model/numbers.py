@@ -38,18 +38,19 @@ class Numbers:
         d, layers, repeats = config.hidden_size, config.num_hidden_layers, config.layer_repeats
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         embedding = config.vocab_size * d
+        head_norms = config.head_dim if config.qk_norm else 0
         attention, feed_forward = d * (q + 2 * kv) + q * d, 3 * d * config.intermediate_size
         groups = {
             "embedding": embedding,
             "attention": layers * attention,
             "feed_forward": layers * feed_forward,
-            "norm": layers * 2 * d + d,
+            "norm": layers * (2 * d + 2 * head_norms) + d,
             "lm_head": 0 if config.tie_word_embeddings else embedding,
         }
         reused = layers * (repeats - 1) if config.shared_kv == "first" else 0  # applications that skip K and V
         return cls(
             parameters=groups | {"total": sum(groups.values())},
-            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d) - reused * 2 * d * kv + d + embedding,
+            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d + 2 * head_norms) - reused * 2 * d * kv + d + embedding,
             executed_layers=layers * repeats,
             kv_slots=layers * repeats - reused,
             kv_width=kv,

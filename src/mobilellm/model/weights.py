@@ -30,6 +30,9 @@ def stacks(config: ModelConfig) -> Stacks:
         found[ours + "self_attn.qkv_proj.weight"] = [
             (theirs + f"self_attn.{name}_proj.weight", rows) for name, rows in (("q", q), ("k", kv), ("v", kv))
         ]
+        if config.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                found[ours + f"self_attn.{name}.weight"] = [(theirs + f"self_attn.{name}.weight", config.head_dim)]
         found[ours + "self_attn.o_proj.weight"] = [(theirs + "self_attn.o_proj.weight", width)]
         found[ours + "post_attention_layernorm.weight"] = [(theirs + "post_attention_layernorm.weight", width)]
         found[ours + "mlp.gate_up_proj.weight"] = [(theirs + f"mlp.{name}_proj.weight", ffn) for name in ("gate", "up")]
