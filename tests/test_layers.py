@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "evaluate": {"model", "data"},
     "report": set(),
     "plan": {"model", "data"},
-    "train": {"model", "data", "interop", "evaluate", "report"},
+    "train": {"model", "data", "interop", "evaluate", "report", "plan"},
     "cli": {"model", "data", "interop", "evaluate", "report", "plan", "train"},
 }
 NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "tyro", "numpy", "safetensors"}  # of what help must load

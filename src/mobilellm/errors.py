@@ -17,6 +17,7 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, mend: str = "") -> None:
         self.what, self.mend = what, mend
+        self.said = False  # by another process of the same job: not to be printed again
         super().__init__(f"{what}; {mend}" if mend else what)
 
 

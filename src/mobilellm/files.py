@@ -131,16 +131,21 @@ def new_folder(path: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
         try:
             yield staging
-            for folder, _, names in os.walk(staging):
-                for name in names:
-                    sync(Path(folder, name))
-                sync(Path(folder))
-            os.chmod(staging, 0o755)
-            os.rename(staging, path)
+            publish(staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        sync(path.parent)
+
+
+def publish(staging: Path, path: Path) -> None:
+    """Sync every file of a staging folder and give it its name."""
+    for folder, _, names in os.walk(staging):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    os.chmod(staging, 0o755)
+    os.rename(staging, path)
+    sync(path.parent)
 
 
 def sweep_partial(folder: Path, name: str = "") -> list[Path]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mobilellm.errors import UserError
 from mobilellm.train import checkpoint, loop
 from mobilellm.train.loop import Watcher, resume, train
+from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
 
 
@@ -43,9 +44,15 @@ def metrics(run: Path) -> list[dict]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Weights, optimiser and state, bit for bit."""
-    names = ["model.safetensors", "train_state/optimizer.safetensors", "train_state/state.json"]
-    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+    """Weights, optimiser and state, bit for bit. (Where in its file a tensor stands is no one's concern.)"""
+
+    def moments(path: Path) -> dict[str, torch.Tensor]:
+        return {k: v for p in (path / "train_state").glob("*.safetensors") for k, v in load_file(p).items()}
+
+    mine, theirs = weights(a) | moments(a), weights(b) | moments(b)
+    assert len(mine) > 20
+    states = [(p / "train_state/state.json").read_bytes() for p in (a, b)]
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine) and states[0] == states[1]
 
 
 class StopAt(Watcher):
@@ -155,9 +162,10 @@ def test_held_out_text_is_never_trained_on(recipe: Recipe, tmp_path: Path, small
 
     data = TokenFolder.open(small_data)
     trainer = loop.Trainer(recipe, data)
-    assert len(trainer.train_tokens) == data.manifest["splits"]["train"]["tokens"]
-    assert len(trainer.heldout_tokens) == data.manifest["splits"]["heldout"]["tokens"]
-    names = {Path(p.filename).parent.name for p in trainer.train_tokens.parts}
+    stream = trainer.loader().stream
+    assert len(stream) == data.manifest["splits"]["train"]["tokens"]
+    assert len(data.tokens("heldout")) == data.manifest["splits"]["heldout"]["tokens"]
+    names = {Path(p.filename).parent.name for p in stream.parts}
     assert names == {"train"}
 
 
@@ -183,49 +191,174 @@ def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(recipe: Recipe, tmp
         AutoModelForCausalLM.from_pretrained(path)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = float("nan")) -> None:
+    """Give the gradients and losses of some steps (from 1) a value."""
     real, calls = loop.Trainer.forward_backward, []
 
-    def poisoned(self, inputs, targets):
+    def poisoned(self, *arguments):
         calls.append(1)
-        loss = real(self, inputs, targets)
-        return loss * float("nan") if len(calls) == 8 else loss
+        loss = real(self, *arguments)
+        if len(calls) in steps:
+            for parameter in self.network.parameters():
+                parameter.grad.mul_(value)
+            loss = loss * value
+        return loss
 
     monkeypatch.setattr(loop.Trainer, "forward_backward", poisoned)
-    with pytest.raises(UserError, match=r"step 8: loss nan.*last good checkpoint: .*step-00000005"):
-        train(tmp_path / "run", recipe)
-    assert [p.name for p in checkpoint.complete(tmp_path / "run")] == ["step-00000005"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
+def test_a_bad_step_is_skipped_and_counted(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
+) -> None:
+    monkeypatch.setattr("mobilellm.train.guard.FIRST", 5)
+    recipe = recipe.replace("optimizer", kind=kind).replace("train", skip_spikes=20.0, checkpoint_every=1, keep_checkpoints=0)
+    poison(monkeypatch, {8}, value)
+    lines: list[str] = []
+
+    class Listen(Watcher):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    train(tmp_path / "run", recipe, Listen())
+    rows = metrics(tmp_path / "run")
+    assert [row["skipped"] for row in rows] == [0] * 7 + [1] * 17
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert [line for line in lines if "skipped" in line] == [line for line in lines if line.startswith("step 8: loss")]
+    assert "epoch 0, samples from 28 on" in next(line for line in lines if "skipped" in line)
+    before, after = (load_file(tmp_path / f"run/checkpoints/step-{n:08d}/model.safetensors") for n in (7, 8))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    moments = [load_file(next((tmp_path / f"run/checkpoints/step-{n:08d}/train_state").glob("*.safetensors"))) for n in (7, 8)]
+    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
+
+
+def test_too_many_bad_steps_in_a_row_stop_and_name_the_samples(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {2, 3, 9, 10, 11, 12})
+    with pytest.raises(
+        UserError, match=r"step 11: loss nan.* 3th step skipped .*samples from 40 on, 4 a step.* last good.*step-00000005"
+    ):
+        train(tmp_path / "run", recipe.replace("train", most_skipped=3))
     assert metrics(tmp_path / "run")[-1]["loss"] is None
+    assert [row["skipped"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 5]
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path / "whole", recipe)
+    real, sizes, lines = Parallel.__call__, [], []
+
+    def small(self, inputs, *rest):
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, inputs, *rest)
+
+    class Listen(Watcher):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    monkeypatch.setattr(Parallel, "__call__", small)
+    outcome = train(tmp_path / "run", recipe, Listen())
+    assert sizes == [4, *[2] * 48]
+    assert lines == ["out of memory: the micro-batch is 2 sequences from now on"]
+    a, b = load_file(whole.checkpoint / "model.safetensors"), load_file(outcome.checkpoint / "model.safetensors")
+    assert all((a[name] - b[name]).abs().max() < 1e-3 for name in a)
+    monkeypatch.setattr(Parallel, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(UserError, match="out of memory with a micro-batch of 1 x 32 tokens"):
+        train(tmp_path / "none", recipe)
 
 
 FULL = (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)"))
 
 
 @pytest.mark.parametrize("error", FULL)
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_while_saving_is_loud_and_training_goes_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, background: bool
 ) -> None:
-    real, calls = checkpoint.save_file, []
+    whole = train(tmp_path / "whole", recipe)
+    real, calls, lines = checkpoint.write_checkpoint, [], []
+
+    def full(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) in (2, 3):
+            raise error
+        return real(*arguments, **keywords)
+
+    class Listen(Watcher):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
+    outcome = train(tmp_path / "run", recipe.replace("train", async_checkpoints=background), Listen())
+    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == [
+        "step-00000005", "step-00000020", "step-00000024"
+    ]  # fmt: skip
+    assert len(lines) == 2
+    assert all("CHECKPOINT NOT WRITTEN" in line and "no space left while writing" in line for line in lines)
+    assert same(whole.checkpoint, outcome.checkpoint)
+
+
+def test_a_disk_that_stays_full_ends_in_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = checkpoint.write_checkpoint, []
 
     def full(*arguments, **keywords):
         calls.append(1)
         if len(calls) > 1:
-            raise error
+            raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="no space left while writing"):
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
+    with pytest.raises(UserError, match=r"the last checkpoint was not written: .*no space left.*last good one: .*step-00000005"):
         train(tmp_path / "run", recipe)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000005"]
     monkeypatch.undo()
     assert resume(tmp_path / "run").step == 24
 
 
+def test_a_write_error_of_the_optimizer_state_is_loud_too(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    real, calls, lines = HuggingFaceStorageWriter.write_data, [], []
+
+    def full(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *arguments)
+
+    class Listen(Watcher):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    train(tmp_path / "run", recipe, Listen())
+    assert len(lines) == 1
+    assert "CHECKPOINT NOT WRITTEN" in lines[0]
+    assert "no space left" in lines[0]
+    assert not list((tmp_path / "run").rglob("*partial*"))
+
+
+def test_every_nth_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    train(tmp_path / "run", recipe.replace("train", checkpoint_every=2, keep_checkpoints=2, keep_every=8))
+    assert [p.name for p in checkpoint.complete(tmp_path / "run")] == [
+        "step-00000008", "step-00000016", "step-00000022", "step-00000024"
+    ]  # fmt: skip
+
+
+def test_nothing_of_a_checkpoint_is_a_pickle(recipe: Recipe, tmp_path: Path) -> None:
+    path = train(tmp_path / "run", recipe.replace("train", steps=2)).checkpoint
+    assert {p.suffix for p in path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "train_state/optimizer.safetensors", "train_state/state.json", "checksums.json"]
+    "name",
+    ["model.safetensors", "train_state/shard-00001-model-00001-of-00001.safetensors", "train_state/state.json", "checksums.json"],
 )
 def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(
     recipe: Recipe, tmp_path: Path, damage: str, name: str

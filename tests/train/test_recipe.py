@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mobilellm.errors import UserError
-from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, StageSection, TrainSection
 
 
 def write(path: Path, text: str) -> Path:
@@ -56,7 +56,11 @@ def test_bad_files_are_one_line(tmp_path: Path, text: str, words: list[str]) -> 
     ("section", "changes", "words"),
     [
         ("train", {"batch_tokens": 1000}, ["does not divide", "the nearest is 1024"]),
-        ("train", {"micro_batch": 3}, ["32 sequences", "1, 2, 4, 8, 16, 32"]),
+        ("train", {"skip_spikes": float("inf")}, ["train.skip_spikes"]),
+        ("data", {"stage": (StageSection(),)}, ["data.stage 1: no weights"]),
+        ("data", {"stage": (StageSection(weights={"a": -1.0}),)}, ["weight -1.0 of 'a'"]),
+        ("data", {"stage": (StageSection(weights={"a": 1.0}), StageSection(weights={"a": 1.0}))}, ["data.stage 1: until_tokens"]),
+        ("optimizer", {"decay_steps": 2000}, ["decay_steps = 2000 exceeds train.steps = 1000"]),
         ("train", {"steps": 0}, ["train.steps = 0"]),
         ("train", {"seed": -1}, ["train.seed"]),
         ("optimizer", {"learning_rate": float("nan")}, ["learning_rate"]),
@@ -73,8 +77,32 @@ def test_values_that_cannot_work_are_one_line(section: str, changes: dict, words
 
 def test_micro_batch_divides_the_batch() -> None:
     recipe = Recipe(data=DataSection(sequence_length=2048), train=TrainSection(batch_tokens=2048 * 30))
-    assert recipe.micro_batch == 6
+    assert [recipe.micro_batch(world) for world in (1, 2, 5, 30)] == [6, 5, 6, 1]
+    assert recipe.replace("train", micro_batch=4).micro_batch(2) == 3
     recipe.check()
+
+
+@pytest.mark.parametrize(("world", "nearest"), [(7, ["6 or 8", "57344 or 65536"]), (48, ["16 or 32", "98304"])])
+def test_a_world_that_does_not_divide_the_batch_is_told_the_nearest(world: int, nearest: list[str]) -> None:
+    recipe = Recipe(data=DataSection(sequence_length=2048), train=TrainSection(batch_tokens=2048 * 32))
+    with pytest.raises(UserError, match=f"32 sequences .* do not divide by {world} processes") as caught:
+        recipe.rows(world)
+    print(caught.value)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_the_learning_rate_follows_the_batch(rule: str, factor: float) -> None:
+    recipe = Recipe().replace("optimizer", learning_rate=5e-4, reference_batch_tokens=2048, batch_scaling=rule)
+    assert recipe.learning_rate_factor == factor
+
+
+def test_stages_survive_the_file(tmp_path: Path) -> None:
+    stages = (StageSection(weights={"a": 1.0, "b": 0.5}, until_tokens=100), StageSection(weights={"b": 1.0}))
+    recipe = Recipe(data=DataSection(stage=stages))
+    recipe.check()
+    recipe.write(tmp_path / "r.toml")
+    assert Recipe.read(tmp_path / "r.toml") == recipe
+    assert "[[data.stage]]" in (tmp_path / "r.toml").read_text() or "stage = [" in (tmp_path / "r.toml").read_text()
 
 
 def test_shipped_recipes_are_sound() -> None:

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"mobilellm: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"mobilellm: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         if debug:

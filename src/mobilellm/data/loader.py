@@ -12,7 +12,8 @@ sample, which are others every epoch; and borders between samples fall elsewhere
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,15 @@ class DataState:
     """Samples taken in this epoch."""
     fingerprint: str
     """Of the data this position is in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataState:
+        """The position that `to_dict` wrote."""
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ transformers as they stand.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
@@ -130,9 +131,15 @@ def load(path: Path, *, shared_kv: SharedKV | None = None, fold: bool = False, t
 
 def save_checkpoint(folder: Path, network: Network, tokenizer: Tokenizer | None, origin: dict[str, Any]) -> None:
     """Write a checkpoint's files into an existing folder."""
-    config = network.config
+    named = to_named(network.config, dict(network.named_parameters()))
+    write_checkpoint(folder, network.config, named, tokenizer, origin)
+
+
+def write_checkpoint(
+    folder: Path, config: ModelConfig, named: Mapping[str, Tensor], tokenizer: Tokenizer | None, origin: dict[str, Any]
+) -> None:
+    """The same from tensors under their names on disk."""
     write_json(folder / "config.json", config.to_dict())
-    named = to_named(config, dict(network.named_parameters()))
     save_file({name: tensor.cpu() for name, tensor in named.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {key: value for key, value in generation.items() if value is not None})

@@ -30,7 +30,7 @@ def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: P
     if config.layer_repeats > 1:
         raise UserError("GGUF's llama has no shared layers", mend="unroll them first")
     if config.qk_norm:
-        raise UserError("GGUF's llama has no qk_norm", mend="convert --to hf: it is Qwen3's network, which llama.cpp's own script takes")
+        raise UserError("GGUF's llama has no qk_norm", mend="convert --to hf: it is Qwen3's network")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(str(origin.get("name", path.stem)))
     writer.add_description("made by mobilellm")

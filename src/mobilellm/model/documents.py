@@ -40,5 +40,5 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: DocumentMa
     from torch.nn.attention.flex_attention import flex_attention
 
     # Inside a compiled block this becomes one fused kernel; outside it is computed in full.
-    attended: Tensor = flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)  # type: ignore[assignment]
+    attended: Tensor = flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)
     return attended

@@ -72,9 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0
-) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0) -> Tensor:
     """cross_entropy(hidden @ weight.T, targets) with targets of -100 ignored. hidden (N, C), weight (V, C), targets (N,).
 
     `reduction`: "mean" over the targets that count, "sum", or "none" (which gives (N,) and no gradient: it is for scoring).

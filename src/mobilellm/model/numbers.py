@@ -50,7 +50,10 @@ class Numbers:
         reused = layers * (repeats - 1) if config.shared_kv == "first" else 0  # applications that skip K and V
         return cls(
             parameters=groups | {"total": sum(groups.values())},
-            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d + 2 * head_norms) - reused * 2 * d * kv + d + embedding,
+            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d + 2 * head_norms)
+            - reused * 2 * d * kv
+            + d
+            + embedding,
             executed_layers=layers * repeats,
             kv_slots=layers * repeats - reused,
             kv_width=kv,

@@ -1,36 +1,51 @@
-"""Checkpoints of a run: complete or absent, checksummed, and themselves folders that other tools load.
+"""Checkpoints of a run: complete or absent, checksummed, written beside the training, and folders that other tools load.
 
     step-00001000/
       config.json model.safetensors generation_config.json tokenizer.json ...   <- loads in transformers as it stands
-      train_state/optimizer.safetensors   <- moments and momenta, by parameter name
-      train_state/state.json              <- step, tokens, data position, random state
-      checksums.json                      <- size and SHA-256 of every file above; written last
+      train_state/shard-00001-...safetensors   <- moments and momenta, by parameter name, a file a process
+      train_state/state.json                   <- step, tokens, data position, statistics of the guard
+      checksums.json                           <- size and SHA-256 of every file above; written last
 
-Nothing is pickled. A checkpoint is read only after its checksums hold.
+The optimiser's state goes through torch.distributed.checkpoint with its safetensors storage: any number of processes and
+either parallelism reads what any other wrote, and nothing is pickled. A checkpoint is read only after its checksums hold.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import async_save as save_tensors_later
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from mobilellm.data.loader import DataState
 from mobilellm.errors import UserError
-from mobilellm.files import check_file, new_folder, read_json, sha256_file, write_json
-from mobilellm.interop.checkpoint import save_checkpoint
+from mobilellm.files import PARTIAL, check_file, disk_errors, publish, read_json, sha256_file, write_json
+from mobilellm.interop.checkpoint import write_checkpoint
+from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.model.weights import load_weights
+from mobilellm.model.weights import from_named, to_named
+from mobilellm.train.muon import Muon
+from mobilellm.train.sharded import full, local, share
+from mobilellm.train.world import World
 
 if TYPE_CHECKING:
     from mobilellm.data.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # it says what no_dist asks for
+MOST_STATE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +58,12 @@ class TrainState:
     """Tokens trained on."""
     data: DataState
     """Position in the data: of all processes together, not of one."""
+    guard: tuple[float, ...] = (0.0,) * 5
+    """Statistics by which steps are skipped (train/guard.py)."""
+    skipped: int = 0
+    """Steps skipped so far."""
+    tokenizer_sha256: str = ""
+    """Of the tokenizer that the data was made with."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -50,34 +71,141 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(
-    run: Path, state: TrainState, network: Network, optimizers: list[torch.optim.Optimizer], tokenizer: Tokenizer,
-    origin: dict[str, Any],
-) -> Path:  # fmt: skip
-    """Write the checkpoint of `state.step`; under its name only once it is complete and synced."""
-    path = checkpoint_folder(run, state.step)
-    if path.exists():  # a resumed run that comes by here again has the same bits
-        return path
-    with new_folder(path) as staging:
-        save_checkpoint(staging, network, tokenizer, origin)
-        inner = staging / "train_state"
-        inner.mkdir()
-        save_file(_optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}, inner / "optimizer.safetensors")
-        write_json(
-            inner / "state.json",
-            {"format": FORMAT, "step": state.step, "tokens": state.tokens, "data": state.data.__dict__},
-        )
+class Saver:
+    """Writes checkpoints of one run, one at a time, while the training goes on."""
+
+    def __init__(self, run: Path, world: World, background: bool, keep: int, keep_every: int) -> None:
+        """`background` false writes before `save` returns."""
+        self.run, self.world, self.background = run, world, background
+        self.keep, self.keep_every = keep, keep_every
+        self.last: Path | None = None
+        """The newest checkpoint that is complete on disk, as far as this process wrote it."""
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(
+        self, state: TrainState, network: Network, optimizers: list[torch.optim.Optimizer], tokenizer: Tokenizer,
+        origin: dict[str, Any],
+    ) -> str | None:  # fmt: skip
+        """Take a copy of everything, and write it. All processes call this; rank 0 gets the failure of the one before, if any."""
+        failure = self.settle()
+        path = checkpoint_folder(self.run, state.step)
+        staging = path.with_name(f".{path.name}{PARTIAL}saving")
+        # A resumed run that comes by a checkpoint it has already written has the same bits.
+        begun = self.world.from_main(self._begin(path, staging) if self.world.main else None)
+        if begun != "ready":
+            return failure or (begun or None)
+        named = self._copy_weights(network)
+        # Each process writes what it holds; replicated tensors are divided among them. The copy is made before this returns.
+        writer = HuggingFaceStorageWriter(str(staging / "train_state"), save_distributed=True)
+        tensors = _optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}
+        group = {"process_group": self.world.saving, "no_dist": self.world.size == 1}
+        wait: Callable[[], Any]
+        try:
+            if self.background:
+                wait = save_tensors_later(tensors, storage_writer=writer, **group).result  # type: ignore[union-attr]
+            else:
+                save_tensors(tensors, storage_writer=writer, **group)
+                wait = _nothing
+        except (CheckpointException, OSError) as error:
+            wait = _raiser(error)
+
+        def finish() -> None:
+            try:
+                with disk_errors(path):
+                    _unwrapped(wait)
+                    if self.world.main:
+                        self._finish(path, staging, state, network.config, named, tokenizer, origin)
+            except BaseException as error:
+                self._failure = error
+                if self.world.main:
+                    shutil.rmtree(staging, ignore_errors=True)
+
+        if self.background:
+            self._thread = threading.Thread(target=finish, name="mobilellm-checkpoint")
+            self._thread.start()
+        else:
+            finish()
+            failure = failure or self.settle()
+        return failure
+
+    def settle(self) -> str | None:
+        """Wait for the writing in hand. A line for what it could not write, on rank 0; a bug is raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self.complaint()
+
+    def complaint(self) -> str | None:
+        """A line for a writing that has ended badly, once."""
+        if self._failure is None or (self._thread is not None and self._thread.is_alive()):
+            return None
+        error, self._failure = self._failure, None
+        if isinstance(error, (UserError, OSError)):
+            return str(error) if self.world.main else None
+        if self.world.main:
+            raise error
+        return None  # another process's failure reaches rank 0 through torch.distributed.checkpoint
+
+    def _begin(self, path: Path, staging: Path) -> str:
+        """Make room; "ready", "" when there is nothing to do, or what is wrong."""
+        if path.exists():
+            return ""
+        try:
+            with disk_errors(path):
+                shutil.rmtree(staging, ignore_errors=True)
+                (staging / "train_state").mkdir(parents=True)
+        except (UserError, OSError) as error:
+            return str(error)
+        return "ready"
+
+    def _copy_weights(self, network: Network) -> dict[str, Tensor]:
+        """The weights under their names on disk, as copies in main memory; on rank 0 alone."""
+        copies: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            gathered = full(parameter.detach())
+            if self.world.main:
+                copies[name] = gathered.to("cpu", copy=True)
+        return to_named(network.config, copies) if self.world.main else {}
+
+    def _finish(
+        self, path: Path, staging: Path, state: TrainState, config: ModelConfig, named: dict[str, Tensor], tokenizer: Tokenizer,
+        origin: dict[str, Any],
+    ) -> None:  # fmt: skip
+        write_checkpoint(staging, config, named, tokenizer, origin)
+        write_json(staging / "train_state" / "state.json", {"format": FORMAT} | state.__dict__ | {"data": state.data.to_dict()})
         files = sorted(p for p in staging.rglob("*") if p.is_file())
         write_json(
             staging / "checksums.json",
             {str(p.relative_to(staging)): {"size": p.stat().st_size, "sha256": sha256_file(p)} for p in files},
         )
-    return path
+        publish(staging, path)
+        self.last = path
+        prune(self.run, self.keep, self.keep_every)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def wait() -> None:
+        raise error
+
+    return wait
+
+
+def _unwrapped(wait: Callable[[], Any]) -> None:
+    """Wait, and raise the first failure of any process as it was raised there."""
+    try:
+        wait()
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def verify(path: Path) -> None:
     """`UserError` unless every file of the checkpoint has the size and SHA-256 it was written with."""
-    listed = read_json(path / "checksums.json", limit=1 << 20)
+    listed = read_json(path / "checksums.json", limit=MOST_STATE_BYTES)
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{path}/checksums.json: lists no files")
     for name, entry in listed.items():
@@ -86,16 +214,37 @@ def verify(path: Path) -> None:
         check_file(path / name, size=entry.get("size", -1), sha256=entry.get("sha256", ""))
 
 
-def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> TrainState:
-    """Put a verified checkpoint's weights, moments and random state in place; returns where the run stood."""
-    load_weights(network, load_file(path / "model.safetensors"), str(path / "model.safetensors"))
-    tensors = load_file(path / "train_state" / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("torch_rng"))
-    _restore_optimizer(network, optimizers, tensors, str(path))
-    state = read_json(path / "train_state" / "state.json", limit=1 << 20)
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path}: training state of format {state.get('format')!r}, this version reads {FORMAT}")
-    return TrainState(step=state["step"], tokens=state["tokens"], data=DataState(**state["data"]))
+def read_state(path: Path) -> TrainState:
+    """Where the run stood at a verified checkpoint. `UserError` for another format's."""
+    where = read_json(path / "train_state" / "state.json", limit=MOST_STATE_BYTES)
+    if not isinstance(where, dict) or where.pop("format", None) != FORMAT:
+        raise UserError(f"{path}: its training state is not of format {FORMAT}, which this version reads", mend="start a new run")
+    return TrainState(**where | {"data": DataState.from_dict(where["data"]), "guard": tuple(where["guard"])})
+
+
+def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Put a verified checkpoint's weights, moments and random state in place.
+
+    `UserError` for a checkpoint of another model or another optimiser.
+    """
+    saved, own = ModelConfig.read(path / "config.json"), network.config
+    if saved != own:
+        before, now = saved.to_dict(), own.to_dict()
+        changed = ", ".join(f"{k} {before.get(k)!r} there, {now.get(k)!r} here" for k in now if now[k] != before.get(k))
+        raise UserError(f"{path}: a checkpoint of another model ({changed})", mend="resume the run it belongs to")
+    state = from_named(own, load_file(path / "model.safetensors"), str(path / "model.safetensors"))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            local(parameter).copy_(share(state[name].to(parameter.device), parameter))
+    del state
+    _empty_moments(optimizers)
+    tensors = _optimizer_tensors(network, optimizers) | {"torch_rng": torch.empty_like(torch.get_rng_state())}
+    try:
+        load_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path / "train_state")), no_dist=True)
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f"{path}: the optimiser's state does not fit this recipe ({reason})", mend="keep optimizer.kind") from None
+    torch.set_rng_state(tensors["torch_rng"])
 
 
 def complete(run: Path) -> list[Path]:
@@ -116,35 +265,34 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     return None, rejected
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints; 0 keeps all."""
+def prune(run: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all but the `keep` newest checkpoints and those at multiples of `keep_every` steps; `keep` 0 keeps all."""
     for path in complete(run)[:-keep] if keep else []:
-        doomed = path.with_name(f".{path.name}.partial-removed")
+        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+            continue
+        doomed = path.with_name(f".{path.name}{PARTIAL}removed")
         path.rename(doomed)  # gone from its name at once, so that no half-removed checkpoint is ever found
         shutil.rmtree(doomed)
 
 
 def _optimizer_tensors(network: Network, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """ "PARAMETER/KEY" -> tensor, over all optimisers."""
+    """ "PARAMETER/KEY" -> tensor, over all optimisers; the very tensors, not copies."""
     names = {id(p): name for name, p in network.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{key}": value.detach().clone().contiguous()
+        f"{names[id(parameter)]}/{key}": value.detach()
         for optimizer in optimizers
         for parameter, entry in optimizer.state.items()
         for key, value in entry.items()
     }
 
 
-def _restore_optimizer(network: Network, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor], where: str) -> None:
-    names = {id(p): name for name, p in network.named_parameters()}
+def _empty_moments(optimizers: list[torch.optim.Optimizer]) -> None:
+    """The state that each optimiser would make at its first step, as zeros to be loaded into."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                prefix = names[id(parameter)] + "/"
-                # Taken out by hand: load_state_dict numbers parameters by their order, and casts what it takes.
-                entry = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-                for key, value in entry.items():
-                    if value.ndim and value.shape != parameter.shape:
-                        raise UserError(f"{where}: optimiser state {prefix}{key} has shape {tuple(value.shape)}")
-                    entry[key] = value.to(parameter.device) if value.ndim else value
+                names = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
+                entry = {name: torch.zeros_like(parameter) for name in names}
+                if not isinstance(optimizer, Muon):
+                    entry["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 optimizer.state[parameter] = entry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mobilellm.plan.devices import recognise
 from mobilellm.train.recipe import Recipe
 
 WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once
@@ -30,7 +32,8 @@ def pick_device() -> torch.device:
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 7) -> float:
     """FLOP/s of a square matrix product, the best of `repeats`."""
-    a = torch.randn(size, size, device=device).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)  # the run's own random state is left alone
+    a = torch.randn(size, size, device=device, generator=generator).to(dtype)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -70,6 +73,41 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
         worth = recipe.train.steps >= WORTH_COMPILING_STEPS
         recipe = recipe.replace("train", compile="block" if worth and compiler_works() else "off")
     return recipe
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Peak FLOP/s of a device's matrix products: the maker's figure where the device is known, else measured."""
+    if device.type == "cuda" and (known := recognise(torch.cuda.get_device_name(device))):
+        return known.bf16 if precision == "bf16" else known.fp32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    small = matmul_flops(device, dtype, 192, 3)
+    return max(small, matmul_flops(device, dtype, 1024, 3) if small > 1e9 else small)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device, or the main memory, had no room."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what the device's allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def profiler(device: torch.device) -> torch.profiler.profile:
+    """A profiler of the host and, where there is one, the GPU; its trace opens in chrome://tracing or Perfetto."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=kinds, record_shapes=True)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -3,14 +3,18 @@
     outcome = train(Path("runs/mine"), recipe)     # a new run
     outcome = resume(Path("runs/mine"))            # goes on with the bits of a run that was not stopped
 
-Ctrl-C and SIGTERM end the step in hand, save, and return. A loss or gradient that is not finite stops the run.
+Both take the `World` of processes to train in; alone by default. Ctrl-C, SIGTERM and SIGUSR1 end the step in hand, save and
+return. A step whose loss or gradient is not finite, or a spike, is not taken; several in a row stop the run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,18 +25,34 @@ import torch
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.evaluate.heldout import document_border
-from mobilellm.evaluate.perplexity import Score, autocast, perplexity
+from mobilellm.evaluate.perplexity import Score
 from mobilellm.model.config import ModelConfig, preset_names
 from mobilellm.model.network import Network, initialise
 from mobilellm.model.numbers import Numbers
 from mobilellm.train import checkpoint, device
-from mobilellm.train.checkpoint import TrainState
-from mobilellm.train.optimizer import build, schedule, set_learning_rate
-from mobilellm.train.recipe import Recipe
+from mobilellm.train.batches import Prefetch
+from mobilellm.train.checkpoint import Saver, TrainState
+from mobilellm.train.guard import Guard
+from mobilellm.train.heldout import held_out
+from mobilellm.train.optimizer import build, schedule, set_learning_rate, skip_when
+from mobilellm.train.parallel import Parallel
+from mobilellm.train.recipe import Recipe, largest_divisor
 from mobilellm.train.run import Metrics, create, locked, now, read_recipe
+from mobilellm.train.sharded import full
+from mobilellm.train.stopwatch import Lap, Stopwatch
+from mobilellm.train.trackers import Trackers
+from mobilellm.train.world import World
 
 MOST_VERIFIED = 32 << 30  # bytes of tokens whose checksums are verified at every start, at about 1 GB/s
+SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+# What may differ when a run goes on: nothing of it changes what is computed but in the order of sums.
+CHANGEABLE = {
+    "train": {"micro_batch", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "async_checkpoints",
+              "log_every", "threads", "profile_steps", "most_skipped", "compile"},
+    "parallel": {"kind", "shard_within", "timeout"},
+    "track": {"tensorboard", "trackio", "wandb", "every"},
+    "eval": {"tasks", "every", "limit", "data"},
+}  # fmt: skip
 
 
 class Watcher:
@@ -71,14 +91,15 @@ class Outcome:
 
 
 class StopRequest:
-    """Remembers SIGINT or SIGTERM, so that the step in hand is finished first; a second one acts at once."""
+    """Remembers SIGINT, SIGTERM or SIGUSR1, so that the step in hand is finished first; a second SIGINT acts at once."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.code = 0
+        """Place in SIGNALS, from 1; 0 is none."""
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             try:
                 self.previous[number] = signal.signal(number, self._remember)
             except ValueError:  # not the main thread: there the caller's handling stays
@@ -90,9 +111,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        # torchrun and schedulers repeat their signals; only a person who presses Ctrl-C twice wants no checkpoint.
+        if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self.code = max(self.code, SIGNALS.index(signal.Signals(number)) + 1)
 
 
 def model_config(recipe: Recipe, data: TokenFolder) -> ModelConfig:
@@ -108,6 +130,7 @@ def model_config(recipe: Recipe, data: TokenFolder) -> ModelConfig:
         "eos_token_id": data.eos_id,
         "layer_repeats": section.layer_repeats or base.layer_repeats,
         "shared_kv": section.shared_kv or base.shared_kv,
+        "qk_norm": base.qk_norm if section.qk_norm is None else section.qk_norm,
         "num_hidden_layers": section.num_hidden_layers or base.num_hidden_layers,
         "max_position_embeddings": section.max_position_embeddings or base.max_position_embeddings,
     }
@@ -120,186 +143,452 @@ def model_config(recipe: Recipe, data: TokenFolder) -> ModelConfig:
     return config
 
 
-class Trainer:
-    """Network, optimisers and data of one run, on one device."""
+@dataclass
+class Pending:
+    """A step that was made, whose figures are still on the device."""
 
-    def __init__(self, recipe: Recipe, data: TokenFolder, watcher: Watcher | None = None) -> None:
+    loss: torch.Tensor
+    norm: torch.Tensor
+    skipped: torch.Tensor
+    lap: Lap
+    row: dict[str, Any]
+    first_sample: DataState
+
+
+class Trainer:
+    """Network, optimisers and data of one run, in one process of a world."""
+
+    def __init__(self, recipe: Recipe, data: TokenFolder, watcher: Watcher | None = None, world: World | None = None) -> None:
         self.recipe, self.data, self.watcher = recipe, data, watcher or Watcher()
-        self.device = device.pick_device()
+        self.world = world or World(device=device.pick_device())
+        self.device = self.world.device
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         self.config = model_config(recipe, data)
         self.numbers = Numbers.of(self.config)
-        self.train_tokens, self.heldout_tokens = data.tokens("train"), data.tokens("heldout")
-        # Weights are drawn on the CPU, so that every device starts from the same ones.
+        self.flops_per_token = self.numbers.flops_per_token(recipe.data.sequence_length)
+        self.micro_batch = recipe.micro_batch(self.world.size)
+        # Weights are drawn on the CPU, so that every device and every process starts from the same ones.
         torch.manual_seed(recipe.train.seed)
         self.network = Network(self.config, initialised=False)
         initialise(self.network, zero_residual=recipe.model.initial_residual == "zero")
         self.network.to(self.device)
-        self.optimizers = build(self.network, recipe.optimizer, recipe.train.precision)
-        if recipe.train.compile == "block":
-            for layer in self.network.layers:
-                layer.compile(dynamic=False)
+        if self.device.type == "cuda" and not recipe.train.micro_batch:
+            self.micro_batch = self.find_micro_batch()
+        self.parallel = Parallel(self.network, recipe, self.world)
+        self.optimizers = build(self.network, recipe.optimizer, recipe.train.precision, recipe.learning_rate_factor)
+        self.guard = Guard(self.device, recipe.train.skip_spikes)
         self.state = TrainState(
-            step=0, tokens=0, data=DataState(seed=recipe.train.seed, epoch=0, samples=0, fingerprint=data.fingerprint)
-        )
-        self.pending: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]] = []  # recorded, not yet looked at
+            step=0, tokens=0, tokenizer_sha256=data.tokenizer().sha256,
+            data=DataState(seed=recipe.train.seed, epoch=0, samples=0, fingerprint=data.fingerprint),
+        )  # fmt: skip
+        self.pending: list[Pending] = []
+        self.skipped_in_a_row = 0
+        self._peak = 0.0
 
     def loader(self) -> Loader:
-        """Batches from where the run stands."""
-        sequences = self.recipe.train.batch_tokens // self.recipe.data.sequence_length
-        return Loader(self.train_tokens, self.recipe.data.sequence_length, sequences, self.state.data)
+        """Batches of this process from where the run stands."""
+        return Loader(
+            self.data.tokens("train"), self.recipe.data.sequence_length, self.recipe.sequences, self.state.data,
+            self.world.rank, self.world.size,
+        )  # fmt: skip
 
-    def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Gradients of the mean loss over the whole batch, accumulated over micro-batches; returns that loss."""
+    @property
+    def peak_flops(self) -> float:
+        """What the devices of all processes could do at best, FLOP/s: from the table of devices, or measured here."""
+        if not self._peak:
+            self._peak = device.peak_flops(self.device, self.recipe.train.precision) * self.world.size
+        return self._peak
+
+    def take(self, path: Path, allow_data_change: bool) -> None:
+        """Go to where a verified checkpoint stands. `UserError` when data or tokenizer are not the ones it was trained on,
+        or it is of another model."""
+        state, data, where = checkpoint.read_state(path), self.data, self.recipe.data.path
+        found = data.tokenizer().sha256
+        if state.tokenizer_sha256 != found:
+            raise UserError(
+                f"{where}: the data changed since {path.name} was written: made with tokenizer {found[:12]}, "
+                f"not {state.tokenizer_sha256[:12]}",
+                mend="prepare them with the run's own tokenizer, which lies in the checkpoint",
+            )
+        if state.data.fingerprint != data.fingerprint:
+            if not allow_data_change:
+                raise UserError(
+                    f"{where}: the data changed since {path.name} was written",
+                    mend="restore them, or go on with the new ones from their beginning: --allow-data-change",
+                )
+            self.watcher.said(f"{where}: other data than {path.name} was trained on; they are read from their beginning")
+            fresh = DataState(seed=state.data.seed, epoch=state.data.epoch + 1, samples=0, fingerprint=data.fingerprint)
+            state = dataclasses.replace(state, data=fresh)
+        checkpoint.load(path, self.network, self.optimizers)
+        self.state = state
+
+    # --- one step ---
+
+    def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+        """Gradients of the mean loss over the batch of all processes; returns that loss.
+
+        inputs, targets (and documents) are this process's rows. When memory runs out the micro-batch is halved.
+        """
+        while True:
+            try:
+                return self._accumulate(inputs, targets, documents)
+            except RuntimeError as error:
+                if not device.is_out_of_memory(error) or self.world.size > 1 or self.micro_batch == 1:
+                    raise self._out_of_memory(error) from error
+            self.network.zero_grad(set_to_none=True)
+            self.micro_batch = largest_divisor(len(inputs), self.micro_batch // 2)
+            device.empty_cache(self.device)
+            self.watcher.said(f"out of memory: the micro-batch is {self.micro_batch} sequences from now on")
+
+    def _out_of_memory(self, error: RuntimeError) -> Exception:
+        if not device.is_out_of_memory(error):
+            return error
+        return UserError(
+            f"out of memory with a micro-batch of {self.micro_batch} x {self.recipe.data.sequence_length} tokens",
+            mend="lower train.micro_batch, use parallel.kind fsdp, or ask `mobilellm plan` what fits",
+        )
+
+    def _accumulate(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+        rows, everything = self.micro_batch, targets.numel() * self.world.size
+        pieces = list(
+            zip(
+                inputs.split(rows), targets.split(rows),
+                documents.split(rows) if documents is not None else [None] * -(-len(inputs) // rows), strict=True,
+            )
+        )  # fmt: skip
         total = torch.zeros((), device=self.device)
-        rows = self.recipe.micro_batch
-        for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-            with autocast(self.network, self.recipe.train.precision):
-                loss = self.network.loss(x, y, "sum") / targets.numel()
-            loss.backward()
+        for number, (x, y, d) in enumerate(pieces, 1):
+            with contextlib.nullcontext() if number == len(pieces) else self.parallel.accumulating():
+                loss = self.parallel(x, y, d) / everything
+                loss.backward()
             total += loss.detach()
-        return total
+        return self.world.sum_(total / self.world.size)
 
-    def update(self, step: int) -> torch.Tensor:
-        """Clip, step every optimiser at the learning rate of `step`, drop the gradients; returns the gradient norm."""
+    def update(self, step: int, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip and step every optimiser at the learning rate of `step`, unless the guard rules the step out; drop the
+        gradients. Returns the gradient norm before clipping, and whether the step was skipped."""
         section = self.recipe.optimizer
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), section.clip or math.inf, foreach=True)
+        norm = full(torch.nn.utils.clip_grad_norm_(self.network.parameters(), section.clip or math.inf, foreach=True))
+        skip = self.guard.check(loss, norm)
+        skip_when(self.optimizers, skip)
         set_learning_rate(self.optimizers, schedule(step, self.recipe.train.steps, section))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm, skip
+
+    def learning_rate(self, step: int) -> float:
+        """Of the matrices inside the blocks at `step`."""
+        section = self.recipe.optimizer
+        return section.learning_rate * self.recipe.learning_rate_factor * schedule(step, self.recipe.train.steps, section)
+
+    def find_micro_batch(self) -> int:
+        """The largest micro-batch whose forward and backward pass fit into the device's memory, found by trying."""
+        rows, length = self.recipe.rows(self.world.size), self.recipe.data.sequence_length
+        size = largest_divisor(rows, max(1, (1 << 17) // length))
+        step = Parallel(self.network, self.recipe, World(device=self.device))
+        reserve = 3 * sum(p.numel() * p.element_size() for p in self.network.parameters())  # gradients and moments
+        while True:
+            ids = torch.zeros(size, length, dtype=torch.long, device=self.device)
+            try:
+                held = torch.empty(reserve, dtype=torch.uint8, device=self.device)
+                step(ids, ids).backward()
+                del held
+                fits = True
+            except RuntimeError as error:
+                if not device.is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise self._out_of_memory(error) from error
+                fits = False
+            self.network.zero_grad(set_to_none=True)
+            held = None  # type: ignore[assignment]
+            device.empty_cache(self.device)
+            if fits:
+                return self.world.smallest(size)
+            size = largest_divisor(rows, size // 2)
+
+    # --- the run ---
 
     def evaluate(self) -> Score:
         """Score of the held-out split, in windows of the training length."""
-        # Uncompiled: its shapes differ from training's, and compiling them would cost more than it saves.
-        with torch.compiler.set_stance("force_eager"):
-            return perplexity(
-                self.network, self.heldout_tokens, self.data.text_bytes("heldout"), prefix=document_border(self.data),
-                sequence_length=self.recipe.data.sequence_length, precision=self.recipe.train.precision,
+        with self.waiting():
+            return held_out(
+                self.network, self.data, sequence_length=self.recipe.data.sequence_length,
+                precision=self.recipe.train.precision, world=self.world, sharded=self.parallel.sharded,
             )  # fmt: skip
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens in this block may take longer than a step is allowed to."""
+        if self.world.watchdog is not None:
+            self.world.watchdog.paused = True
+        try:
+            yield
+        finally:
+            if self.world.watchdog is not None:
+                self.world.watchdog.paused = False
 
     def fit(self, run: Path, stop: StopRequest) -> Outcome:
         """Train from where the run stands to its last step, or until stopped."""
         train, metrics, begun = self.recipe.train, Metrics(run), time.perf_counter()
+        saver = Saver(run, self.world, train.async_checkpoints, train.keep_checkpoints, train.keep_every)
+        trackers = Trackers(run, self.recipe, self.watcher.said) if self.world.main else None
         score: Score | None = None
-        self.watcher.started(self, self.state.step)
-        clock = time.perf_counter()
-        for batch, data_state in self.loader():
-            if self.state.step >= train.steps or stop.signal:
-                break
-            step = self.state.step
-            inputs, targets = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (batch.inputs, batch.targets))
-            loss = self.forward_backward(inputs, targets)
-            norm = self.update(step)
-            self.state = TrainState(step=step + 1, tokens=self.state.tokens + inputs.numel(), data=data_state)
-            row = {"learning_rate": self.optimizers[0].param_groups[0]["lr"], "tokens": self.state.tokens}
-            evaluating = self.state.step == train.steps or (train.evaluate_every and self.state.step % train.evaluate_every == 0)
-            saving = self.state.step == train.steps or self.state.step % train.checkpoint_every == 0
-            self.pending.append((loss, norm, {"step": self.state.step} | row))
-            if evaluating or saving or self.state.step % train.log_every == 0:
-                rows = self.collect(run, metrics, clock, begun)
-                if evaluating:
-                    score = self.evaluate()
-                    rows[-1] |= {f"held_out_{key}": getattr(score, key) for key in ("loss", "perplexity", "bits_per_byte")}
-                self.publish(metrics, rows)
-                if saving:
-                    self.save(run, metrics)
-                clock = time.perf_counter()  # evaluations and checkpoints do not count as training time
+        code, saved_step, profiler, made = 0, -1, None, 0
+        self.guard.state.copy_(torch.tensor(self.state.guard, dtype=torch.float64))
+        if self.world.main:
+            self.watcher.started(self, self.state.step)
+        watch, batches = Stopwatch(self.device), Prefetch(self.loader(), self.device)
+        try:
+            clock = time.perf_counter()
+            watch.mark("data")
+            for inputs, targets, documents, data_state in batches:
+                code = self.world.flag(stop.code)
+                if self.state.step >= train.steps or code:
+                    break
+                if train.profile_steps and made == 10:
+                    profiler = device.profiler(self.device)
+                    profiler.start()
+                step, first_sample = self.state.step, self.state.data
+                self.world.beat(step)
+                watch.mark("compute")
+                loss = self.forward_backward(inputs, targets, documents)
+                watch.mark("optimizer")
+                norm, skipped = self.update(step, loss)
+                made += 1
+                tokens = self.state.tokens + train.batch_tokens
+                self.state = dataclasses.replace(self.state, step=step + 1, tokens=tokens, data=data_state)
+                row = {"step": step + 1, "learning_rate": self.learning_rate(step), "tokens": tokens}
+                self.pending.append(Pending(loss, norm, skipped, watch.lap(), row, first_sample))
+                if profiler is not None and made == 10 + train.profile_steps:
+                    profiler.stop()
+                    profiler.export_chrome_trace(str(run / f"profile-rank{self.world.rank}.json"))
+                    profiler = None
+                last = step + 1 == train.steps
+                evaluating = last or (train.evaluate_every and (step + 1) % train.evaluate_every == 0)
+                saving = last or (step + 1) % train.checkpoint_every == 0
+                if evaluating or saving or (step + 1) % train.log_every == 0:
+                    rows = self.collect(run, metrics, watch, clock, begun)
+                    if evaluating:
+                        score = self.evaluate()
+                        rows[-1] |= {f"held_out_{key}": getattr(score, key) for key in ("loss", "perplexity", "bits_per_byte")}
+                    if saving:
+                        start = time.perf_counter()
+                        self.save(saver, metrics)
+                        rows[-1]["checkpoint_seconds"] = round(time.perf_counter() - start, 6)
+                        saved_step = self.state.step
+                    elif line := saver.complaint():
+                        self.failed(line)
+                    self.publish(metrics, trackers, rows)
+                    clock = time.perf_counter()  # evaluations and checkpoints do not count as training time
+                watch.mark("data")
+        finally:
+            batches.close()
         if self.pending:
-            self.publish(metrics, self.collect(run, metrics, clock, begun))
-        saved = self.save(run, metrics)
+            self.publish(metrics, trackers, self.collect(run, metrics, watch, clock, begun))
+        self.world.settle_flag()
+        with self.waiting():
+            if saved_step != self.state.step:
+                self.save(saver, metrics)
+            if line := self.world.from_main(saver.settle()):
+                good, _ = checkpoint.newest_valid(run)
+                raise UserError(f"the last checkpoint was not written: {line}; last good one: {good or 'none'}")
+            self.world.barrier("the end of the run")
+        if trackers is not None:
+            trackers.close()
         return Outcome(
-            run=run, step=self.state.step, steps=train.steps, tokens=self.state.tokens, checkpoint=saved, held_out=score,
-            seconds=time.perf_counter() - begun, interrupted=stop.signal if self.state.step < train.steps else None,
+            run=run, step=self.state.step, steps=train.steps, tokens=self.state.tokens,
+            checkpoint=checkpoint.checkpoint_folder(run, self.state.step), held_out=score,
+            seconds=time.perf_counter() - begun,
+            interrupted=SIGNALS[code - 1].name if code and self.state.step < train.steps else None,
         )  # fmt: skip
 
-    def collect(self, run: Path, metrics: Metrics, clock: float, begun: float) -> list[dict[str, Any]]:
-        """The metrics of the pending steps; `UserError` at the first whose loss or gradient is not finite."""
-        # The one place that waits for the device: once in log_every steps, for two numbers a step.
-        values = torch.stack([torch.stack((loss, norm)) for loss, norm, _ in self.pending]).tolist()
+    def collect(self, run: Path, metrics: Metrics, watch: Stopwatch, clock: float, begun: float) -> list[dict[str, Any]]:
+        """The metrics of the pending steps. `UserError` when too many in a row were skipped, naming their samples."""
+        # The one place that waits for the device: once in log_every steps, for three numbers a step.
+        values = torch.stack([torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]).tolist()
         end = time.perf_counter()
-        speed = round(len(self.pending) * self.recipe.train.batch_tokens / max(end - clock, 1e-9), 1)
+        speed = len(self.pending) * self.recipe.train.batch_tokens / max(end - clock, 1e-9)
+        shared = {
+            "tokens_per_second": round(speed, 1),
+            "mfu_6n": round(speed * self.flops_per_token["six_n"] / self.peak_flops, 5),
+            "mfu_palm": round(speed * self.flops_per_token["palm"] / self.peak_flops, 5),
+            "memory_bytes": device.peak_memory(self.device),
+            "seconds": round(end - begun, 3),
+        }
         rows: list[dict[str, Any]] = []
-        for (loss, norm), (_, _, row) in zip(values, self.pending, strict=True):
-            rows.append(row | {"loss": loss, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(end - begun, 3)})
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self.publish(metrics, rows)
+        skipped = self.state.skipped
+        for (loss, norm, skip), step in zip(values, self.pending, strict=True):
+            phases = {f"{k}_seconds": round(v, 6) for k, v in watch.seconds(step.lap).items()}
+            skipped += int(skip)
+            rows.append(step.row | {"loss": loss, "grad_norm": norm, "skipped": skipped} | phases | shared)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
+            if skip:
+                where = f"epoch {step.first_sample.epoch}, samples from {step.first_sample.samples} on"
+                if self.world.main:
+                    self.watcher.said(f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: skipped ({where})")
+            if self.skipped_in_a_row >= self.recipe.train.most_skipped:
+                if self.world.main:
+                    self.publish(metrics, None, rows)
                 good, _ = checkpoint.newest_valid(run)
                 raise UserError(
-                    f"step {row['step']}: loss {loss}, gradient norm {norm}: not finite, training stopped; "
+                    f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: the {self.skipped_in_a_row}th step "
+                    f"skipped in a row ({where}, {self.recipe.sequences} a step), training stopped; "
                     f"last good checkpoint: {good or 'none'}",
-                    mend="lower optimizer.learning_rate or lengthen optimizer.warmup_steps in a new run",
+                    mend="look at that data, or lower optimizer.learning_rate in a new run",
                 )
+        self.state = dataclasses.replace(self.state, skipped=skipped)
         self.pending = []
         return rows
 
-    def publish(self, metrics: Metrics, rows: list[dict[str, Any]]) -> None:
-        """Write rows to metrics.jsonl and show them."""
+    def publish(self, metrics: Metrics, trackers: Trackers | None, rows: list[dict[str, Any]]) -> None:
+        """Write rows to metrics.jsonl and the trackers, and show them."""
+        if not self.world.main:
+            return
         metrics.append(rows)
         for row in rows:
             self.watcher.stepped(row)
+        if trackers is not None:
+            trackers.send(rows)
 
-    def save(self, run: Path, metrics: Metrics) -> Path:
-        """Write a checkpoint, and drop those that are no longer kept."""
-        metrics.sync()
-        origin = {"made_by": "mobilellm train", "run": run.name, "step": self.state.step,
+    def save(self, saver: Saver, metrics: Metrics) -> None:
+        """Have a checkpoint written, and say so when the one before could not be."""
+        if self.world.main:
+            metrics.sync()
+        self.state = dataclasses.replace(self.state, guard=tuple(self.guard.state.tolist()))
+        origin = {"made_by": "mobilellm train", "run": saver.run.name, "step": self.state.step,
                   "data_fingerprint": self.data.fingerprint, "preset": self.recipe.model.preset}  # fmt: skip
-        path = checkpoint.save(run, self.state, self.network, self.optimizers, self.data.tokenizer(), origin)
-        checkpoint.prune(run, self.recipe.train.keep_checkpoints)
-        return path
+        with self.waiting():
+            line = saver.save(self.state, self.network, self.optimizers, self.data.tokenizer(), origin)
+        if line:
+            self.failed(line)
+
+    def failed(self, line: str) -> None:
+        """A checkpoint that could not be written does not end the training, but is not to be overlooked."""
+        self.watcher.said(f"CHECKPOINT NOT WRITTEN: {line}; training goes on, the checkpoints before it stand")
 
 
-def open_data(recipe: Recipe) -> TokenFolder:
-    """The data a recipe names."""
+def open_data(recipe: Recipe, world: World | None = None) -> TokenFolder:
+    """The data a recipe names; one process of all reads it whole, to check it."""
     if not recipe.data.path:
         raise UserError("data.path is not set", mend="name a folder made by `mobilellm prepare`")
     data = TokenFolder.open(Path(recipe.data.path))  # every size, in no time
+    if world is not None and not world.main:
+        return data
     size = sum(shard["size"] for split in data.manifest["splits"].values() for shard in split["shards"])
     return TokenFolder.open(data.path, verify=True) if size <= MOST_VERIFIED else data
 
 
-def train(run: Path, recipe: Recipe, watcher: Watcher | None = None) -> Outcome:
+def train(run: Path, recipe: Recipe, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
     """Start a new run in the folder `run`, which must be empty or absent, and train it to the end."""
+    world = world or World(device=device.pick_device())
+    return _begin(run, recipe, watcher, world, None)
+
+
+def branch(run: Path, source: Path, watcher: Watcher | None = None, world: World | None = None, decay_steps: int = 0) -> Outcome:
+    """Start a new run from a checkpoint of another one and let its learning rate fall over `decay_steps` (0: as the
+    recipe has it): what a wsd schedule's stable part is good for. `UserError` for a run without one."""
+    world = world or World(device=device.pick_device())
+    origin = source.parent.parent if source.parent.name == "checkpoints" else source
+    recipe = read_recipe(origin)
+    path = source if source != origin else checkpoint.newest_valid(origin)[0]
+    if path is None:
+        raise UserError(f"{origin}: no checkpoint verifies", mend="name another run")
+    checkpoint.verify(path)
+    step = int(path.name.removeprefix("step-"))
+    decay = decay_steps or recipe.optimizer.decay_steps or max(1, recipe.train.steps // 5)
+    if recipe.optimizer.schedule not in ("wsd", "constant"):
+        raise UserError(
+            f"{origin}: its schedule is {recipe.optimizer.schedule}, whose learning rate falls from the start",
+            mend="branch from a run with optimizer.schedule wsd or constant",
+        )
+    stable = recipe.train.steps - (recipe.optimizer.decay_steps or max(1, recipe.train.steps // 5))
+    if recipe.optimizer.schedule == "wsd" and step > stable:
+        raise UserError(f"{path}: its learning rate falls already (since step {stable})", mend=f"name one up to step {stable}")
+    recipe = recipe.replace("train", steps=step + decay).replace("optimizer", schedule="wsd", decay_steps=decay)
+    return _begin(run, recipe, watcher, world, path)
+
+
+def _begin(run: Path, recipe: Recipe, watcher: Watcher | None, world: World, start: Path | None) -> Outcome:
     recipe.check()
-    data = open_data(recipe)
-    recipe = device.resolve(recipe.replace("data", path=str(Path(recipe.data.path).resolve())), device.pick_device())
-    trainer = Trainer(recipe, data, watcher)
+    data = open_data(recipe, world)
+    recipe = recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
+    recipe = Recipe.from_dict(world.from_main(device.resolve(recipe, world.device).to_dict() if world.main else None))
+    trainer = Trainer(recipe, data, watcher, world)
     trainer.loader()  # complains about data too short for one batch before anything is written
-    environment = device.describe(trainer.device) | {
-        "precision": recipe.train.precision,
-        "compile": recipe.train.compile,
-        "data_fingerprint": data.fingerprint,
-        "started": now(),
-    }
-    create(run, recipe, environment)
-    with locked(run), StopRequest() as stop:
+    if start is not None:
+        trainer.take(start, allow_data_change=False)
+    if world.main:
+        environment = device.describe(trainer.device) | {
+            "precision": recipe.train.precision,
+            "compile": recipe.train.compile,
+            "processes": world.size,
+            "data_fingerprint": data.fingerprint,
+            "started": now(),
+        }
+        if start is not None:
+            environment["branched_from"] = str(start.resolve())
+        create(run, recipe, environment)
+    with locked(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
+        world.barrier("the beginning of the run")
         return trainer.fit(run, stop)
 
 
-def resume(run: Path, watcher: Watcher | None = None) -> Outcome:
-    """Go on with a run from its newest checkpoint that verifies, or from its start when it has none."""
+def resume(
+    run: Path, watcher: Watcher | None = None, world: World | None = None, changes: Recipe | None = None,
+    allow_data_change: bool = False,
+) -> Outcome:  # fmt: skip
+    """Go on with a run from its newest checkpoint that verifies, or from its start when it has none.
+
+    The run's own recipe holds; `changes` may differ from it in what CHANGEABLE lists. `UserError` when the data or the
+    tokenizer changed since; with `allow_data_change` the new data are read from their beginning.
+    """
+    world, watcher = world or World(device=device.pick_device()), watcher or Watcher()
     recipe = read_recipe(run)
+    if changes is not None:
+        recipe = merged(recipe, changes, run)
     recipe.check()
-    watcher = watcher or Watcher()
-    with locked(run), StopRequest() as stop:
-        path, rejected = checkpoint.newest_valid(run)
-        for line in rejected:
-            watcher.said(f"rejected: {line}")
-        if rejected and path is None:
-            raise UserError(f"{run}: no checkpoint verifies: {rejected[0]}", mend="start a new run")
-        for bad in checkpoint.complete(run):  # out of the way, under a name that says why
-            if path is not None and bad.name > path.name:
-                bad.rename(bad.with_name(f"rejected-{bad.name}"))
-        data = open_data(recipe)
-        trainer = Trainer(recipe, data, watcher)
+    with locked(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
+        path = None
+        if world.main:
+            path, rejected = checkpoint.newest_valid(run)
+            for line in rejected:
+                watcher.said(f"rejected: {line}")
+            if rejected and path is None:
+                raise UserError(f"{run}: no checkpoint verifies: {rejected[0]}", mend="start a new run")
+            for bad in checkpoint.complete(run):  # out of the way, under a name that says why
+                if path is not None and bad.name > path.name:
+                    bad.rename(bad.with_name(f"rejected-{bad.name}"))
+        path = world.from_main(path)
+        data = open_data(recipe, world)
+        trainer = Trainer(recipe, data, watcher, world)
         if path is not None:
-            trainer.state = checkpoint.load(path, trainer.network, trainer.optimizers)
-            if trainer.state.data.fingerprint != data.fingerprint:
-                raise UserError(
-                    f"{recipe.data.path}: the data changed since {path.name} was written",
-                    mend="restore it, or start a new run",
-                )
-        Metrics(run).rewind(trainer.state.step)
+            trainer.take(path, allow_data_change)
+        if world.main:
+            Metrics(run).rewind(trainer.state.step)
+        world.barrier("the beginning of the run")
         return trainer.fit(run, stop)
+
+
+def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
+    """The run's own recipe with what may change taken from `changes`. `UserError` names what else differs."""
+    mine, given = own.to_dict(), changes.to_dict()
+    given["data"]["path"] = str(Path(given["data"]["path"]).resolve()) if given["data"]["path"] else mine["data"]["path"]
+    differing = []
+    for section, values in given.items():
+        for key in values.keys() | mine[section].keys():
+            new, old = values.get(key), mine[section].get(key)
+            if new == old or new == "auto":  # "auto" was resolved when the run began
+                continue
+            if key in CHANGEABLE.get(section, ()):
+                mine[section][key] = new
+            else:
+                differing.append(f"{section}.{key} is {old!r} there, {new!r} here")
+    if differing:
+        raise UserError(
+            f"{run}: another recipe began this run ({'; '.join(sorted(differing))})",
+            mend="resume it with its own recipe, or choose another --out",
+        )
+    return Recipe.from_dict(mine)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilellm.train.sharded import local, share, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz with the steepest slope at zero (Jordan et al.)
 ITERATIONS = 5
 
@@ -40,27 +42,44 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": None})
         self.dtype = dtype
 
+    found_inf: Tensor | None = None
+    """1.0 to skip a step, as torch's fused optimisers have it: on the device, so that the host need not know."""
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients."""
+        """One update from the gradients; with `found_inf` 1 nothing changes."""
+        keep = None if self.found_inf is None else 1 - self.found_inf
+        gathered: list[tuple[Tensor, Tensor]] = []
         shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor, float, bool]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
-                gradient, state = parameter.grad, self.state[parameter]
-                if gradient is None:
+                if parameter.grad is None:
                     continue
+                state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                direction = gradient.lerp(state["momentum"], group["momentum"])  # Nesterov
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                gradient, momentum, weight = local(parameter.grad), local(state["momentum"]), local(parameter)
+                if keep is not None:
+                    gradient.masked_fill_(keep == 0, 0.0)  # NaN times 0 would stay NaN
+                amount, decay = 1 - group["momentum"], group["lr"] * group["weight_decay"]
+                momentum.lerp_(gradient, amount if keep is None else amount * keep)
+                direction = gradient.lerp(momentum, group["momentum"])  # Nesterov
+                weight.mul_(1 - decay if keep is None else 1 - decay * keep)
+                if weight is not parameter:  # orthogonalising needs whole matrices
+                    direction = whole(direction, parameter)
+                    weight = torch.zeros_like(direction)
+                    gathered.append((parameter, weight))
                 parts = group["parts"] or [parameter.shape[0]]
-                for part, update in zip(parameter.split(parts), direction.split(parts), strict=True):
+                for part, update in zip(weight.split(parts), direction.split(parts), strict=True):
                     rows, columns = part.shape
                     scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5  # Moonlight: the RMS of AdamW's updates
                     wide = rows <= columns
                     shapes[min(rows, columns), max(rows, columns)].append((part, update if wide else update.mT, scale, wide))
         for entries in shapes.values():
             updates = orthogonalise(torch.stack([update for _, update, _, _ in entries]).to(self.dtype))
+            if keep is not None:
+                updates.mul_(keep)
             for (part, _, scale, wide), update in zip(entries, updates, strict=True):
                 part.add_(update if wide else update.mT, alpha=scale)
+        for parameter, update in gathered:
+            local(parameter).add_(share(update, parameter))

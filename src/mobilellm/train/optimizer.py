@@ -21,14 +21,20 @@ def schedule(step: int, steps: int, section: OptimizerSection) -> float:
         return (step + 1) / section.warmup_steps
     if section.schedule == "constant":
         return 1.0
+    if section.schedule == "wsd":
+        decay = section.decay_steps or max(1, steps // 5)
+        done = (step - (steps - decay) + 1) / decay  # 1 at the last step
+        if done <= 0:
+            return 1.0
+        return 1 - (1 - section.final_fraction) * (done if section.decay_shape == "linear" else math.sqrt(done))
     # The last step, steps - 1, is where the fall ends.
     progress = min(1.0, (step - section.warmup_steps) / max(1, steps - 1 - section.warmup_steps))
     left = 1 - progress if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return section.final_fraction + (1 - section.final_fraction) * left
 
 
-def build(network: Network, section: OptimizerSection, precision: str) -> list[torch.optim.Optimizer]:
-    """The optimisers, each group carrying its peak as `peak_lr`."""
+def build(network: Network, section: OptimizerSection, precision: str, factor: float = 1.0) -> list[torch.optim.Optimizer]:
+    """The optimisers, each group carrying its peak, times `factor`, as `peak_lr`."""
     inside = {name: p for name, p in network.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
     outside = {name: p for name, p in network.named_parameters() if name not in inside}
     peak = section.learning_rate
@@ -61,8 +67,15 @@ def build(network: Network, section: OptimizerSection, precision: str) -> list[t
     optimizers.append(torch.optim.AdamW(groups, betas=section.betas, eps=section.eps, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = group["lr"] * factor
     return optimizers
+
+
+def skip_when(optimizers: list[torch.optim.Optimizer], skip: torch.Tensor) -> None:
+    """Let the next step change nothing where `skip` (0-dim bool, on the device) is true; the host need not know."""
+    flag = skip.float()
+    for optimizer in optimizers:
+        optimizer.found_inf = flag  # type: ignore[attr-defined]
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

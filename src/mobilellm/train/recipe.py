@@ -5,6 +5,9 @@
     [data]
     path = "data/shakespeare"
     sequence_length = 256
+    [[data.stage]]                # optional: other mixtures of the data's sources as the run goes on
+    until_tokens = 3_000_000
+    weights = {plays = 0.7, novels = 0.3}
     [train]
     steps = 500
     batch_tokens = 8192
@@ -47,8 +50,20 @@ class ModelSection:
     """Blocks; the preset's when not given."""
     max_position_embeddings: int | None = None
     """The model's context in tokens; the preset's when not given."""
+    qk_norm: bool | None = None
+    """RMSNorm over each head's queries and keys (Qwen3's network); the preset's when not given."""
     initial_residual: Literal["normal", "zero"] = "normal"
     """First weights of the two matrices that write to the residual stream: like all others, or zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSection:
+    """A mixture of sources for a part of the run."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Source -> its share of the tokens; they are scaled to sum to one. A source left out is not read."""
+    until_tokens: int = 0
+    """Tokens trained on when this stage ends; 0, for the last one, is never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +71,15 @@ class DataSection:
     """The tokens."""
 
     path: str = ""
-    """A folder made by `mobilellm prepare`."""
+    """A folder made by `mobilellm prepare`, or the original's basepath/1..N/*.jsonl of token ids."""
+    tokenizer: str = ""
+    """Tokenizer folder or file, for the original's layout, which holds none."""
     sequence_length: int = 256
     """Tokens a training sample."""
+    mask_documents: bool = False
+    """Keep attention within each document of a sample."""
+    stage: tuple[StageSection, ...] = ()
+    """Mixtures of the sources, one after the other; none reads all tokens of all sources once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +91,7 @@ class TrainSection:
     batch_tokens: int = 8192
     """Tokens a step, over all gradient accumulation: a multiple of sequence_length x micro_batch."""
     micro_batch: int = 0
-    """Sequences in one forward and backward pass; 0 takes the whole batch at once, up to 16,384 tokens."""
+    """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the device's memory runs out."""
     seed: int = 0
     """Seeds the first weights and the order of the samples."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -83,6 +104,17 @@ class TrainSection:
     """Steps between checkpoints; one is written at the end always."""
     keep_checkpoints: int = 3
     """The newest checkpoints that are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept for good; 0 keeps none so."""
+    async_checkpoints: bool = True
+    """Write checkpoints while the training goes on."""
+    skip_spikes: float = 0.0
+    """Skip a step whose loss or gradient norm is more than this many standard deviations above its mean; 0 never does.
+    One that is not finite is skipped always."""
+    most_skipped: int = 5
+    """Steps skipped in a row after which the run stops."""
+    profile_steps: int = 0
+    """Steps, from the 11th of this process on, recorded as a Chrome trace in the run's folder (profile-rank0.json)."""
     log_every: int = 10
     """Steps between lines shown; metrics.jsonl has every step."""
     threads: int = 0
@@ -111,10 +143,60 @@ class OptimizerSection:
     """Largest gradient norm; larger ones are scaled down. 0 is no limit."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly to its peak."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls from its peak to the last step."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls from its peak to the last step; wsd holds it and falls in the last decay_steps."""
     final_fraction: float = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
+    decay_steps: int = 0
+    """With wsd: the steps at the end over which the learning rate falls; 0 is a fifth of all."""
+    decay_shape: Literal["linear", "sqrt"] = "linear"
+    """With wsd: the fall is linear, or 1 - sqrt(share done) (arXiv 2405.18392)."""
+    reference_batch_tokens: int = 0
+    """The batch that learning_rate is given for; 0 is the run's own."""
+    batch_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate follows train.batch_tokens / reference_batch_tokens."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator (PaLM has 1e-4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """Several processes, as `torchrun` starts them."""
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    """Every process holds everything and gradients are averaged, or weights, gradients and moments are sharded (FSDP2)."""
+    shard_within: int = 0
+    """With fsdp: shard over groups of this many processes and replicate over the groups (8: within a node); 0 is over all."""
+    timeout: float = 600.0
+    """Seconds after which a process that does not come to a meeting point ends the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSection:
+    """Where the metrics go beside metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write RUN/tensorboard."""
+    trackio: str = ""
+    """Project name for trackio."""
+    wandb: str = ""
+    """Project name for Weights & Biases."""
+    every: int = 10
+    """Steps between what is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSection:
+    """Zero-shot tasks during the training."""
+
+    tasks: tuple[str, ...] = ()
+    """Their names, as `mobilellm eval --tasks` has them."""
+    every: int = 1000
+    """Steps between evaluations; one is made at the end always."""
+    limit: int = 200
+    """Items of each task; 0 is all."""
+    data: str = ""
+    """Folder with the tasks' data; empty downloads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +211,12 @@ class Recipe:
     """The loop."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     """The optimiser and its schedule."""
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    """Several processes."""
+    eval: EvalSection = field(default_factory=EvalSection)
+    """Zero-shot tasks during the training."""
+    track: TrackSection = field(default_factory=TrackSection)
+    """Trackers."""
 
     def check(self) -> None:
         """`UserError` for values that cannot work, whatever the model and data."""
@@ -139,7 +227,11 @@ class Recipe:
             ("train.evaluate_every", train.evaluate_every, 0), ("train.checkpoint_every", train.checkpoint_every, 1),
             ("train.keep_checkpoints", train.keep_checkpoints, 0), ("train.log_every", train.log_every, 1),
             ("train.threads", train.threads, 0), ("train.seed", train.seed, 0),
-            ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
+            ("optimizer.warmup_steps", optimizer.warmup_steps, 0), ("optimizer.decay_steps", optimizer.decay_steps, 0),
+            ("optimizer.reference_batch_tokens", optimizer.reference_batch_tokens, 0),
+            ("train.keep_every", train.keep_every, 0), ("train.most_skipped", train.most_skipped, 1),
+            ("train.profile_steps", train.profile_steps, 0), ("parallel.shard_within", self.parallel.shard_within, 0),
+            ("eval.every", self.eval.every, 1), ("eval.limit", self.eval.limit, 0), ("track.every", self.track.every, 1),
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"{name} = {value}: must be at least {least}")
@@ -149,10 +241,17 @@ class Recipe:
             ("weight_decay", optimizer.weight_decay, 0.0, 1e3), ("clip", optimizer.clip, 0.0, 1e9),
             ("final_fraction", optimizer.final_fraction, 0.0, 1.0), ("momentum", optimizer.momentum, 0.0, 1.0),
             ("eps", optimizer.eps, 0.0, 1.0), ("betas", min(optimizer.betas), 0.0, 1.0),
-            ("betas", max(optimizer.betas), 0.0, 1.0),
+            ("betas", max(optimizer.betas), 0.0, 1.0), ("z_loss", optimizer.z_loss, 0.0, 1.0),
         ):  # fmt: skip
             if not (math.isfinite(number) and low <= number <= high):
                 raise UserError(f"optimizer.{name} = {number}: must be from {low:g} to {high:g}")
+        if not (math.isfinite(train.skip_spikes) and train.skip_spikes >= 0):
+            raise UserError(f"train.skip_spikes = {train.skip_spikes}: must be a number from 0 on")
+        if not (math.isfinite(self.parallel.timeout) and self.parallel.timeout > 0):
+            raise UserError(f"parallel.timeout = {self.parallel.timeout}: must be a number of seconds above 0")
+        if optimizer.decay_steps > train.steps:
+            raise UserError(f"optimizer.decay_steps = {optimizer.decay_steps} exceeds train.steps = {train.steps}")
+        self._check_stages()
         if train.seed >= 1 << 63:
             raise UserError(f"train.seed = {train.seed}: must be below 2^63")
         length, batch = self.data.sequence_length, train.batch_tokens
@@ -162,22 +261,55 @@ class Recipe:
                 f"train.batch_tokens = {batch} does not divide by data.sequence_length = {length}",
                 mend=f"the nearest is {nearest}",
             )
-        if train.micro_batch and (batch // length) % train.micro_batch:
-            sequences = batch // length
-            near = [n for n in range(1, sequences + 1) if sequences % n == 0]
-            raise UserError(
-                f"{sequences} sequences a step do not divide by train.micro_batch = {train.micro_batch}",
-                mend=f"it can be {', '.join(map(str, near[:20]))}",
-            )
+
+    def _check_stages(self) -> None:
+        before = 0
+        for number, stage in enumerate(self.data.stage, 1):
+            where = f"data.stage {number}"
+            if not stage.weights:
+                raise UserError(f"{where}: no weights", mend="give it, for instance, weights = {name = 1.0}")
+            for name, weight in stage.weights.items():
+                if not (math.isfinite(weight) and weight >= 0):
+                    raise UserError(f"{where}: weight {weight} of {name!r}: must be a number from 0 on")
+            if not sum(stage.weights.values()):
+                raise UserError(f"{where}: all weights are 0")
+            last = number == len(self.data.stage)
+            if stage.until_tokens <= before and not (last and stage.until_tokens == 0):
+                raise UserError(f"{where}: until_tokens = {stage.until_tokens} must exceed the stage before ({before})")
+            before = stage.until_tokens
 
     @property
-    def micro_batch(self) -> int:
-        """Sequences in one forward and backward pass."""
-        if self.train.micro_batch:
-            return self.train.micro_batch
-        sequences = self.train.batch_tokens // self.data.sequence_length
-        most = max(1, 16384 // self.data.sequence_length)
-        return max(n for n in range(1, min(sequences, most) + 1) if sequences % n == 0)
+    def sequences(self) -> int:
+        """Sequences a step, over all processes."""
+        return self.train.batch_tokens // self.data.sequence_length
+
+    def rows(self, world_size: int) -> int:
+        """Sequences of one process a step. `UserError` names the nearest world sizes that divide the batch."""
+        if self.sequences % world_size:
+            near = sorted((n for n in range(1, self.sequences + 1) if self.sequences % n == 0), key=lambda n: abs(n - world_size))
+            batches = [max(1, self.sequences // world_size) * world_size, (self.sequences // world_size + 1) * world_size]
+            raise UserError(
+                f"{self.sequences} sequences a step (train.batch_tokens / data.sequence_length) do not divide by "
+                f"{world_size} processes",
+                mend=f"use {' or '.join(map(str, sorted(near[:2])))} processes, or train.batch_tokens = "
+                + " or ".join(str(n * self.data.sequence_length) for n in batches),
+            )
+        return self.sequences // world_size
+
+    def micro_batch(self, world_size: int = 1) -> int:
+        """Sequences in one forward and backward pass of one process: as given, else up to 16,384 tokens."""
+        rows = self.rows(world_size)
+        most = self.train.micro_batch or max(1, 16384 // self.data.sequence_length)
+        return largest_divisor(rows, most)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What optimizer.learning_rate is multiplied by for this run's batch."""
+        section = self.optimizer
+        if not section.reference_batch_tokens or section.batch_scaling == "none":
+            return 1.0
+        ratio = self.train.batch_tokens / section.reference_batch_tokens
+        return ratio if section.batch_scaling == "linear" else math.sqrt(ratio)
 
     # --- TOML ---
 
@@ -192,21 +324,34 @@ class Recipe:
             raise UserError(f"{path}: broken TOML ({error})") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        return typing.cast(Recipe, _build(cls, values, str(path), ""))
+        return cls.from_dict(values, str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> Recipe:
+        """The recipe of `to_dict`'s values, checked as a file's are."""
+        return typing.cast(Recipe, _build(cls, values, where, ""))
 
     def write(self, path: Path) -> None:
         """Write every setting as TOML; `read` gives an equal recipe."""
         import tomli_w
 
-        sections = {
+        write_file(path, tomli_w.dumps(self.to_dict()).encode())
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Section -> key -> value, as TOML has them: lists for tuples, and no key for what is not given."""
+        return {
             name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items() if value is not None}
             for name, section in dataclasses.asdict(self).items()
         }
-        write_file(path, tomli_w.dumps(sections).encode())
 
     def replace(self, section: str, **changes: Any) -> Recipe:
         """A copy with some keys of one section changed."""
         return dataclasses.replace(self, **{section: dataclasses.replace(getattr(self, section), **changes)})
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is not above `most`."""
+    return max(n for n in range(1, min(number, max(1, most)) + 1) if number % n == 0)
 
 
 def _build(cls: type, values: dict[str, Any], where: str, prefix: str) -> Any:
@@ -233,6 +378,14 @@ def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
         if value not in arguments:
             raise unknown_name(f"{name} =", str(value), [str(a) for a in arguments], where)
         return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {name} must be a table")
+        return {key: _convert(arguments[1], entry, where, f"{name}.{key}") for key, entry in value.items()}
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {name} must be a list")
+        return tuple(_convert(arguments[0], entry, where, name) for entry in value)
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
             raise UserError(f"{where}: {name} must be a list of {len(arguments)} numbers")

@@ -1,0 +1,108 @@
+"""The network among several processes: compiled, then replicated (DDP) or sharded (FSDP2), in this order.
+
+step = parallelise(network, recipe, world)
+with step.accumulating():          # gradients stay here
+    step(x, y).backward()
+step(x, y).backward()              # gradients are averaged over all processes
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mobilellm.errors import UserError
+from mobilellm.evaluate.perplexity import autocast
+from mobilellm.model.network import Network
+from mobilellm.train.recipe import Recipe
+from mobilellm.train.world import World
+
+
+class Step(nn.Module):
+    """The share of one micro-batch in the step's loss."""
+
+    def __init__(self, network: Network, precision: str, z_loss: float) -> None:
+        super().__init__()
+        self.network, self.precision, self.z_loss = network, precision, z_loss
+
+    def forward(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        """Sum of the losses in nats."""
+        with autocast(self.network, self.precision):
+            return self.network.loss(inputs, targets, "sum", documents, self.z_loss)
+
+
+class Parallel:
+    """The loss of a micro-batch, whose gradients end up the same in every process."""
+
+    def __init__(self, network: Network, recipe: Recipe, world: World) -> None:
+        self.network, self.world, self.kind = network, world, recipe.parallel.kind
+        self.step: nn.Module = Step(network, recipe.train.precision, recipe.optimizer.z_loss)
+        self.sharded = self.kind == "fsdp" and world.size > 1
+        if recipe.train.compile == "block":
+            for layer in network.layers:
+                layer.compile(dynamic=False)
+        if self.sharded:
+            _shard(network, world, recipe.parallel.shard_within)
+        elif world.size > 1:
+            self.step = nn.parallel.DistributedDataParallel(
+                self.step,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+            self._settle_buckets()
+
+    def __call__(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Sum of the losses of a micro-batch, times the processes, since gradients are averaged over them."""
+        loss: Tensor = self.step(inputs, targets, documents)
+        return loss * self.world.size if self.world.size > 1 else loss
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """In this block gradients are kept back: they travel with the next backward pass outside."""
+        if isinstance(self.step, nn.parallel.DistributedDataParallel):
+            with self.step.no_sync():
+                yield
+        elif self.sharded:
+            self.network.set_requires_gradient_sync(False)  # type: ignore[operator]
+            try:
+                yield
+            finally:
+                self.network.set_requires_gradient_sync(True)  # type: ignore[operator]
+        else:
+            yield
+
+    def _settle_buckets(self) -> None:
+        """Let DDP rearrange its buckets now, on two tokens: it does so once, behind its first backward pass.
+
+        Sums over more than two processes depend on where a number stands in its bucket. A resumed run would otherwise take
+        its first step with another arrangement than the undisturbed one, and differ in the last bit.
+        """
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.world.device)
+        with torch.compiler.set_stance("force_eager"):
+            for _ in range(2):
+                self(ids, ids).mul(0.0).backward()
+        self.network.zero_grad(set_to_none=True)
+
+
+def _shard(network: Network, world: World, within: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    if within and (world.size % within or within < 2):
+        near = [n for n in range(2, world.size + 1) if world.size % n == 0]
+        raise UserError(
+            f"parallel.shard_within = {within} does not divide {world.size} processes",
+            mend=f"it can be {', '.join(map(str, near))}",
+        )
+    if within and within < world.size:  # replicated over the groups, sharded within each
+        mesh = init_device_mesh(world.device.type, (world.size // within, within), mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    for layer in network.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    register_fsdp_forward_method(network, "loss")
