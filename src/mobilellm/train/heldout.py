@@ -42,5 +42,7 @@ def total_loss(
             with autocast(network, precision):
                 loss = network.loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum")
             sums += torch.tensor([loss.item(), float((targets != IGNORED).sum())], dtype=torch.float64, device=device)
+    if sharded:
+        network.reshard()  # type: ignore[operator]  # FSDP leaves the embedding gathered, for a backward pass that does not come
     nats, counted = (sums if sharded else world.sum_(sums)).tolist()
     return nats, int(counted)

@@ -9,6 +9,7 @@ step(x, y).backward()              # gradients are averaged over all processes
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -47,12 +48,14 @@ class Parallel:
         if self.sharded:
             _shard(network, world, recipe.parallel.shard_within)
         elif world.size > 1:
-            self.step = nn.parallel.DistributedDataParallel(
-                self.step,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of a name that only newer versions have
+                self.step = nn.parallel.DistributedDataParallel(
+                    self.step,
+                    device_ids=[world.device] if world.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
             self._settle_buckets()
 
     def __call__(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:

@@ -56,12 +56,14 @@ class World:
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         except (KeyError, ValueError) as error:
             raise UserError(f"WORLD_SIZE is set, but {error} is not a rank", mend="start several processes with torchrun") from None
-        device, limit = _device(local_rank), datetime.timedelta(seconds=timeout)
+        # The backends' own limit stands behind the watchdog's, which knows whom to name.
+        device, limit = _device(local_rank), datetime.timedelta(seconds=1.5 * timeout + 5)
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=limit)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=_store(rank, size, limit), rank=rank, world_size=size, timeout=limit)
         except dist.DistError as error:
             raise UserError(
-                f"rank {rank}: not all {size} processes came within {timeout:g} s ({str(error).splitlines()[0]})",
+                f"rank {rank}: not all {size} processes came within {limit.seconds} s ({str(error).splitlines()[0]})",
                 mend="start every node, with the same --nnodes and rendezvous",
             ) from None
         world = cls(device=device, rank=rank, size=size, local_rank=local_rank, timeout=timeout)
@@ -157,6 +159,18 @@ class World:
         if not error.said:
             error.what = f"rank {self.rank}: {error.what}" if not self.main else error.what
             error.args = (f"{error.what}; {error.mend}" if error.mend else error.what,)
+
+
+def _store(rank: int, size: int, limit: datetime.timedelta) -> Any:
+    """The rendezvous store, under a prefix of this start of the job.
+
+    torchrun's store outlives a restart, with the addresses of the processes before it (torch 2.13): those who read them
+    first would call the dead.
+    """
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    held_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(address, port, size, is_master=rank == 0 and not held_by_torchrun, timeout=limit)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"mobilellm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,0 +1,72 @@
+"""What test_world.py runs in each process that torchrun starts: worker.py SCENARIO RECIPE FOLDER."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from mobilellm.data.shards import TokenFolder
+from mobilellm.train import loop
+from mobilellm.train.loop import Trainer, Watcher
+from mobilellm.train.recipe import Recipe
+from mobilellm.train.sharded import full
+from mobilellm.train.world import World
+
+
+class StopAt(Watcher):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, row: dict) -> None:
+        if row["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def gradients(recipe: Recipe, world: World) -> None:
+    """Every parallelism has one process's gradients, with and without accumulation; kept back, they are this process's."""
+    data = TokenFolder.open(Path(recipe.data.path))
+    alone = Trainer(recipe, data, world=World(device=world.device))
+    batch, _ = next(iter(alone.loader()))
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+    expected = alone.forward_backward(inputs, targets)
+    kinds = [("ddp", 0), ("fsdp", 0)] + ([("fsdp", 2)] if world.size == 4 else [])
+    for kind, within in kinds:
+        for micro in (1, 99):
+            settings = recipe.replace("parallel", kind=kind, shard_within=within).replace("train", micro_batch=micro)
+            trainer = Trainer(settings, data, world=world)
+            mine, _ = next(iter(trainer.loader()))
+            rows = len(inputs) // world.size
+            assert mine.inputs.tolist() == inputs[world.rank * rows : (world.rank + 1) * rows].tolist()
+            loss = trainer.forward_backward(torch.from_numpy(mine.inputs), torch.from_numpy(mine.targets))
+            assert abs(loss - expected) < 1e-6 * expected, (kind, micro, loss, expected)
+            for (name, p), q in zip(trainer.network.named_parameters(), alone.network.parameters(), strict=True):
+                gradient = full(p.grad)
+                assert (gradient - q.grad).abs().max() <= 3e-6 * q.grad.abs().max() + 1e-9, (kind, micro, name)
+    kept = Trainer(recipe, data, world=world)
+    x, y = (torch.from_numpy(a)[:1] for a in (mine.inputs, mine.targets))
+    with kept.parallel.accumulating():
+        kept.parallel(x, y).backward()
+    alone.network.zero_grad()
+    (alone.network.loss(x, y, "sum") * world.size).backward()
+    for p, q in zip(kept.network.parameters(), alone.network.parameters(), strict=True):
+        assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max(), "gradients travelled while accumulating"
+
+
+def main(scenario: str, recipe: Recipe, folder: Path) -> None:
+    with World.join(timeout=60) as world:
+        if scenario == "gradients":
+            gradients(recipe, world)
+        elif scenario == "whole-and-stopped":
+            for name in ("whole", "stopped", "stopped-here"):
+                loop.train(folder / name, recipe, StopAt(10) if world.main and name != "whole" else None, world)
+            loop.resume(folder / "stopped-here", world=world)
+        elif scenario == "go-on":
+            loop.resume(folder / "stopped", world=world, changes=recipe)
+        else:
+            raise ValueError(scenario)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Recipe.read(Path(sys.argv[2])), Path(sys.argv[3]))
