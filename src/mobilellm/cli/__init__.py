@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from mobilellm.errors import UserError
 
-DESCRIPTION = """From text to a language model that runs on a phone: prepare, train, evaluate, generate, convert.
+DESCRIPTION = """From text to a language model that runs on a phone: prepare, plan, train, evaluate, generate, convert.
 
 `mobilellm VERB --help` explains a verb. `--debug` anywhere shows the traceback of an error; `--version` the version."""
 
@@ -50,9 +50,12 @@ def run(arguments: list[str]) -> int:
     from mobilellm.cli.eval import Eval
     from mobilellm.cli.generate import Generate
     from mobilellm.cli.info import Info
+    from mobilellm.cli.plan import Plan
     from mobilellm.cli.prepare import Prepare
     from mobilellm.cli.quickstart import Quickstart
+    from mobilellm.cli.report import Report
     from mobilellm.cli.train import Train, from_recipe
+    from mobilellm.cli.watch import Watch
 
     if arguments == ["--version"]:
         print(f"mobilellm {__version__}")
@@ -65,7 +68,7 @@ def run(arguments: list[str]) -> int:
             verb,
             tyro.conf.subcommand(verb.__name__.lower(), **({"default": defaults[verb]} if verb in defaults else {})),
         ]
-        for verb in (Prepare, Train, Eval, Generate, Info, Convert, Quickstart)
+        for verb in (Prepare, Plan, Train, Watch, Report, Eval, Generate, Info, Convert, Quickstart)
     ]
     union: Any = functools.reduce(operator.or_, verbs)
     parsed: Any = tyro.cli(union, prog="mobilellm", description=DESCRIPTION, args=arguments)

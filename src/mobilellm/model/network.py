@@ -90,6 +90,8 @@ class Attention(nn.Module):
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = qk.split((self.heads, self.kv_heads), dim=2)
                 qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+            if torch.is_grad_enabled():
+                v = v.contiguous()  # a view would keep Q and K as they were before their rotation until the backward pass
             q, k = rotate(qk, *rotation).split((self.heads, self.kv_heads), dim=2)
             key, value = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
             if cache is not None:

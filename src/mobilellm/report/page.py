@@ -59,16 +59,90 @@ def write_report(run: Path) -> Path:
         _details("Environment", _table((k, _plain(v)) for k, v in environment.items())),
     ]
     status = f"finished {result['finished']}" if "finished" in result else "not finished"
-    page = (
+    path = run / "report.html"
+    write_file(path, _page(name, "mobilellm run", status, "".join(sections)).encode())
+    return path
+
+
+def _page(name: str, kind: str, status: str, body: str) -> str:
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(name)} - mobilellm</title><style>{STYLE}</style></head><body><main>"
-        f"<header><p>mobilellm run</p><h1>{html.escape(name)}</h1><p>{html.escape(status)}</p></header>"
-        f"{''.join(sections)}</main><script>{SCRIPT}</script></body></html>\n"
+        f"<header><p>{html.escape(kind)}</p><h1>{html.escape(name)}</h1><p>{html.escape(status)}</p></header>"
+        f"{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
-    path = run / "report.html"
-    write_file(path, page.encode())
+
+
+def write_comparison(runs: Sequence[Path], path: Path) -> Path:
+    """One page with the curves of several runs on the same axes, and what differs between their recipes."""
+    named = {run.name if sum(r.name == run.name for r in runs) == 1 else str(run): run for run in runs}
+    rows = {name: read_metrics(run / "metrics.jsonl")[0] for name, run in named.items()}
+    results = {name: read_json(run / "result.json") if (run / "result.json").is_file() else {} for name, run in named.items()}
+
+    def lines(key: str, smoothed: bool = False, over: str = "tokens") -> list[Line]:
+        found = []
+        for number, (name, own) in enumerate(rows.items()):
+            points = [(row[over], row[key]) for row in own if isinstance(row.get(key), (int, float))]
+            curve = smooth(points, max(1, len(points) // 50)) if smoothed else points
+            found.append(Line(name, curve, f"c{number % 5 + 1}", marked=not smoothed and len(points) < 60))
+        return found
+
+    charts = [
+        line_chart("Training loss, smoothed", lines("loss", smoothed=True), "tokens", "nats a token"),
+        line_chart("Held-out", lines("held_out_bits_per_byte"), "tokens", "bits a byte"),
+        line_chart("Held-out over time", lines("held_out_bits_per_byte", over="seconds"), "seconds of training", "bits a byte"),
+        line_chart("Learning rate", lines("learning_rate"), "tokens", "", zero=True),
+        line_chart("Gradient norm, smoothed", lines("grad_norm", smoothed=True), "tokens", "before clipping", zero=True),
+        line_chart("Speed", lines("tokens_per_second"), "tokens", "tokens a second", zero=True),
+    ]
+    finals = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _final(own, results[name]))
+        + "</tr>"
+        for name, own in rows.items()
+    )
+    header = "<tr><th>run</th><td>steps</td><td>tokens</td><td>last loss</td><td>held-out bits a byte</td><td>tokens/s</td></tr>"
+    body = (
+        _section("Final figures", f"<table>{header}{finals}</table>")
+        + _section("Curves", f'<div class="charts">{"".join(charts)}</div>' if any(charts) else "")
+        + _section("What differs between the recipes", _differences(named))
+    )
+    write_file(path, _page(f"{len(named)} runs", "mobilellm comparison", ", ".join(named), body).encode())
     return path
+
+
+def _final(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> list[str]:
+    last: dict[str, Any] = rows[-1] if rows else {}
+    scored = [row["held_out_bits_per_byte"] for row in rows if isinstance(row.get("held_out_bits_per_byte"), (int, float))]
+    held_out = result.get("held_out", {}).get("bits_per_byte", scored[-1] if scored else None)
+    speed = result.get("training", {}).get("tokens_per_second", last.get("tokens_per_second"))
+    return [
+        f"{last.get('step', 0):,}", _big(last.get("tokens", 0)), f"{last['loss']:.4f}" if last.get("loss") is not None else "-",
+        "-" if held_out is None else f"{held_out:.4f}", "-" if speed is None else f"{speed:,.0f}",
+    ]  # fmt: skip
+
+
+def _differences(runs: dict[str, Path]) -> str:
+    recipes = {
+        name: (run / "recipe.toml").read_text("utf-8") if (run / "recipe.toml").is_file() else "" for name, run in runs.items()
+    }
+    settings: dict[str, dict[str, str]] = {}
+    for name, text in recipes.items():
+        section = ""
+        for line in text.splitlines():
+            if line.startswith("["):
+                section = line.strip("[]") + "."
+            elif " = " in line:
+                key, value = line.split(" = ", 1)
+                settings.setdefault(section + key, {})[name] = value
+    rows = "".join(
+        f"<tr><th>{html.escape(key)}</th>" + "".join(f"<td>{html.escape(values.get(name, '-'))}</td>" for name in runs) + "</tr>"
+        for key, values in settings.items()
+        if len({values.get(name) for name in runs}) > 1
+    )
+    header = "<tr><th></th>" + "".join(f"<td>{html.escape(name)}</td>" for name in runs) + "</tr>"
+    return f"<table>{header}{rows}</table>" if rows else "<p>nothing</p>"
 
 
 def _section(title: str, body: str) -> str:

@@ -1,0 +1,121 @@
+"""`mobilellm plan`: what a training run will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mobilellm.cli.terminal import count, duration, print_json, say, size
+from mobilellm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Parameters, FLOPs, memory, steps, days, energy and cost of a training run, before it is paid.
+
+    Example: mobilellm plan --model 125M --tokens 1e12 --gpus 32 --device a100-80g
+    """
+
+    model: str = "125M"
+    """A shipped size, or the path of a config.json."""
+    tokens: float = 1e12
+    """Tokens to train on."""
+    gpus: int = 32
+    """Devices."""
+    device: str = "a100-80g"
+    """Kind of device; `--device list` shows them with their figures and sources."""
+    sequence_length: int = 2048
+    """Tokens a sample."""
+    batch_tokens: int = 2_097_152
+    """Tokens a step, over all devices."""
+    micro_batch: int = 0
+    """Sequences in one pass of one device; 0 takes the largest that fits."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the matrix products."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Its moments count."""
+    fsdp: bool = False
+    """Weights, gradients and moments sharded over all devices."""
+    mfu: float = 0.0
+    """Model FLOPs utilisation (PaLM's count) to calculate with; 0 takes the documented model of efficiency."""
+    price_per_gpu_hour: float = 0.0
+    """Price of a device's hour."""
+    price_per_kwh: float = 0.0
+    """Price of energy, where it is not in the hour's."""
+    measure: bool = False
+    """Make a few real steps here instead and calculate with what they reach; --device and --gpus are then this machine."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Print the plan; 0 also for one that does not fit, which is said."""
+        from mobilellm.plan.devices import DEVICES
+
+        if self.device == "list":
+            for key, entry in DEVICES.items():
+                print(
+                    f"{key:14} {entry.bf16 / 1e12:6.0f} TFLOP/s bf16  {entry.memory / 1e9:4.0f} GB  "
+                    f"{entry.bandwidth / 1e9:5.0f} GB/s  {entry.watts:4.0f} W  {entry.source}"
+                )
+            return 0
+        config = self._config()
+        if self.measure:
+            from mobilellm.train.measure import measured_plan
+
+            plan = measured_plan(
+                config, tokens=self.tokens, sequence_length=self.sequence_length, micro_batch=self.micro_batch,
+                optimizer=self.optimizer, say=say,
+            )  # fmt: skip
+        else:
+            from mobilellm.plan.run import plan_run
+
+            plan = plan_run(
+                config, tokens=self.tokens, device_name=self.device, count=self.gpus, sequence_length=self.sequence_length,
+                batch_tokens=self.batch_tokens, micro_batch=self.micro_batch, precision=self.precision,
+                optimizer=self.optimizer, sharded=self.fsdp, mfu=self.mfu, price_per_gpu_hour=self.price_per_gpu_hour,
+                price_per_kwh=self.price_per_kwh,
+            )  # fmt: skip
+        if self.json:
+            print_json(plan)
+        else:
+            show(plan)
+        return 0
+
+    def _config(self) -> Any:
+        from mobilellm.model.config import ModelConfig, preset_names
+
+        if self.model.lower() not in {name.lower() for name in preset_names()} and Path(self.model).is_file():
+            config = ModelConfig.read(Path(self.model))
+        else:
+            config = ModelConfig.preset(self.model)
+        if self.sequence_length > config.max_position_embeddings:
+            raise UserError(
+                f"--sequence-length {self.sequence_length} exceeds the model's context of {config.max_position_embeddings}"
+            )
+        return config
+
+
+def show(plan: dict[str, Any]) -> None:
+    """The plan as lines."""
+    flops, memory = plan["flops_per_token"], plan["memory_bytes"]
+    what = f"{plan['devices']} x {plan['device']}" if plan["devices"] > 1 else plan["device"]
+    print(f"{count(plan['parameters'])} parameters on {count(plan['tokens'])} tokens "
+          f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}")  # fmt: skip
+    print(f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention (PaLM's count); "
+          f"{plan['flops']:.3g} in all")  # fmt: skip
+    print(f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): {plan['mfu_from']}")
+    print(f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, {plan['tokens_per_second']:,.0f} in all")
+    print(f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, {duration(plan['step_seconds'])} each")
+    parts = ", ".join(f"{name} {size(number)}" for name, number in memory.items() if name != "peak")
+    limit = plan["device_facts"]["memory"]
+    verdict = "fits" if plan["fits"] else "DOES NOT FIT: lower --micro-batch or add --fsdp"
+    print(f"memory       {size(memory['peak'])} of {size(limit)} a device with a micro-batch of {plan['micro_batch']}: {verdict}")
+    print(f"             {parts}")
+    days = plan["days"]
+    print(f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, {plan['gpu_hours']:,.1f} device hours")
+    if plan["energy_kwh"] is not None:
+        print(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
+    if plan["cost"] is not None:
+        print(f"cost         {plan['cost']:,.0f}")
+    print(f"figures of   {plan['device_facts']['source']}")

@@ -1,0 +1,44 @@
+"""`mobilellm report`: a run's page anew, or several runs on one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mobilellm.cli.terminal import print_json
+from mobilellm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the HTML report of a run, finished or not; or one page that lays several runs over each other.
+
+    Example: mobilellm report runs/a runs/b --out comparison.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """Page to write; for a single run it is report.html in its folder."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Write and name the page."""
+        from mobilellm.report.page import write_comparison, write_report
+
+        if not self.runs:
+            raise UserError("no run given", mend="name one or more run folders")
+        for run in self.runs:
+            if not (run / "recipe.toml").is_file():
+                raise UserError(f"{run}: no run here (no recipe.toml)", mend="give folders that `train --out` named")
+        if len(self.runs) > 1 and self.out is None:
+            raise UserError("no name for the page of several runs", mend="add --out comparison.html")
+        path = write_report(self.runs[0]) if self.out is None else write_comparison(self.runs, self.out)
+        if self.json:
+            print_json({"report": str(path)})
+        else:
+            print(path)
+        return 0

@@ -1,0 +1,1 @@
+"""Ways to start a run on machines that somebody else schedules."""

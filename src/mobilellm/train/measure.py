@@ -1,0 +1,85 @@
+"""A plan from a few real steps on this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
+from mobilellm.model.numbers import Numbers
+from mobilellm.plan.memory import Precision, estimate
+from mobilellm.train import device
+from mobilellm.train.optimizer import build
+from mobilellm.train.parallel import Parallel
+from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.world import World
+
+STEPS = 5
+
+
+def measured_plan(
+    config: ModelConfig, *, tokens: float, sequence_length: int, micro_batch: int, optimizer: str,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """The same data as plan_run's, for this device alone, from the median of a few steps of random tokens."""
+    world = World(device=device.pick_device())
+    micro = micro_batch or 1
+    recipe = Recipe(
+        data=DataSection(sequence_length=sequence_length),
+        train=TrainSection(batch_tokens=micro * sequence_length, steps=1000),
+        optimizer=OptimizerSection(kind=optimizer),  # type: ignore[arg-type]
+    )
+    recipe = device.resolve(recipe, world.device)
+    precision: Precision = "bf16" if recipe.train.precision == "bf16" else "fp32"
+    say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
+    network = Network(config).to(world.device)
+    step = Parallel(network, recipe, world)
+    optimizers = build(network, recipe.optimizer, precision)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(world.device)
+    taken = []
+    for _ in range(STEPS + 2):
+        start = time.perf_counter()
+        loss = step(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for each in optimizers:
+            each.step()
+            each.zero_grad(set_to_none=True)
+        loss.item()  # waits for the device
+        taken.append(time.perf_counter() - start)
+    seconds = statistics.median(taken[2:])
+    numbers = Numbers.of(config)
+    flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
+    peak = device.peak_flops(world.device, precision)
+    memory = estimate(
+        config, sequence_length=sequence_length, micro_batch=micro, precision=precision, optimizer=optimizer
+    )  # fmt: skip
+    room = _memory(world.device)
+    name = str(device.describe(world.device)["device"])
+    return {
+        "parameters": numbers.parameters["total"], "tokens": int(tokens),
+        "tokens_per_parameter": tokens / numbers.parameters["total"], "flops_per_token": flops,
+        "flops": flops["palm"] * tokens, "device": name, "devices": 1,
+        "device_facts": {"name": name, "memory": room, "source": "measured on this machine"},
+        "precision": precision, "mfu_palm": speed * flops["palm"] / peak, "mfu_6n": speed * flops["six_n"] / peak,
+        "mfu_from": f"{STEPS} steps measured here, against {peak / 1e9:,.0f} GFLOP/s in a product alone",
+        "tokens_per_second_per_device": speed, "tokens_per_second": speed, "batch_tokens": micro * sequence_length,
+        "steps": math.ceil(tokens / (micro * sequence_length)), "step_seconds": seconds, "micro_batch": micro,
+        "memory_bytes": memory.parts | {"peak": memory.peak}, "measured_peak_bytes": device.peak_memory(world.device),
+        "fits": memory.peak <= room, "days": tokens / speed / 86400, "gpu_hours": tokens / speed / 3600,
+        "energy_kwh": None, "cost": None,
+    }  # fmt: skip
+
+
+def _memory(on: torch.device) -> int:
+    if on.type == "cuda":
+        return torch.cuda.get_device_properties(on).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
