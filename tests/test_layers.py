@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "report": set(),
     "plan": {"model", "data"},
     "train": {"model", "data", "interop", "evaluate", "report", "plan"},
-    "launch": set(),
     "cli": {"model", "data", "interop", "evaluate", "report", "plan", "train"},
 }
 NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "tyro", "numpy", "safetensors"}  # of what help must load

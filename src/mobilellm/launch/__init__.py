@@ -1,1 +1,0 @@
-"""Ways to start a run on machines that somebody else schedules."""
