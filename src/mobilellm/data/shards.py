@@ -58,17 +58,31 @@ class ShardWriter:
 
     def add(self, tokens: NDArray[Any] | list[int], text_bytes: int, ends: NDArray[Any] | None = None) -> None:
         """Append one document, or several that end at `ends` within `tokens`; a shard that they would overfill is closed first."""
-        if self.file is not None and self.tokens + len(tokens) > self.limit:
+        before = self.open_for(len(tokens))
+        self.extend(tokens)
+        self.bytes += text_bytes
+        self.ends.extend((ends + before).tolist() if ends is not None else (self.tokens,))
+
+    def open_for(self, count: int) -> int:
+        """Make sure that a shard is open, another one if `count` tokens would overfill it; returns the tokens in it."""
+        if self.file is not None and self.tokens + count > self.limit:
             self.close()
         if self.file is None:
             (self.folder / self.split).mkdir(exist_ok=True)
             self.path = self.folder / self.split / f"{self.source}-{len(self.shards):05d}.npy"
             self.file = open(self.path, "wb")  # noqa: SIM115  (closed in `close`)
             self.file.write(self._header(0))
+        return self.tokens
+
+    def extend(self, tokens: NDArray[Any] | list[int]) -> None:
+        """Append a piece of a document, which `end` ends."""
         self.file.write(np.asarray(tokens, dtype=self.dtype).tobytes())
         self.tokens += len(tokens)
+
+    def end(self, text_bytes: int) -> None:
+        """The document whose pieces were appended ends here."""
         self.bytes += text_bytes
-        self.ends.extend((ends + self.tokens - len(tokens)).tolist() if ends is not None else (self.tokens,))
+        self.ends.append(self.tokens)
 
     def _header(self, count: int) -> bytes:
         """A version 1.0 .npy header of fixed length: the count is known, and filled in, only at the end."""
@@ -134,6 +148,11 @@ class TokenStream:
     def __len__(self) -> int:
         return self._bounds[-1]
 
+    @property
+    def parts(self) -> list[NDArray[Any]]:
+        """The arrays, all opened."""
+        return [self._opener(i)[0] for i in range(len(self._bounds) - 1)]
+
     def _part(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
         part = self._open.get(i)
         if part is None:
@@ -197,7 +216,7 @@ class TokenFolder:
         if not path.is_dir():
             raise UserError(f"{path}: no such data folder", mend="make one with `mobilellm prepare`")
         manifest = read_json(path / "manifest.json")
-        _check_manifest(manifest, path / "manifest.json")
+        check_manifest(manifest, path / "manifest.json")
         for split in SPLITS:
             for shard in manifest["splits"][split]["shards"]:
                 file = path / shard["file"]
@@ -210,7 +229,7 @@ class TokenFolder:
                         check_file(name, size=size, sha256=sha256)
                     elif not name.is_file() or name.stat().st_size != size:
                         check_file(name, size=size, sha256="")
-                    _check_header(name, kind, count)
+                    check_header(name, kind, count)
         return cls(path, manifest)
 
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
@@ -249,7 +268,7 @@ class TokenFolder:
         return self._tokenizer
 
 
-def _check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
+def check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
     """`UserError` unless an .npy file's header says what the manifest says: `count` values of `dtype`, 1-D."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
@@ -260,13 +279,13 @@ def _check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
 
 def map_shard(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     """Memory-map a file whose header is as expected."""
-    _check_header(path, dtype, count)
+    check_header(path, dtype, count)
     if count == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def _check_manifest(manifest: Any, path: Path) -> None:
+def check_manifest(manifest: Any, path: Path) -> None:
     """`UserError` unless the manifest has the parts that the code above relies on."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a manifest of {FORMAT}")
