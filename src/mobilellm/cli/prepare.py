@@ -104,7 +104,8 @@ class Prepare:
             if self.format == "jsonl":
                 rest = sum(split["tokens_left_out"].values())
                 print(
-                    f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; {rest:,} tokens fill none and are left out"
+                    f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; "
+                    f"the {rest:,} tokens behind the last whole ones are left out"
                 )
                 continue
             print(
