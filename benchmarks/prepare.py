@@ -92,7 +92,8 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
         "if __name__ == '__main__':\n"
         "    folder, tokenizer, out, workers, tasks = sys.argv[1:]\n"
         "    LocalPipelineExecutor(pipeline=[JsonlReader(folder, glob_pattern='*.jsonl.gz'),\n"
-        "        DocumentTokenizer(out + '/tokens', tokenizer_name_or_path=tokenizer, eos_token='</s>', shuffle_documents=False)],\n"
+        "        DocumentTokenizer(out + '/tokens', tokenizer_name_or_path=tokenizer, eos_token='</s>',\n"
+        "        shuffle_documents=False)],\n"
         "        tasks=int(tasks), workers=int(workers), logging_dir=out + '/logs').run()\n"
     )
     out.mkdir()
@@ -107,9 +108,12 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
 
 
 def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
-    """`mobilellm prepare`, as a process of its own like the others' workers."""
+    """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a single core."""
     arguments = [sys.executable, "-m", "mobilellm", "prepare", *map(str, files), "--out", str(out), "--tokenizer", str(tokenizer)]
-    subprocess.run([*arguments, "--workers", str(workers)], check=True, capture_output=True)
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    subprocess.run(
+        [*arguments, "--workers", str(workers)], check=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
     manifest = json.loads((out / "manifest.json").read_text())
     return sum(split["tokens"] for split in manifest["splits"].values())
 
@@ -206,7 +210,8 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
                     file.truncate(HEADER_BYTES + n * kind.itemsize)
             shards.append(
                 {
-                    "file": f"{split}/{name.name}", "source": manifest["sources"][0]["name"], "tokens": count, "documents": documents,
+                    "file": f"{split}/{name.name}", "source": manifest["sources"][0]["name"], "tokens": count,
+                    "documents": documents,
                     "bytes": 4 * count, "size": name.stat().st_size, "sha256": "0" * 64,
                     "ends_size": HEADER_BYTES + documents * 8, "ends_sha256": "0" * 64,
                 }
@@ -225,10 +230,12 @@ def start_up(folder: Path) -> dict[str, Any]:
         "import json, resource, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
         "from mobilellm.data.dataset import open_dataset\nfrom mobilellm.data.loader import DataState, Loader\n"
         "start = time.perf_counter()\ndata = open_dataset(Path(sys.argv[1]))\nstream = data.tokens('train')\n"
-        "loader = Loader(stream, 2048, 8, DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint))\nnext(iter(loader))\n"
+        "loader = Loader(stream, 2048, 8, DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint))\n"
+        "next(iter(loader))\n"
         "first = time.perf_counter() - start\ntimes = []\n"
         "for i in np.random.default_rng(0).integers(0, loader.samples_per_epoch, 2000):\n"
-        "    at = time.perf_counter()\n    loader.gather(loader.starts(0, np.array([i])))\n    times.append(time.perf_counter() - at)\n"
+        "    at = time.perf_counter()\n    loader.gather(loader.starts(0, np.array([i])))\n"
+        "    times.append(time.perf_counter() - at)\n"
         "print(json.dumps({'tokens': len(stream), 'seconds_to_first_batch': first,\n"
         "    'peak_memory_megabytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,\n"
         "    'sample_milliseconds_mean': 1e3 * sum(times) / len(times), 'sample_milliseconds_worst': 1e3 * max(times),\n"

@@ -96,3 +96,34 @@ def test_folders_without_evaluation_sets_are_named(tmp_path: Path) -> None:
         cleaning.evaluation_ngrams(tmp_path / "none")
     with pytest.raises(UserError, match="no evaluation set in it"):
         cleaning.evaluation_ngrams(tmp_path)
+
+
+def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+
+    from mobilellm.data.pipeline import FinishShards, TokenShards
+    from mobilellm.data.shards import TokenFolder
+    from mobilellm.data.tokenizer import train_bpe
+    from mobilellm.data.validate import validate
+
+    texts = [json.loads(line)["text"] for name in "ab" for line in (corpus / f"{name}.jsonl").read_text().splitlines()]
+    train_bpe(texts, 300).save(corpus / "tokenizer")
+    shards = TokenShards(corpus / "data", corpus / "tokenizer", held_out=0.1)
+    sources = [Source(name, [corpus / f"{name}.jsonl"]) for name in "ab"]
+    reader = cleaning.ReadSources(sources, corpus / "work", "text", "stop")
+    with pytest.raises(UserError, match="0 of 2 tasks"):
+        list(FinishShards(shards, 2).run())
+    LocalPipelineExecutor(pipeline=[reader, shards], tasks=2, workers=1, logging_dir=str(corpus / "log1")).run()
+    LocalPipelineExecutor(pipeline=[FinishShards(shards, 2)], tasks=1, workers=1, logging_dir=str(corpus / "log2")).run()
+    folder = TokenFolder.open(corpus / "data", verify=True)
+    assert folder.sources() == ["a", "b"]
+    assert validate(corpus / "data").faults_in_all == 0
+    found = []
+    for split in ("train", "heldout"):
+        stream = folder.tokens(split)
+        start = 0
+        for end in stream.ends().tolist():
+            found.append(folder.tokenizer().decode(stream.read(start, end - 1 - start).tolist()))
+            start = end
+    assert sorted(found) == sorted(text for text in texts if text)
+    assert not (corpus / "data.preparing").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +59,10 @@ class Prepare:
     """What to do about a document that cannot be read: stop and name it, or leave it out and count it."""
     library: Literal["auto", "tokenizers"] = "auto"
     """Tokenise by the fastest library whose ids are right, or by the reference."""
+    clean: bool = False
+    """First drop what is no text, exact and near duplicates, and say of each step what it dropped. Needs mobilellm[data]."""
+    decontaminate: Path | None = None
+    """With --clean: drop documents that share a passage with an evaluation set in this folder."""
     validate: Path | None = None
     """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all that is wrong with it."""
     json: bool = False
@@ -74,14 +80,30 @@ class Prepare:
             raise UserError("no --out given", mend="name the folder to make")
         if self.format == "shards" and self.nodes != 1:
             raise UserError("--nodes is of --format jsonl", mend="shards need no division: leave it out")
+        if self.decontaminate and not self.clean:
+            raise UserError("--decontaminate is a step of --clean", mend="add --clean")
         sources = parse_sources(self.sources, self.source, self.source_list)
+        work, extra = self.out.with_name(f"{self.out.name}.cleaning"), dict[str, Any]()
+        if self.clean:
+            if self.out.exists():
+                raise UserError(f"{self.out}: exists already", mend="choose another name or remove it")
+            from mobilellm.data.clean import clean
+
+            extra["cleaning"], sources = clean(
+                sources, work, decontaminate=self.decontaminate, text_field=self.text_field, on_bad=self.on_bad,
+                workers=self.workers or os.cpu_count() or 1, say=say,
+            )  # fmt: skip
         with progress("preparing", "bytes") as update:
             manifest = prepare(
                 sources, self.out, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
                 vocab_size=self.vocab_size, held_out=self.held_out, seed=self.seed, bos=self.bos, eos=self.eos,
-                text_field=self.text_field, sequence_length=self.sequence_length, workers=self.workers, on_bad=self.on_bad,
+                text_field="text" if self.clean else self.text_field, sequence_length=self.sequence_length,
+                workers=self.workers, on_bad=self.on_bad,
                 library=self.library, nodes=self.nodes if self.format == "jsonl" else None, progress=update, say=say,
+                extra=extra,
             )  # fmt: skip
+        if self.clean:
+            shutil.rmtree(work)
         if self.json:
             print_json(manifest)
             return 0
@@ -90,6 +112,11 @@ class Prepare:
 
     def show(self, manifest: dict[str, Any]) -> None:
         """Documents in and out, and what each split holds."""
+        if "cleaning" in manifest:
+            report = manifest["cleaning"]
+            dropped = ", ".join(f"{step['documents']:,} {name}" for name, step in report["dropped"].items() if step["documents"])
+            print(f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + dropped: {dropped or 'none'}")
+            print(f"  examples of each are in {self.out}/manifest.json")
         sources, skipped = manifest["sources"], manifest["skipped"]
         records, documents = (sum(source[key] for source in sources) for key in ("records", "documents"))
         left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
@@ -120,8 +147,6 @@ class Prepare:
 
     def check(self, path: Path) -> int:
         """Validate, and print every fault; 2 when there is one."""
-        import os
-
         from mobilellm.data.tokenizer import Tokenizer
         from mobilellm.data.validate import validate
 

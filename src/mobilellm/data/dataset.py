@@ -110,8 +110,8 @@ class SampleFolder:
 
         def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
             file = self.cache / shards[i]["file"]
-            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"])
-            return map_shard(file, dtype, shards[i]["tokens"]), ends
+            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True)
+            return map_shard(file, dtype, shards[i]["tokens"], scattered=True), ends
 
         return TokenStream((shard["tokens"] for shard in shards), opener, row=self.row)
 

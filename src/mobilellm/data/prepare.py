@@ -58,7 +58,7 @@ def prepare(
     sources: list[Source], out: Path, *, tokenizer: Tokenizer | None = None, vocab_size: int = 4096, held_out: float = 0.01,
     seed: int = 0, bos: bool = False, eos: bool = True, text_field: str = "text", sequence_length: int = 2048,
     workers: int | None = None, on_bad: str = "stop", library: str = "auto", nodes: int | None = None,
-    progress: Progress | None = None, say: Say = lambda _: None,
+    progress: Progress | None = None, say: Say = lambda _: None, extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make the token folder `out`, or with `nodes` the original's layout for so many; returns the manifest.
 
@@ -66,6 +66,7 @@ def prepare(
     a core where there is work for them. `on_bad` "skip" counts what cannot be read and goes on; "stop" raises. `library` is
     "auto", or "tokenizers" for the reference. `sequence_length` is of samples, read or written: they have as many ids or one
     more. `progress(done, total)` counts bytes of the files, `say` is told what a user should know.
+    `extra` is added to the manifest.
 
     `UserError` for any fault in the text, naming file and line, when `out` exists, and when another process is at work on it.
     Tasks that were finished by then are kept for the next run.
@@ -97,10 +98,7 @@ def prepare(
             tokenizer = _trained(work, tasks, sources, split, reading, on_bad, vocab_size, say)
             done_before = total
             report(0)
-        if bos and tokenizer.bos_id is None:
-            raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
-        if eos and tokenizer.eos_id is None:
-            raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
+        check_delimiters(tokenizer, bos, eos)
         tokenizer.save(work.path / "tokenizer")
         chosen, reason = choose(tokenizer, library)
 
@@ -128,35 +126,58 @@ def prepare(
             keys, results = run(job(chosen))
         if reason and library == "auto":
             say(f"tokenised by {REFERENCE}: {reason}")
-        counts = _counts(sources, results)
-        manifest: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION,
-            "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
-            "dtype": token_dtype(tokenizer.vocab_size).str, "bos": bos, "eos": eos,
-            "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-            "held_out": {"rule": split.rule, "fraction": held_out}, "seed": seed,
-            "encoder": {
-                "library": library_version(chosen), "documents_verified": sum(result["verified"] for result in results),
-                "not_faster_because": reason or None,
-            },
-            "sources": counts,
-            "skipped": {
-                "empty": sum(source["empty"] for source in counts), "bad": sum(source["bad"] for source in counts),
-                "first": [place for result in results for place in result["skipped"]][:MOST_LISTED],
-            },
-            "splits": {},
-        }  # fmt: skip
+        manifest = describe(sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason) | (extra or {})
         if nodes is not None:
             from mobilellm.data.samples import write_layout
 
             write_layout(work, out, manifest, keys, results, tokenizer, nodes, sequence_length, seed, _workers(workers, total))
             return manifest
-        with new_folder(out) as staging:
-            _assemble(staging, work, keys, results, manifest)
-            tokenizer.save(staging / "tokenizer")
-            manifest["fingerprint"] = fingerprint(manifest)
-            write_json(staging / "manifest.json", manifest)
+        put_together(work, out, keys, results, manifest, tokenizer)
     return manifest
+
+
+def describe(
+    sources: list[Source], results: list[dict[str, Any]], tokenizer: Tokenizer, split: SplitRule, *, bos: bool, eos: bool,
+    library: str, reason: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of tokenised tasks, but for the shards."""
+    counts = _counts(sources, results)
+    return {
+        "format": FORMAT, "version": VERSION,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
+        "dtype": token_dtype(tokenizer.vocab_size).str, "bos": bos, "eos": eos,
+        "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
+        "held_out": {"rule": split.rule, "fraction": split.fraction}, "seed": split.seed,
+        "encoder": {
+            "library": library_version(library), "documents_verified": sum(result["verified"] for result in results),
+            "not_faster_because": reason or None,
+        },
+        "sources": counts,
+        "skipped": {
+            "empty": sum(source["empty"] for source in counts), "bad": sum(source["bad"] for source in counts),
+            "first": [place for result in results for place in result["skipped"]][:MOST_LISTED],
+        },
+        "splits": {},
+    }  # fmt: skip
+
+
+def put_together(
+    work: Workspace, out: Path, keys: list[str], results: list[dict[str, Any]], manifest: dict[str, Any], tokenizer: Tokenizer
+) -> None:  # fmt: skip
+    """Make the token folder of finished tasks, and complete the manifest."""
+    with new_folder(out) as staging:
+        _assemble(staging, work, keys, results, manifest)
+        tokenizer.save(staging / "tokenizer")
+        manifest["fingerprint"] = fingerprint(manifest)
+        write_json(staging / "manifest.json", manifest)
+
+
+def check_delimiters(tokenizer: Tokenizer, bos: bool, eos: bool) -> None:
+    """`UserError` when a BOS or EOS is asked for that the tokenizer does not have."""
+    if bos and tokenizer.bos_id is None:
+        raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
+    if eos and tokenizer.eos_id is None:
+        raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
 
 
 def _workers(asked: int | None, total: float) -> int:

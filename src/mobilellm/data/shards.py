@@ -20,6 +20,7 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -163,6 +164,9 @@ class TokenStream:
 
     def read(self, start: int, count: int) -> NDArray[Any]:
         """`count` tokens from position `start`, or fewer at the end of the stream."""
+        i = bisect.bisect_right(self._bounds, start) - 1
+        if i in self._open and start + count <= self._bounds[i + 1]:  # the common case, which is to cost next to nothing
+            return self._open[i][0][start - self._bounds[i] : start - self._bounds[i] + count]
         pieces = [self._part(i)[0][a:b] for i, a, b in self._pieces(start, count)]
         if len(pieces) == 1:
             return pieces[0]
@@ -188,6 +192,24 @@ class TokenStream:
             if stop > start:
                 yield i, start - base, stop - base
             start, i = stop, i + 1
+
+    def document_lengths(self) -> Iterator[NDArray[np.int64]]:
+        """Tokens of each document, (documents,), a part of the stream at a time."""
+        for i in range(len(self._bounds) - 1):
+            ends = self._part(i)[1].astype(np.int64)
+            yield ends - np.concatenate(([0], ends[:-1]))
+
+    def some_documents(self, count: int, choose: Callable[[int], NDArray[np.int64]]) -> list[tuple[int, int]]:
+        """(start, end) of up to `count` documents; `choose(n)` names some of the n that there are, by number."""
+        ends_before = np.cumsum([0, *(len(self._part(i)[1]) for i in range(len(self._bounds) - 1))])
+        total = int(ends_before[-1])
+        found = []
+        for number in sorted(choose(total).tolist())[:count] if total else []:
+            i = int(np.searchsorted(ends_before, number, side="right")) - 1
+            ends, local = self._part(i)[1], number - int(ends_before[i])
+            begin = int(ends[local - 1]) if local else 0
+            found.append((self._bounds[i] + begin, self._bounds[i] + int(ends[local])))
+        return found
 
     def ends(self) -> NDArray[np.int64]:
         """The position just after each document's last token, ascending, (documents,): 8 bytes each, in memory."""
@@ -239,8 +261,8 @@ class TokenFolder:
 
         def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
             file = self.path / shards[i]["file"]
-            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"])
-            return map_shard(file, dtype, shards[i]["tokens"]), ends
+            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True)
+            return map_shard(file, dtype, shards[i]["tokens"], scattered=True), ends
 
         return TokenStream((shard["tokens"] for shard in shards), opener)
 
@@ -277,12 +299,16 @@ def check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
         raise UserError(f"{path}: not the array of {count} {dtype} values that the manifest describes", mend=MEND)
 
 
-def map_shard(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """Memory-map a file whose header is as expected."""
+def map_shard(path: Path, dtype: np.dtype[Any], count: int, scattered: bool = False) -> NDArray[Any]:
+    """Memory-map a file whose header is as expected; `scattered` is for reading samples here and there."""
     check_header(path, dtype, count)
     if count == 0:
         return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+    mapped = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+    if scattered and hasattr(mmap, "MADV_RANDOM"):
+        # Else each sample that is not in memory brings in all that lies around it: 2 ms instead of 0.1 on the machine measured.
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return mapped
 
 
 def check_manifest(manifest: Any, path: Path) -> None:

@@ -36,6 +36,7 @@ UNPACKS = 3  # bytes of text to expect of a compressed one
 BATCH_CHARACTERS = 1 << 20  # of text tokenised at once
 LONG = 1 << 21  # characters above which a document is tokenised in pieces
 MOST_SPANS = 16  # of a compressed file, which each span unpacks from its start
+CHECKED = 1 << 14  # characters of a text that are compared with the reference
 MOST_LISTED = 100  # records left out that are named
 
 
@@ -208,7 +209,7 @@ class TaskResult:
     """(path, bytes, sha256) of the files that the task began."""
 
 
-class _Run:
+class TaskRun:
     """One task in progress."""
 
     def __init__(self, task: Task, job: Job, folder: Path, progress: Callable[[float], None]) -> None:
@@ -224,11 +225,11 @@ class _Run:
         self.writers: dict[tuple[str, str], ShardWriter] = {}
         self.batches: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "heldout": ([], [])}
         self.characters = 0
-        self.counts: dict[str, Count] = {}
+        self.counts = {task.source: Count()}
         self.result = TaskResult()
 
     def run(self) -> TaskResult:
-        self.counts[self.task.source] = Count()
+        """Read the task's files, tokenise, write."""
         done = 0.0
         share = self.task.weight / max(1, len(self.task.parts))
         for part in self.task.parts:
@@ -242,10 +243,14 @@ class _Run:
                         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
                     self.result.files.append([part.path, part.size, None])
             for record in records(path, Span(part.start, part.end), self.read):
-                self._take(record, part)
+                self.take(record, part)
             self._unchanged(path, part)
             done += share
             self.progress(done)
+        return self.finish()
+
+    def finish(self) -> TaskResult:
+        """Write what waits, close the shards."""
         self._flush()
         for (source, split), writer in self.writers.items():
             for shard in writer.close():
@@ -261,7 +266,8 @@ class _Run:
         if (status.st_size, status.st_mtime_ns) != (part.size, part.modified):
             raise UserError(f"{path}: changed while it was read", mend="run again when nothing writes to it")
 
-    def _take(self, record: Record, part: Part) -> None:
+    def take(self, record: Record, part: Part) -> None:
+        """Count a record, and tokenise what is in it. `UserError` for a bad one, unless those are skipped."""
         name = self.task.source
         if record.ids is not None and not self.task.given and record.source not in (None, UNNAMED):
             name = safe_name(str(record.source))
@@ -323,7 +329,8 @@ class _Run:
             ids, lengths = self.encoder.batch(texts)
             first = 0 if self.result.verified else 4
             sampled = [i for i, draw in enumerate(draws) if i < first or not draw & 0xFF]
-            self.result.verified += self.encoder.check(texts, ids, lengths, sampled)
+            self.result.verified += self.encoder.check(texts, ids, lengths, [i for i in sampled if len(texts[i]) <= CHECKED])
+            self._check_beginnings([texts[i] for i in sampled if len(texts[i]) > CHECKED])
             tokens, ends = delimited(ids, lengths, self.opening, self.closing)
             size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
             self._writer(self.task.source, split).add(tokens, size, ends)
@@ -332,6 +339,12 @@ class _Run:
             texts.clear()
             draws.clear()
         self.characters = 0
+
+    def _check_beginnings(self, texts: list[str]) -> None:
+        """Compare with the reference on the first characters: all of a book would take longer than the rest of the task."""
+        beginnings = [text[:CHECKED] for text in texts]
+        if beginnings:
+            self.result.verified += self.encoder.check(beginnings, *self.encoder.batch(beginnings), range(len(beginnings)))
 
     def _long(self, pieces: Iterator[str], split: str, count: Count) -> None:
         """Tokenise one document piece by piece."""
@@ -342,8 +355,7 @@ class _Run:
             nonlocal size
             for piece in pieces:
                 if not size:
-                    beginning = [piece[: 1 << 14]]
-                    self.result.verified += self.encoder.check(beginning, *self.encoder.batch(beginning), [0])
+                    self._check_beginnings([piece])
                 size += len(piece) if piece.isascii() else len(piece.encode())
                 yield piece
 
@@ -434,4 +446,4 @@ def safe_name(name: str) -> str:
 
 def run_task(task: Task, job: Job, folder: Path, progress: Callable[[float], None] = lambda _: None) -> TaskResult:
     """Do a task, writing into `folder`, which exists. `UserError` for bad input, `encoder.MismatchError` for wrong ids."""
-    return _Run(task, job, folder, progress).run()
+    return TaskRun(task, job, folder, progress).run()
