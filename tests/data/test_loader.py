@@ -79,3 +79,13 @@ def test_text_shorter_than_a_sample_is_refused() -> None:
         Loader(stream(32), 32, 1, START)
     with pytest.raises(UserError, match="do not divide by 4 processes"):
         Loader(stream(), 10, 6, START, 0, 4)
+
+
+def test_an_epoch_longer_than_a_block_of_the_order() -> None:
+    """Places are worked out 1,024 samples at a time: across those borders, too, each token once, and resumable."""
+    whole = take(Loader(stream(30_000), 10, 7, START), 600)
+    inputs = np.concatenate([batch.inputs for batch, _ in whole])
+    assert np.bincount(inputs[:3000].ravel(), minlength=30_000).max() == 1
+    for stop in (146, 147, 292, 428, 430):
+        again = take(Loader(stream(30_000), 10, 7, whole[stop - 1][1]), 3)
+        assert all(np.array_equal(a.inputs, b.inputs) for (a, _), (b, _) in zip(whole[stop:], again, strict=False))

@@ -159,7 +159,7 @@ def test_shards_are_plain_npy_with_document_ends(tmp_path: Path) -> None:
         ("field.jsonl", b'{"content": "a"}\n', [":1", "no field 'text'", "content", "--text-field"]),
         ("type.jsonl", b'{"text": "a"}\n{"text": 5}\n', [":2", "int"]),
         ("list.jsonl", b"[1]\n", [":1", "list"]),
-        ("cut.txt.gz", gzip.compress(os.urandom(5000))[:2000], ["gzip"]),
+        ("cut.txt.gz", gzip.compress(os.urandom(5000).hex().encode())[:2000], ["gzip"]),
         ("fake.txt.gz", b"hello", ["gzip"]),
         ("image.png", b"x", ["of a kind that is not read"]),
     ],
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "add", full)
+    monkeypatch.setattr(ShardWriter, "extend", full)
     with pytest.raises(UserError, match="no space left while writing"):
         prepare([Source("s", [tmp_path / "t.txt"])], tmp_path / "d", vocab_size=300)
     assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]

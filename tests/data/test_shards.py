@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mobilellm.data import tasks
 from mobilellm.data.documents import Source
 from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import ShardWriter, TokenFolder, TokenStream, fingerprint, token_dtype
@@ -30,6 +31,7 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 def test_ends_are_where_the_eos_tokens_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several sources and shards, and across the border of each."""
+    monkeypatch.setattr(tasks, "LEAST_BYTES", 4000)
     monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (500,))
     for name in "ab":
         lines(tmp_path / f"{name}.jsonl", [f"{name} document {i} " + "word " * (i % 60) for i in range(120)])
@@ -42,7 +44,7 @@ def test_ends_are_where_the_eos_tokens_are(tmp_path: Path, monkeypatch: pytest.M
             tokens = stream.read(0, len(stream))
             assert np.array_equal(stream.ends(), np.flatnonzero(tokens == folder.eos_id) + 1)
         assert len(folder.tokens(split).ends()) == entry["documents"]
-        assert len(entry["shards"]) > 2
+        assert len(entry["shards"]) > 3
     assert len(folder.tokens("train")) == sum(len(folder.tokens("train", name)) for name in "ab")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilellm.data import documents as reading
+from mobilellm.data import tasks
 from mobilellm.data.documents import Source
 from mobilellm.data.prepare import prepare
 from mobilellm.data.tokenizer import train_bpe
@@ -50,7 +52,7 @@ def test_the_manifest_holds_checksums_of_files_and_of_sources(tmp_path: Path) ->
 
 def test_progress_ends_at_the_total_and_never_goes_back(text: Path, tmp_path: Path) -> None:
     size = text.stat().st_size
-    for tokenizer, passes in ((None, 3), (train_bpe(["words"], 300), 2)):
+    for tokenizer, passes in ((None, 2), (train_bpe(["words"], 300), 1)):
         seen: list[tuple[float, float]] = []
         prepare(
             [Source("s", [text])], tmp_path / f"d{passes}", tokenizer=tokenizer, vocab_size=300,
@@ -58,11 +60,13 @@ def test_progress_ends_at_the_total_and_never_goes_back(text: Path, tmp_path: Pa
         )  # fmt: skip
         assert seen == sorted(seen)
         assert seen[-1] == (passes * size, passes * size)
-        assert len(seen) == passes  # one document, and no pass in silence
+        assert len(seen) >= passes
 
 
-def test_a_compressed_file_is_streamed(tmp_path: Path) -> None:
+def test_a_compressed_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three times the text takes no more memory."""
+    monkeypatch.setattr(reading, "UNPACKED", 1 << 16)
+    monkeypatch.setattr(tasks, "BATCH_CHARACTERS", 1 << 16)
     tokenizer = train_bpe(["the quick brown fox 0123456789 " * 10], 300)
     peaks = []
     for name, count in (("warm", 10), ("small", 300), ("large", 900)):

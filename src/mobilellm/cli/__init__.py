@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -47,6 +48,7 @@ def run(arguments: list[str]) -> int:
 
     from mobilellm import __version__
     from mobilellm.cli.convert import Convert
+    from mobilellm.cli.data_stats import DataStats
     from mobilellm.cli.eval import Eval
     from mobilellm.cli.generate import Generate
     from mobilellm.cli.info import Info
@@ -66,9 +68,12 @@ def run(arguments: list[str]) -> int:
     verbs = [
         Annotated[
             verb,
-            tyro.conf.subcommand(verb.__name__.lower(), **({"default": defaults[verb]} if verb in defaults else {})),
+            tyro.conf.subcommand(
+                re.sub(r"(?<=[a-z])(?=[A-Z])", "-", verb.__name__).lower(),
+                **({"default": defaults[verb]} if verb in defaults else {}),
+            ),
         ]
-        for verb in (Prepare, Plan, Train, Watch, Report, Eval, Generate, Info, Convert, Quickstart)
+        for verb in (Prepare, DataStats, Plan, Train, Watch, Report, Eval, Generate, Info, Convert, Quickstart)
     ]
     union: Any = functools.reduce(operator.or_, verbs)
     parsed: Any = tyro.cli(union, prog="mobilellm", description=DESCRIPTION, args=arguments)

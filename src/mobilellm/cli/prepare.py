@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.cli.terminal import count, print_json, progress
+from mobilellm.cli.terminal import count, print_json, progress, say
+from mobilellm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text into a folder of token shards, with a held-out part that is never trained on.
+    """Turn text into a folder of token shards, with a held-out part that is never trained on; or check one (--validate).
 
-    Reads .txt, .md, .jsonl, each also .gz, and folders of them.
+    Reads .txt, .md, .jsonl, each also .gz or .zst, .parquet, samples of token ids ({"token_ids": [...]}), and folders of them.
+    A run that was stopped is continued by the same command.
 
     Example: mobilellm prepare book.txt --out data/book --vocab-size 2048
     """
 
-    sources: tyro.conf.Positional[tuple[str, ...]]
-    """Files and folders; NAME=PATH puts one under a name of its own."""
-    out: Path
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files, folders and patterns; NAME=PATH puts one under a name of its own."""
+    source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A named source, NAME=PATTERN or NAME:WEIGHT=PATTERN; may be given again and again."""
+    source_list: Path | None = None
+    """TOML file with a list of [[source]]: name, paths, and optionally weight."""
+    out: Path | None = None
     """Folder to make."""
     tokenizer: Path | None = None
     """Existing tokenizer: a folder with tokenizer.json, or a SentencePiece tokenizer.model. Without one, a byte-level BPE is
@@ -31,35 +40,130 @@ class Prepare:
     held_out: float = 0.01
     """Fraction held out: of documents, or the tail of a single document."""
     text_field: str = "text"
-    """Field of a .jsonl line that holds the text."""
+    """Field of a .jsonl line, or column of a .parquet file, that holds the text."""
     bos: bool = False
     """Put a BOS token before each document."""
     eos: bool = True
     """Put an EOS token after each document."""
     seed: int = 0
-    """Chooses the documents that are held out."""
+    """Chooses the documents that are held out, and the order of samples."""
+    format: Literal["shards", "jsonl"] = "shards"
+    """Token shards, or the original's layout of samples, OUT/1..N/*.jsonl."""
+    nodes: int = 1
+    """Folders among which --format jsonl divides the samples."""
+    sequence_length: int = 2048
+    """Of samples that are read or written: they have one id more (or, when read, as many)."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Processes; one a core when not given. The result does not depend on it."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What to do about a document that cannot be read: stop and name it, or leave it out and count it."""
+    library: Literal["auto", "tokenizers"] = "auto"
+    """Tokenise by the fastest library whose ids are right, or by the reference."""
+    clean: bool = False
+    """First drop what is no text, exact and near duplicates, and say of each step what it dropped. Needs mobilellm[data]."""
+    decontaminate: Path | None = None
+    """With --clean: drop documents that share a passage with an evaluation set in this folder."""
+    validate: Path | None = None
+    """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all that is wrong with it."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
         """Prepare, and say what came out."""
-        from mobilellm.data.prepare import parse_sources, prepare
+        if self.validate is not None:
+            return self.check(self.validate)
+        from mobilellm.data.prepare import prepare
+        from mobilellm.data.sources import parse_sources
         from mobilellm.data.tokenizer import Tokenizer
 
+        if self.out is None:
+            raise UserError("no --out given", mend="name the folder to make")
+        if self.format == "shards" and self.nodes != 1:
+            raise UserError("--nodes is of --format jsonl", mend="shards need no division: leave it out")
+        if self.decontaminate and not self.clean:
+            raise UserError("--decontaminate is a step of --clean", mend="add --clean")
+        sources = parse_sources(self.sources, self.source, self.source_list)
+        work, extra = self.out.with_name(f"{self.out.name}.cleaning"), dict[str, Any]()
+        if self.clean:
+            if self.out.exists():
+                raise UserError(f"{self.out}: exists already", mend="choose another name or remove it")
+            from mobilellm.data.clean import clean
+
+            extra["cleaning"], sources = clean(
+                sources, work, decontaminate=self.decontaminate, text_field=self.text_field, on_bad=self.on_bad,
+                workers=self.workers or os.cpu_count() or 1, say=say,
+            )  # fmt: skip
         with progress("preparing", "bytes") as update:
             manifest = prepare(
-                parse_sources(self.sources), self.out, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+                sources, self.out, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
                 vocab_size=self.vocab_size, held_out=self.held_out, seed=self.seed, bos=self.bos, eos=self.eos,
-                text_field=self.text_field, progress=update,
+                text_field="text" if self.clean else self.text_field, sequence_length=self.sequence_length,
+                workers=self.workers, on_bad=self.on_bad,
+                library=self.library, nodes=self.nodes if self.format == "jsonl" else None, progress=update, say=say,
+                extra=extra,
             )  # fmt: skip
+        if self.clean:
+            shutil.rmtree(work)
         if self.json:
             print_json(manifest)
             return 0
+        self.show(manifest)
+        return 0
+
+    def show(self, manifest: dict[str, Any]) -> None:
+        """Documents in and out, and what each split holds."""
+        if "cleaning" in manifest:
+            report = manifest["cleaning"]
+            dropped = ", ".join(f"{step['documents']:,} {name}" for name, step in report["dropped"].items() if step["documents"])
+            print(f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + dropped: {dropped or 'none'}")
+            print(f"  examples of each are in {self.out}/manifest.json")
+        sources, skipped = manifest["sources"], manifest["skipped"]
+        records, documents = (sum(source[key] for source in sources) for key in ("records", "documents"))
+        left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
+        print(
+            f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped{f' ({left_out})' if left_out else ''}"
+        )
+        for where, why in skipped["first"][:3] if skipped["bad"] else ():
+            print(f"  skipped {where}: {why}")
+        if skipped["empty"] + skipped["bad"] > 3 and skipped["bad"]:
+            print(f"  the first {len(skipped['first'])} are listed in {self.out}/manifest.json")
         for name, split in manifest["splits"].items():
+            if self.format == "jsonl":
+                rest = sum(split["tokens_left_out"].values())
+                print(
+                    f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; "
+                    f"the {rest:,} tokens behind the last whole ones are left out"
+                )
+                continue
             print(
                 f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  "
                 f"{split['bytes']:>13,} bytes of text  {split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
             )
         size = manifest["tokenizer"]["vocab_size"]
-        print(f"{count(manifest['splits']['train']['tokens'])} tokens to train on in {self.out}, of a vocabulary of {size:,}")
-        return 0
+        nodes = f" for {self.nodes} nodes" if self.format == "jsonl" else ""
+        print(
+            f"{count(manifest['splits']['train']['tokens'])} tokens to train on in {self.out}{nodes}, of a vocabulary of {size:,}"
+        )
+
+    def check(self, path: Path) -> int:
+        """Validate, and print every fault; 2 when there is one."""
+        from mobilellm.data.tokenizer import Tokenizer
+        from mobilellm.data.validate import validate
+
+        with progress("checking", "bytes") as update:
+            report = validate(
+                path, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None, progress=update,
+                sequence_length=self.sequence_length if self.sequence_length != 2048 else None,
+                workers=self.workers or os.cpu_count() or 1,
+            )  # fmt: skip
+        if self.json:
+            print_json({**vars(report), "path": str(path), "valid": not report.faults_in_all})
+            return 2 if report.faults_in_all else 0
+        for where, what in report.faults:
+            print(f"{where}: {what}" if where else what)
+        unit = "documents" if report.kind == "token folder" else "samples"
+        print(
+            f"{path}: {report.kind}, {report.files:,} files, {report.records:,} {unit}, {report.tokens:,} tokens: "
+            f"{f'{report.faults_in_all:,} faults' if report.faults_in_all else 'sound'}"
+        )
+        return 2 if report.faults_in_all else 0

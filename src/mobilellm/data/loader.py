@@ -4,15 +4,18 @@
     for batch, state in loader:     # endless; `state` is where the next batch begins
         ...
 
-The stream is read as a circle. An epoch cuts it into N // T samples from a random phase on and takes them in a random order,
-both computed from (seed, epoch). So each token is trained on exactly once an epoch, but for the N mod T behind the last
-sample, which are others every epoch; and borders between samples fall elsewhere every time.
+A stream of documents is read as a circle. An epoch cuts it into N // T samples from a random phase on and takes them in a
+random order, both computed from (seed, epoch). So each token is trained on exactly once an epoch, but for the N mod T behind
+the last sample, which are others every epoch; and borders between samples fall elsewhere every time.
+
+A stream of rows (the original layout, whose samples were cut when it was made) is taken row by row: a sample is a row, or a
+whole fraction of one, and never reaches into the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,24 @@ from mobilellm.data.order import derive_key, permute
 from mobilellm.data.shards import TokenStream
 from mobilellm.errors import UserError
 
+BLOCK = 1024  # samples whose places are worked out at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceState:
+    """A position in one source of a mixture."""
+
+    epoch: int = 0
+    """Passes over the source completed."""
+    samples: int = 0
+    """Samples taken in this pass."""
+    samples_per_epoch: int
+    """Samples in a pass: another number means other data, or another sequence length."""
+    credit: int = 0
+    """What the source is owed (or has had too much of), in units of 2^-40 samples."""
+    key: str = ""
+    """What its order is derived from, beside the seed and the epoch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataState:
@@ -30,30 +51,118 @@ class DataState:
     seed: int
     """Decides the order."""
     epoch: int
-    """Passes over the data completed."""
+    """Passes over the data completed. Of a mixture of several sources, 0: each source counts its own."""
     samples: int
-    """Samples taken in this epoch."""
+    """Samples taken in this epoch; of a mixture of several sources, in all."""
     fingerprint: str
     """Of the data this position is in."""
+    tokens: int = 0
+    """Tokens taken in all: what the stages of a mixture are measured in. A plain loader leaves it at 0."""
+    sources: Mapping[str, SourceState] = field(default_factory=dict)
+    """A mixture's position in each of its sources."""
+
+    def __post_init__(self) -> None:
+        read = {name: SourceState(**value) if isinstance(value, Mapping) else value for name, value in self.sources.items()}
+        object.__setattr__(self, "sources", read)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As plain JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DataState:
-        """The position that `to_dict` wrote."""
+    def from_dict(cls, values: Mapping[str, Any]) -> DataState:
+        """What `to_dict` gave, also before it knew sources."""
         return cls(**values)
+
+    def epochs(self) -> dict[str, float]:
+        """How many times each source of a mixture has been gone through: 1.25 is once and a quarter."""
+        return {name: source.epoch + source.samples / source.samples_per_epoch for name, source in self.sources.items()}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, (B, T) int64 each."""
+    """One step's samples, (B, T) each."""
 
     inputs: NDArray[np.int64]
     """Tokens."""
     targets: NDArray[np.int64]
     """The token after each."""
+    documents: NDArray[np.int32] | None = None
+    """Which document of its row each input token belongs to: 0 for the row's first, 1, ... An EOS belongs to the document it
+    ends, so that the token after it is the first of the next."""
+
+
+class Samples:
+    """The samples of one stream: how many there are, where each begins in an epoch's order, and what they hold."""
+
+    def __init__(self, stream: TokenStream, sequence_length: int, name: str = "") -> None:
+        """`UserError` when the stream is shorter than a sample, or its rows cannot be cut into samples."""
+        self.stream, self.length = stream, sequence_length
+        self._blocks: dict[tuple[int, int, int, str], NDArray[np.int64]] = {}
+        of = f" of {name!r}" if name else ""
+        if stream.row:
+            # Rows of 2,049 ids hold two samples of 1,024 and the token after; rows of 2,048 too, the second a token earlier.
+            self.pieces, rest = divmod(stream.row - 1, sequence_length)
+            if rest:
+                if rest != sequence_length - 1 or not self.pieces:
+                    fitting = [n for n in range(2, stream.row) if (stream.row - 1) % n in (0, n - 1)]
+                    raise UserError(
+                        f"the samples{of} have {stream.row} ids and cannot be cut into sequences of {sequence_length}",
+                        mend=f"set data.sequence_length to {', '.join(map(str, fitting[-4:]))}",
+                    )
+                self.pieces += 1
+            self.count = len(stream) // stream.row * self.pieces
+        else:
+            self.count = len(stream) // sequence_length if len(stream) > sequence_length else 0
+        if not self.count:
+            raise UserError(
+                f"{len(stream)} training tokens{of} are less than one sample of {sequence_length} and the token after it",
+                mend="shorten data.sequence_length, or prepare more text",
+            )
+
+    def starts(self, seed: int, epoch: int, samples: NDArray[np.int64], key: str = "") -> NDArray[np.int64]:
+        """Positions where the given samples of an epoch begin."""
+        blocks = samples // BLOCK
+        if len(samples) and (blocks == blocks[0]).all():
+            return self._block(seed, epoch, int(blocks[0]), key)[samples - blocks[0] * BLOCK]
+        found = np.empty(len(samples), dtype=np.int64)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            found[here] = self._block(seed, epoch, block, key)[samples[here] - block * BLOCK]
+        return found
+
+    def _block(self, seed: int, epoch: int, block: int, key: str) -> NDArray[np.int64]:
+        """Where samples number BLOCK * block and on begin: worked out many at a time, which costs a tenth of one by one."""
+        label = (seed, epoch, block, key)
+        if label not in self._blocks:
+            parts = (seed, key, epoch) if key else (seed, epoch)
+            samples = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.count))
+            order = permute(samples, self.count, derive_key(*parts, "order"))
+            if row := self.stream.row:
+                starts = order // self.pieces * row + np.minimum(order % self.pieces * self.length, row - 1 - self.length)
+            else:
+                phase = derive_key(*parts, "phase") % len(self.stream)
+                starts = (phase + order * self.length) % len(self.stream)
+            while len(self._blocks) > 3:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[label] = starts
+        return self._blocks[label]
+
+    def read(self, start: int, row: NDArray[np.int64], documents: NDArray[np.int32] | None) -> None:
+        """Fill `row` (T + 1,) with the sample that begins at `start`, and `documents` (T,), where wanted."""
+        piece = self.stream.read(start, self.length + 1)
+        have = len(piece)
+        if have > self.length:
+            row[:] = piece
+        else:
+            row[:have] = piece
+            row[have:] = self.stream.read(0, len(row) - have)
+        if documents is not None:
+            numbers = self.stream.documents(start, self.length)
+            have = len(numbers)
+            documents[:have] = numbers
+            if have < self.length:  # the circle closes: another document begins
+                documents[have:] = numbers[-1] + 1 + self.stream.documents(0, self.length - have)
 
 
 class Loader:
@@ -67,37 +176,28 @@ class Loader:
         state: DataState,
         rank: int = 0,
         world_size: int = 1,
+        mask_documents: bool = False,
     ) -> None:
         """`batch_size` counts samples over all processes and divides by `world_size`.
 
         `UserError` when the stream is shorter than one sample.
         """
-        if len(stream) < sequence_length + 1:
-            raise UserError(
-                f"{len(stream)} training tokens are less than one sample of {sequence_length} and the token after it",
-                mend="shorten data.sequence_length, or prepare more text",
-            )
-        if batch_size % world_size:
-            raise UserError(f"{batch_size} sequences a step do not divide by {world_size} processes")
+        self.samples = Samples(stream, sequence_length)
+        check_world(batch_size, world_size)
         self.stream, self.length, self.batch_size, self.state = stream, sequence_length, batch_size, state
-        self.rank, self.world_size = rank, world_size
-        self.samples_per_epoch = len(stream) // sequence_length
+        self.rank, self.world_size, self.mask_documents = rank, world_size, mask_documents
+        self.samples_per_epoch = self.samples.count
 
     def starts(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions on the circle where the given samples of an epoch begin."""
-        phase = derive_key(self.state.seed, epoch, "phase") % len(self.stream)
-        order = permute(samples, self.samples_per_epoch, derive_key(self.state.seed, epoch, "order"))
-        return (phase + order * self.length) % len(self.stream)
+        """Positions where the given samples of an epoch begin."""
+        return self.samples.starts(self.state.seed, epoch, samples)
 
     def gather(self, starts: NDArray[np.int64]) -> Batch:
         """Read the samples that begin at these positions."""
-        rows = np.empty((len(starts), self.length + 1), dtype=np.int64)
-        for row, start in zip(rows, starts.tolist(), strict=True):
-            piece = self.stream.read(start, self.length + 1)
-            row[: len(piece)] = piece
-            if len(piece) < len(row):
-                row[len(piece) :] = self.stream.read(0, len(row) - len(piece))
-        return Batch(rows[:, :-1], rows[:, 1:])
+        rows, documents = empty_batch(len(starts), self.length, self.mask_documents)
+        for i, start in enumerate(starts.tolist()):
+            self.samples.read(start, rows[i], None if documents is None else documents[i])
+        return Batch(rows[:, :-1], rows[:, 1:], documents)
 
     def __iter__(self) -> Iterator[tuple[Batch, DataState]]:
         share = self.batch_size // self.world_size
@@ -112,3 +212,14 @@ class Loader:
                 self.state, epoch=epoch + behind // self.samples_per_epoch, samples=behind % self.samples_per_epoch
             )
             yield self.gather(starts), self.state
+
+
+def check_world(batch_size: int, world_size: int) -> None:
+    """`UserError` unless every process gets as many samples of a batch."""
+    if batch_size % world_size:
+        raise UserError(f"{batch_size} sequences a step do not divide by {world_size} processes")
+
+
+def empty_batch(rows: int, length: int, documents: bool) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
+    """Room for (B, T + 1) tokens, and for (B, T) document numbers where wanted."""
+    return np.empty((rows, length + 1), dtype=np.int64), np.empty((rows, length), dtype=np.int32) if documents else None

@@ -1,108 +1,45 @@
-"""Text to a token folder: read, split, tokenise, write.
+"""Text to a token folder: planned as tasks, done by as many processes as one likes, put together in the order of the plan.
 
     prepare([Source("book", [Path("book.txt")])], Path("data/book"), vocab_size=2048)
 
-Held out are documents, chosen by a hash of (seed, source, number), or the tail of a text that is a single document.
-A tokenizer that is trained here never sees held-out text. The files are read two or three times, as streams: to see which
-documents there are, to train the tokenizer where none is given, and to write.
+The result depends on the files and the settings alone: not on the number of workers, nor on how often the run was stopped.
+Until it is complete everything lies in OUT.preparing; what is finished there is taken over by the next run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mobilellm.data.documents import Source, documents
-from mobilellm.data.order import derive_key
-from mobilellm.data.shards import FORMAT, SPLITS, VERSION, ShardWriter, fingerprint, token_dtype
+import numpy as np
+import orjson
+
+from mobilellm.data.documents import ReadSettings, Source
+from mobilellm.data.encoder import FAST, REFERENCE, MismatchError, choose, library_version
+from mobilellm.data.pool import Workspace
+from mobilellm.data.shards import ENDS, FORMAT, SPLITS, VERSION, ShardWriter, fingerprint, map_shard, token_dtype
+from mobilellm.data.sources import parse_sources as parse_sources
+from mobilellm.data.split import decide, training_texts
+from mobilellm.data.tasks import MOST_LISTED, Job, SplitRule, Task, plan, text_size
 from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
-from mobilellm.files import new_folder, sha256_file, write_json
+from mobilellm.files import new_folder, sha256_file, sweep_partial, write_json
 
 Progress = Callable[[float, float], None]
-BATCH_CHARACTERS = 1 << 20  # of text tokenised at once
-
-
-def parse_sources(arguments: Sequence[str]) -> list[Source]:
-    """Sources from "PATH" and "NAME=PATH" arguments; a bare path is named after its file, and equal names join."""
-    found: dict[str, list[Path]] = {}
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not equals or not re.fullmatch(r"[\w-]+", name):
-            path = argument
-            name = re.sub(r"[^\w-]+", "_", Path(path).name.split(".")[0]) or "text"
-        found.setdefault(name, []).append(Path(path))
-    if not found:
-        raise UserError("no text given", mend="name files or folders")
-    return [Source(name, paths) for name, paths in found.items()]
+Say = Callable[[str], None]
+TRAINING_BYTES = 1 << 30  # of text that a tokenizer is trained on; of more, a share chosen by hash
 
 
 def made_from(manifest: dict[str, Any], sources: list[Source]) -> bool:
     """Whether prepared data was made from just these files, by their content."""
     recorded = [file["sha256"] for source in manifest["sources"] for file in source["files"]]
     return recorded == [sha256_file(path) for source in sources for path in source.files()]
-
-
-class Split:
-    """Which documents are held out. A single document is cut: its tail is held out."""
-
-    def __init__(
-        self, sources: list[Source], fraction: float, seed: int, text_field: str, progress: Callable[[int], None]
-    ) -> None:  # fmt: skip
-        """Reads all sources once; `progress` is told the bytes of the files read so far."""
-        if not 0 < fraction < 1:
-            raise UserError(f"held out {fraction}: must be a fraction above 0 and below 1")
-        self.fraction, self.seed = fraction, seed
-        first: list[tuple[str, int]] = []  # the first documents that are not empty, as (source, number)
-        total, fewest = 0, (1.0, ("", 0))
-        any_held_out = any_trained = False
-        before = 0
-        for source in sources:
-            number = 0
-            for path in source.files():
-                for text, position in documents(path, text_field):
-                    progress(before + position)
-                    if text:
-                        total += 1
-                        draw = self._draw(source.name, number)
-                        fewest = min(fewest, (draw, (source.name, number)))
-                        any_held_out, any_trained = any_held_out or draw < fraction, any_trained or draw >= fraction
-                        if len(first) < 2:
-                            first.append((source.name, number))
-                            self.place = path  # of the only document, if there is but one
-                    number += 1
-                before += path.stat().st_size
-        if not total:
-            raise UserError(f"{sources[0].paths[0]}: no text in it" + (" or the other sources" if len(sources) > 1 else ""))
-        self.rule = "tail" if total == 1 else "documents"
-        # With few documents chance may leave a side empty: then the lowest draw, or all but it, is moved.
-        self.forced_out = None if any_held_out else fewest[1]
-        self.forced_in = None if any_trained else next(f for f in first if f != fewest[1]) if total > 1 else None
-
-    def _draw(self, source: str, number: int) -> float:
-        return derive_key(self.seed, source, number) / 2.0**64
-
-    def parts(self, source: str, number: int, text: str) -> Iterator[tuple[str, str]]:
-        """(split, text) of a document: itself, or its two parts."""
-        if self.rule == "tail":
-            cut = int(len(text) * (1 - self.fraction))
-            if not 0 < cut < len(text):
-                raise UserError(
-                    f"{self.place}: a text of {len(text)} characters is too short to hold out {self.fraction:g} of it",
-                    mend="give more text, or hold out another fraction",
-                )
-            yield "train", text[:cut]
-            yield "heldout", text[cut:]
-            return
-        held_out = self._draw(source, number) < self.fraction
-        if (source, number) == self.forced_out:
-            held_out = True
-        elif (source, number) == self.forced_in:
-            held_out = False
-        yield "heldout" if held_out else "train", text
 
 
 def check_names(sources: list[Source]) -> None:
@@ -117,96 +54,232 @@ def check_names(sources: list[Source]) -> None:
             raise UserError(f"two sources named {name!r}", mend="put their files into one source, or rename one")
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file that was read."""
-    return {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
 def prepare(
     sources: list[Source], out: Path, *, tokenizer: Tokenizer | None = None, vocab_size: int = 4096, held_out: float = 0.01,
-    seed: int = 0, bos: bool = False, eos: bool = True, text_field: str = "text", progress: Progress | None = None,
+    seed: int = 0, bos: bool = False, eos: bool = True, text_field: str = "text", sequence_length: int = 2048,
+    workers: int | None = None, on_bad: str = "stop", library: str = "auto", nodes: int | None = None,
+    progress: Progress | None = None, say: Say = lambda _: None, extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make the token folder `out` and return its manifest. Nothing is left of it when this raises.
+    """Make the token folder `out`, or with `nodes` the original's layout for so many; returns the manifest.
 
-    Without a `tokenizer`, one of `vocab_size` is trained on the training split. `progress(done, total)` counts bytes of the
-    files, over every pass made. `UserError` for any fault in the text, naming file and line, and when `out` exists.
+    Without a `tokenizer`, one of `vocab_size` is trained on the training split. `workers` processes are used, by default one
+    a core where there is work for them. `on_bad` "skip" counts what cannot be read and goes on; "stop" raises. `library` is
+    "auto", or "tokenizers" for the reference. `sequence_length` is of samples, read or written: they have as many ids or one
+    more. `progress(done, total)` counts bytes of the files, `say` is told what a user should know.
+    `extra` is added to the manifest.
+
+    `UserError` for any fault in the text, naming file and line, when `out` exists, and when another process is at work on it.
+    Tasks that were finished by then are kept for the next run.
     """
     check_names(sources)
-    with new_folder(out) as staging:
-        total = sum(path.stat().st_size for source in sources for path in source.files())
-        passes = 2 if tokenizer else 3
+    if on_bad not in ("stop", "skip"):
+        raise UserError(f"on-bad {on_bad!r}: must be stop or skip")
+    if nodes is not None and not 1 <= nodes <= 100_000:
+        raise UserError(f"{nodes} nodes: must be from 1 to 100,000")
+    if not 2 <= sequence_length <= 1 << 24:
+        raise UserError(f"a sequence length of {sequence_length}: must be from 2 to {1 << 24}")
+    with Workspace.open(out) as work:
+        sweep_partial(out.parent, out.name)
+        tasks = plan(sources)
+        total = sum(task.weight for task in tasks)
+        passes = 1 if tokenizer else 2
+        done_before = 0.0
 
-        def report(done: int) -> None:
+        def report(done: float) -> None:
             if progress:
-                progress(done, passes * total)
+                progress(done_before + done, passes * total)
 
-        split = Split(sources, held_out, seed, text_field, report)
-        counts = {source.name: {"documents": 0, "tokens": 0, "bytes": 0, "documents_skipped": 0} for source in sources}
-
-        def parts(shown: int) -> Iterator[tuple[str, str, str]]:
-            """(source, split, text) of every document, reporting progress for pass number `shown`."""
-            before = shown * total
-            for source in sources:
-                number = 0
-                for path in source.files():
-                    for text, position in documents(path, text_field):
-                        for part, piece in split.parts(source.name, number, text) if text else ():
-                            yield source.name, part, piece
-                        if not text and shown == passes - 1:
-                            counts[source.name]["documents_skipped"] += 1
-                        number += 1
-                        report(before + position)
-                    before += path.stat().st_size
-
+        reading = ReadSettings(
+            text_field=text_field, vocab_size=tokenizer.vocab_size if tokenizer else None,
+            sample_lengths=(sequence_length, sequence_length + 1),
+        )  # fmt: skip
+        split = decide(sources, held_out, seed, reading, on_bad)
         if tokenizer is None:
-            tokenizer = train_bpe((text for _, part, text in parts(1) if part == "train"), vocab_size)
-        if bos and tokenizer.bos_id is None:
-            raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
-        if eos and tokenizer.eos_id is None:
-            raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
-        dtype = token_dtype(tokenizer.vocab_size)
-        writers = {(s.name, part): ShardWriter(staging, part, s.name, dtype) for s in sources for part in SPLITS}
-        opening = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
-        closing = [tokenizer.eos_id] if eos and tokenizer.eos_id is not None else []
+            tokenizer = _trained(work, tasks, sources, split, reading, on_bad, vocab_size, say)
+            done_before = total
+            report(0)
+        check_delimiters(tokenizer, bos, eos)
+        tokenizer.save(work.path / "tokenizer")
+        chosen, reason = choose(tokenizer, library)
 
-        def write(batch: list[tuple[str, str, str]]) -> None:
+        def job(with_library: str) -> Job:
             assert tokenizer is not None
-            for (source, part, text), ids in zip(batch, tokenizer.encode_batch([t for _, _, t in batch]), strict=True):
-                size = len(text.encode())
-                tokens = [*opening, *ids, *closing]
-                writers[source, part].add(tokens, size)
-                counts[source]["documents"] += 1
-                counts[source]["tokens"] += len(tokens)
-                counts[source]["bytes"] += size
+            return Job(
+                tokenizer=str(work.path / "tokenizer"), tokenizer_sha256=tokenizer.sha256, library=with_library,
+                library_version=library_version(with_library), split=split, bos=bos, eos=eos, text_field=text_field,
+                sequence_length=sequence_length, on_bad=on_bad,
+            )  # fmt: skip
 
-        batch: list[tuple[str, str, str]] = []
-        characters = 0
-        for document in parts(passes - 1):
-            batch.append(document)
-            characters += len(document[2])
-            if characters >= BATCH_CHARACTERS:
-                write(batch)
-                batch, characters = [], 0
-        write(batch)
+        def run(settings: Job) -> tuple[list[str], list[dict[str, Any]]]:
+            keyed = [(settings.key(task), asdict(task)) for task in tasks]
+            weights = [task.weight for task in tasks]
+            return [key for key, _ in keyed], work.run(
+                "tokenise", asdict(settings), keyed, weights, _workers(workers, total), report
+            )
+
+        try:
+            keys, results = run(job(chosen))
+        except MismatchError as error:
+            reason = f"{FAST} was given up: {error}"
+            chosen = REFERENCE
+            say(f"{reason}; everything is tokenised again by {REFERENCE}")
+            keys, results = run(job(chosen))
+        if reason and library == "auto":
+            say(f"tokenised by {REFERENCE}: {reason}")
+        manifest = describe(sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason) | (extra or {})
+        if nodes is not None:
+            from mobilellm.data.samples import write_layout
+
+            write_layout(work, out, manifest, keys, results, tokenizer, nodes, sequence_length, seed, _workers(workers, total))
+            return manifest
+        put_together(work, out, keys, results, manifest, tokenizer)
+    return manifest
+
+
+def describe(
+    sources: list[Source], results: list[dict[str, Any]], tokenizer: Tokenizer, split: SplitRule, *, bos: bool, eos: bool,
+    library: str, reason: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of tokenised tasks, but for the shards."""
+    counts = _counts(sources, results)
+    return {
+        "format": FORMAT, "version": VERSION,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
+        "dtype": token_dtype(tokenizer.vocab_size).str, "bos": bos, "eos": eos,
+        "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
+        "held_out": {"rule": split.rule, "fraction": split.fraction}, "seed": split.seed,
+        "encoder": {
+            "library": library_version(library), "documents_verified": sum(result["verified"] for result in results),
+            "not_faster_because": reason or None,
+        },
+        "sources": counts,
+        "skipped": {
+            "empty": sum(source["empty"] for source in counts), "bad": sum(source["bad"] for source in counts),
+            "first": [place for result in results for place in result["skipped"]][:MOST_LISTED],
+        },
+        "splits": {},
+    }  # fmt: skip
+
+
+def put_together(
+    work: Workspace, out: Path, keys: list[str], results: list[dict[str, Any]], manifest: dict[str, Any], tokenizer: Tokenizer
+) -> None:  # fmt: skip
+    """Make the token folder of finished tasks, and complete the manifest."""
+    with new_folder(out) as staging:
+        _assemble(staging, work, keys, results, manifest)
         tokenizer.save(staging / "tokenizer")
-        manifest: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION,
-            "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
-            "dtype": dtype.str, "bos": bos, "eos": eos, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-            "held_out": {"rule": split.rule, "fraction": held_out}, "seed": seed,
-            "sources": [
-                {"name": source.name, **counts[source.name], "files": [describe(p) for p in source.files()]} for source in sources
-            ],
-            "splits": {},
-        }  # fmt: skip
-        for entry in manifest["sources"]:  # one checksum for all files of a source: over theirs, a line each, in order
-            checksums = "".join(f"{file['sha256']}\n" for file in entry["files"])
-            entry["sha256"] = hashlib.sha256(checksums.encode()).hexdigest()
-        for part in SPLITS:
-            shards = [shard for source in sources for shard in writers[source.name, part].close()]
-            manifest["splits"][part] = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")} | {
-                "shards": shards
-            }
         manifest["fingerprint"] = fingerprint(manifest)
         write_json(staging / "manifest.json", manifest)
-    return manifest
+
+
+def check_delimiters(tokenizer: Tokenizer, bos: bool, eos: bool) -> None:
+    """`UserError` when a BOS or EOS is asked for that the tokenizer does not have."""
+    if bos and tokenizer.bos_id is None:
+        raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
+    if eos and tokenizer.eos_id is None:
+        raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
+
+
+def _workers(asked: int | None, total: float) -> int:
+    """Processes to start: as many as asked for; else one a core, or none beside this one for a few megabytes."""
+    if asked is not None:
+        if not 1 <= asked <= 4096:
+            raise UserError(f"{asked} workers: must be from 1 to 4096")
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if total > 16 << 20 else 1
+
+
+def _trained(
+    work: Workspace, tasks: list[Task], sources: list[Source], split: SplitRule, reading: ReadSettings, on_bad: str,
+    vocab_size: int, say: Say,
+) -> Tokenizer:  # fmt: skip
+    """A tokenizer trained on the training texts, or the one that an earlier run trained on the same."""
+    content = [[asdict(task) for task in tasks], asdict(split), asdict(reading), on_bad, vocab_size]
+    folder = work.path / f"trained-{hashlib.sha256(orjson.dumps(content)).hexdigest()[:32]}"
+    if (folder / "tokenizer.json").is_file():
+        trained = Tokenizer.load(folder)
+        trained.name = "byte-level BPE"
+        return trained
+    size = sum(text_size(path, path.stat().st_size) for source in sources for path in source.files())
+    share = min(1.0, TRAINING_BYTES / max(1, size))
+    if share < 1:
+        say(f"the tokenizer is trained on {share:.2%} of the documents, about {TRAINING_BYTES >> 20} MiB")
+    trained = train_bpe(training_texts(sources, split, reading, on_bad, share), vocab_size)
+    trained.save(folder)
+    return trained
+
+
+def _counts(sources: list[Source], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The manifest's entry for each source, the given ones first. Checks that no record is lost."""
+    files = {path: (size, sha256) for result in results for path, size, sha256 in result["files"]}
+    found: dict[str, dict[str, int]] = {}
+    for result in results:
+        for name, count in result["counts"].items():
+            before = found.setdefault(name, dict.fromkeys(count, 0))
+            for key, value in count.items():
+                before[key] += value
+    named = {source.name: source for source in sources}
+    order = [*(name for name in named if name in found), *sorted(name for name in found if name not in named)]
+    entries = []
+    for name in order:
+        count = found[name]
+        assert count["records"] == count["documents"] + count["empty"] + count["bad"], f"documents of {name} were lost: {count}"
+        if not count["records"] and len(order) > 1:
+            continue  # its samples all name other sources
+        own = [named[name]] if name in named else [source for source in sources if not source.given]
+        described = [
+            {"path": path.name, "bytes": files[str(path)][0], "sha256": files[str(path)][1]}
+            for source in own for path in source.files() if str(path) in files
+        ]  # fmt: skip
+        # one checksum for all files of a source: over theirs, a line each, in order
+        checksums = "".join(f"{file['sha256']}\n" for file in described)
+        weight = named[name].weight if name in named else None
+        entries.append(
+            {
+                "name": name, "documents": count["documents"], "tokens": count["tokens"], "bytes": count["bytes"],
+                "records": count["records"], "documents_skipped": count["empty"] + count["bad"],
+                "empty": count["empty"], "bad": count["bad"],
+                **({"weight": weight} if weight is not None else {}),
+                "files": described, "sha256": hashlib.sha256(checksums.encode()).hexdigest(),
+            }
+        )  # fmt: skip
+    return entries
+
+
+def _assemble(staging: Path, work: Workspace, keys: list[str], results: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
+    """Put the tasks' shards into the folder, in the plan's order: the large ones as they are, the held-out ones joined."""
+    order = [source["name"] for source in manifest["sources"]]
+    dtype = np.dtype(manifest["dtype"])
+    for split in SPLITS:
+        (staging / split).mkdir()
+        shards: list[dict[str, Any]] = []
+        for name in order:
+            own = [
+                (work.tasks / key / shard["file"], shard)
+                for key, result in zip(keys, results, strict=True) for shard in result["shards"]
+                if shard["source"] == name and shard["split"] == split
+            ]  # fmt: skip
+            if split == "train":
+                for number, (path, shard) in enumerate(own):
+                    target = staging / split / f"{name}-{number:05d}.npy"
+                    _link(path, target)
+                    _link(path.with_suffix(".ends.npy"), target.with_suffix(".ends.npy"))
+                    shards.append({k: v for k, v in shard.items() if k != "split"} | {"file": f"{split}/{target.name}"})
+                continue
+            writer = ShardWriter(staging, split, name, dtype)
+            for path, shard in own:
+                ends = np.asarray(map_shard(path.with_suffix(".ends.npy"), ENDS, shard["documents"])).astype(np.int64)
+                writer.add(np.asarray(map_shard(path, dtype, shard["tokens"])), shard["bytes"], ends)
+            shards.extend(writer.close())
+        manifest["splits"][split] = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")} | {
+            "shards": shards
+        }
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no such thing."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from mobilellm.evaluate.heldout import document_border
 from mobilellm.evaluate.perplexity import Score, autocast, windows
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
 from mobilellm.train.world import World
 
 BATCH_TOKENS = 8192
+
+
+def document_border(data: Any) -> int | None:
+    """The token put before held-out text: the end of the document before it, where the data have one after each."""
+    return data.eos_id if getattr(data, "eos", True) else None
 
 
 def held_out(network: Network, data: Any, *, sequence_length: int, precision: str, world: World, sharded: bool) -> Score:

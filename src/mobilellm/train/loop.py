@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
+from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState, Loader
+from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
@@ -33,7 +35,7 @@ from mobilellm.train import checkpoint, device
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.guard import Guard
-from mobilellm.train.heldout import held_out
+from mobilellm.train.heldout import document_border, held_out, total_loss
 from mobilellm.train.optimizer import build, schedule, set_learning_rate, skip_when
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import Recipe, largest_divisor
@@ -117,7 +119,10 @@ class StopRequest:
         self.code = max(self.code, SIGNALS.index(signal.Signals(number)) + 1)
 
 
-def model_config(recipe: Recipe, data: TokenFolder) -> ModelConfig:
+Data = TokenFolder | SampleFolder
+
+
+def model_config(recipe: Recipe, data: Data) -> ModelConfig:
     """The network's configuration: the recipe's model, with the vocabulary of the data's tokenizer."""
     section = recipe.model
     if section.preset.lower() not in {name.lower() for name in preset_names()} and Path(section.preset).is_file():
@@ -158,7 +163,7 @@ class Pending:
 class Trainer:
     """Network, optimisers and data of one run, in one process of a world."""
 
-    def __init__(self, recipe: Recipe, data: TokenFolder, watcher: Watcher | None = None, world: World | None = None) -> None:
+    def __init__(self, recipe: Recipe, data: Data, watcher: Watcher | None = None, world: World | None = None) -> None:
         self.recipe, self.data, self.watcher = recipe, data, watcher or Watcher()
         self.world = world or World(device=device.pick_device())
         self.device = self.world.device
@@ -186,12 +191,16 @@ class Trainer:
         self.skipped_in_a_row = 0
         self._peak = 0.0
 
-    def loader(self) -> Loader:
+    def loader(self) -> Loader | Mixture:
         """Batches of this process from where the run stands."""
-        return Loader(
-            self.data.tokens("train"), self.recipe.data.sequence_length, self.recipe.sequences, self.state.data,
-            self.world.rank, self.world.size,
-        )  # fmt: skip
+        section, place = self.recipe.data, (self.world.rank, self.world.size)
+        common = (section.sequence_length, self.recipe.sequences, self.state.data, *place, section.mask_documents)
+        if not section.stage:
+            return Loader(self.data.tokens("train"), *common)
+        streams = {name: self.data.tokens("train", name) for name in self.data.sources()}
+        last = section.stage[-1]  # goes on for ever, whatever it says
+        stages = [Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights) for s in section.stage]
+        return Mixture(streams, stages, *common)
 
     @property
     def peak_flops(self) -> float:
@@ -319,6 +328,24 @@ class Trainer:
                 precision=self.recipe.train.precision, world=self.world, sharded=self.parallel.sharded,
             )  # fmt: skip
 
+    def evaluate_sources(self) -> dict[str, float]:
+        """Held-out loss of each source, where there are several, as metrics."""
+        sources = self.data.sources()
+        if len(sources) < 2:
+            return {}
+        found = {}
+        with self.waiting():
+            for name in sources:
+                stream = self.data.tokens("heldout", name)
+                if len(stream) < 2:
+                    continue
+                nats, counted = total_loss(
+                    self.network, stream, document_border(self.data), self.recipe.data.sequence_length,
+                    self.recipe.train.precision, self.world, self.parallel.sharded,
+                )  # fmt: skip
+                found[f"held_out_loss/{name}"] = nats / max(1, counted)
+        return found
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """What happens in this block may take longer than a step is allowed to."""
@@ -361,6 +388,7 @@ class Trainer:
                 tokens = self.state.tokens + train.batch_tokens
                 self.state = dataclasses.replace(self.state, step=step + 1, tokens=tokens, data=data_state)
                 row = {"step": step + 1, "learning_rate": self.learning_rate(step), "tokens": tokens}
+                row |= {f"epochs/{name}": round(passes, 4) for name, passes in data_state.epochs().items()}
                 self.pending.append(Pending(loss, norm, skipped, watch.lap(), row, first_sample))
                 if profiler is not None and made == 10 + train.profile_steps:
                     profiler.stop()
@@ -374,6 +402,7 @@ class Trainer:
                     if evaluating:
                         score = self.evaluate()
                         rows[-1] |= {f"held_out_{key}": getattr(score, key) for key in ("loss", "perplexity", "bits_per_byte")}
+                        rows[-1] |= self.evaluate_sources()
                     if saving:
                         start = time.perf_counter()
                         self.save(saver, metrics)
@@ -470,15 +499,16 @@ class Trainer:
         self.watcher.said(f"CHECKPOINT NOT WRITTEN: {line}; training goes on, the checkpoints before it stand")
 
 
-def open_data(recipe: Recipe, world: World | None = None) -> TokenFolder:
+def open_data(recipe: Recipe, world: World | None = None) -> Data:
     """The data a recipe names; one process of all reads it whole, to check it."""
     if not recipe.data.path:
         raise UserError("data.path is not set", mend="name a folder made by `mobilellm prepare`")
-    data = TokenFolder.open(Path(recipe.data.path))  # every size, in no time
+    tokenizer = Path(recipe.data.tokenizer) if recipe.data.tokenizer else None
+    data = open_dataset(Path(recipe.data.path), tokenizer)  # every size, in no time
     if world is not None and not world.main:
         return data
-    size = sum(shard["size"] for split in data.manifest["splits"].values() for shard in split["shards"])
-    return TokenFolder.open(data.path, verify=True) if size <= MOST_VERIFIED else data
+    small = 2 * (len(data.tokens("train")) + len(data.tokens("heldout"))) <= MOST_VERIFIED
+    return open_dataset(data.path, tokenizer, verify=True) if small else data
 
 
 def train(run: Path, recipe: Recipe, watcher: Watcher | None = None, world: World | None = None) -> Outcome:

@@ -12,14 +12,14 @@ import orjson
 
 from mobilellm.data.shards import TokenFolder
 from mobilellm.evaluate.baselines import baselines
-from mobilellm.evaluate.heldout import document_border
 from mobilellm.evaluate.perplexity import Score, perplexity
 from mobilellm.files import write_json
 from mobilellm.interop.checkpoint import Loaded, load
 from mobilellm.model.numbers import Numbers
 from mobilellm.model.sampling import Sampling
 from mobilellm.report import write_report
-from mobilellm.train.loop import Outcome
+from mobilellm.train.heldout import document_border
+from mobilellm.train.loop import Data, Outcome, open_data
 from mobilellm.train.run import now, read_recipe
 
 SAMPLE_TOKENS = 160
@@ -29,7 +29,7 @@ BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors
 def finish(outcome: Outcome) -> dict[str, Any]:
     """Write result.json and report.html of a run that reached its last step; returns the result."""
     run, recipe = outcome.run, read_recipe(outcome.run)
-    data = TokenFolder.open(Path(recipe.data.path))
+    data = open_data(recipe)
     loaded = load(outcome.checkpoint)
     assert loaded.tokenizer is not None  # the loop saves one with every checkpoint
     score = outcome.held_out or perplexity(
@@ -38,8 +38,6 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     )  # fmt: skip
     prompts = _prompts(data, loaded)
     numbers, config = Numbers.of(loaded.config), loaded.config
-    manifest = data.manifest
-    train_split = manifest["splits"]["train"]
     result = {
         "name": run.name,
         "finished": now(),
@@ -58,12 +56,7 @@ def finish(outcome: Outcome) -> dict[str, Any]:
             "flops_per_token": numbers.flops_per_token(recipe.data.sequence_length),
             "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
         },
-        "data": {
-            "sources": [{k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]],
-            "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
-            "train_tokens": train_split["tokens"], "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
-            "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]), "held_out": manifest["held_out"],
-        },
+        "data": _data(data),
         "next": [
             {"what": "Generate text", "command": f"mobilellm generate {run} --prompt {shlex.quote(prompts[-1])}"},
             {"what": "Score another text", "command": f"mobilellm eval {run} --text FILE"},
@@ -74,6 +67,20 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     write_json(run / "result.json", result)
     write_report(run)
     return result
+
+
+def _data(data: Data) -> dict[str, Any]:
+    """What the report says of the data; nothing for the original's layout, which has no manifest."""
+    if not isinstance(data, TokenFolder):
+        return {}
+    manifest = data.manifest
+    train_split = manifest["splits"]["train"]
+    return {
+        "sources": [{k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]],
+        "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
+        "train_tokens": train_split["tokens"], "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
+        "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]), "held_out": manifest["held_out"],
+    }  # fmt: skip
 
 
 def samples(loaded: Loaded, prompts: list[str]) -> list[dict[str, Any]]:
@@ -88,7 +95,7 @@ def samples(loaded: Loaded, prompts: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _prompts(data: TokenFolder, loaded: Loaded) -> list[str]:
+def _prompts(data: Data, loaded: Loaded) -> list[str]:
     """Nothing, and the beginnings of two places of the held-out text: it was never trained on."""
     assert loaded.tokenizer is not None
     stream = data.tokens("heldout")
@@ -101,7 +108,7 @@ def _prompts(data: TokenFolder, loaded: Loaded) -> list[str]:
     return ["", *openings]
 
 
-def _baselines(data: TokenFolder, loaded: Loaded) -> dict[str, Any]:
+def _baselines(data: Data, loaded: Loaded) -> dict[str, Any]:
     assert loaded.tokenizer is not None
     train, heldout = data.tokens("train"), data.tokens("heldout")
 

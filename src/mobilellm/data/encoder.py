@@ -1,0 +1,165 @@
+"""Text to token ids by the fastest library whose ids are right, which is checked in every run; and long texts in pieces.
+
+    encoder = Encoder(tokenizer, FAST)
+    ids, lengths = encoder.batch(["one text", "another"])      # flat uint32 ids, and how many each text has
+    for ids in encoder.long(pieces_of_a_long_text): ...
+
+`tokenizers` is the reference. fastokens gives the same ids several times as fast (docs/data.md has the comparison that chose
+it); it is optional, and whoever uses it compares a sample of what it gives with the reference (`check`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mobilellm.data.tokenizer import Tokenizer
+
+REFERENCE, FAST = "tokenizers", "fastokens"
+PIECE = 1 << 20  # characters of a long text that are tokenised at once
+REACH = 1 << 14  # how far around that length a place to cut is looked for
+AROUND = 256  # characters on either side of a cut that are tokenised to see whether it changes an id
+CUTS = re.compile(r"(?<=\S) (?=\S)|(?<=\n)(?=\S)")
+PROBE = [
+    "", " ", "\n\n", "Two  spaces,\ttabs\r\nand lines.", " leading and trailing ", "naïve café Ünïcödé ½ ﬁ", "日本語 漢字",
+    "мир العالم שלום हिन्दी", "👩‍👩‍👧 😀🏳️‍🌈", "don't we're I'LL", "1234567890 3.14159 1,000,000", "a" * 300, " " * 70 + "x",
+    "x\u00a0y\u200bz e\u0301 \u1e9b\u0323", "<s></s><unk><pad><|endoftext|> <0x0A> [INST]", "▁▁ x ▁",
+    "def f(x):\n    return x**2  # code\n", "http://a.b/c?d=e&f#g",
+]  # fmt: skip
+
+
+class MismatchError(Exception):
+    """The fast library gave other ids than the reference, or failed."""
+
+
+def library_version(library: str) -> str:
+    """ "fastokens 0.3.5"."""
+    return f"{library} {metadata.version(library)}"
+
+
+def choose(tokenizer: Tokenizer, wanted: str = "auto") -> tuple[str, str]:
+    """(library, reason for not taking the fast one or nothing): FAST where it is installed and passes the probe."""
+    if wanted == REFERENCE:
+        return REFERENCE, ""
+    try:
+        import fastokens  # noqa: F401
+    except ImportError:
+        return REFERENCE, "fastokens is not installed (pip install 'mobilellm[data]' tokenises several times as fast)"
+    if not covers_all_text(tokenizer):
+        return REFERENCE, "the vocabulary cannot spell every text, and only tokenizers says where it cannot"
+    try:
+        encoder = Encoder(tokenizer, FAST)
+        ids, lengths = encoder.batch(PROBE)
+        encoder.check(PROBE, ids, lengths, range(len(PROBE)))
+    except MismatchError as error:
+        return REFERENCE, f"fastokens is not used: {error}"
+    return FAST, ""
+
+
+def covers_all_text(tokenizer: Tokenizer) -> bool:
+    """Whether every byte has a token, so that no text can fail or lose anything."""
+    from tokenizers import pre_tokenizers
+
+    settings = orjson.loads(tokenizer.fast.to_str())
+    vocabulary = tokenizer.fast.get_vocab(with_added_tokens=True)
+    if settings["model"].get("byte_fallback"):
+        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    parts = orjson.dumps([settings["pre_tokenizer"], settings["normalizer"]])
+    return b'"ByteLevel"' in parts and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet())
+
+
+class Encoder:
+    """One library at work with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, library: str) -> None:
+        self.tokenizer, self.library = tokenizer, library
+        self._fast: Any = None
+        if library == FAST:
+            import fastokens
+
+            try:
+                self._fast = fastokens.Tokenizer.from_json_str(tokenizer.fast.to_str())
+            except BaseException as error:  # a Rust panic is no Exception
+                _reraise(error)
+                raise MismatchError(f"it cannot load this tokenizer ({_line(error)})") from None
+        vocabulary = tokenizer.fast.get_vocab(with_added_tokens=False)
+        self._space = vocabulary.get("▁")
+
+    def batch(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids of all texts end to end, and how many each has. `MismatchError` when the fast library fails."""
+        if self._fast is None:
+            found = self.tokenizer.encode_batch(texts)
+            lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+            ids = np.fromiter((i for one in found for i in one), dtype=np.uint32, count=int(lengths.sum()))
+            return ids, lengths
+        try:
+            raw, offsets = self._fast.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)
+        except BaseException as error:
+            _reraise(error)
+            raise MismatchError(f"it fails on a text ({_line(error)})") from None
+        bounds: NDArray[np.int64] = np.frombuffer(offsets, dtype="<u8").astype(np.int64)
+        return np.frombuffer(raw, dtype="<u4"), bounds[1:] - bounds[:-1]
+
+    def check(self, texts: list[str], ids: NDArray[np.uint32], lengths: NDArray[np.int64], which: Iterable[int]) -> int:
+        """Compare the ids of some texts with the reference; returns how many. `MismatchError` when any differs."""
+        chosen = list(which)
+        if self._fast is None or not chosen:
+            return 0
+        ends = np.cumsum(lengths)
+        for i, expected in zip(chosen, self.tokenizer.encode_batch([texts[i] for i in chosen]), strict=True):
+            if ids[ends[i] - lengths[i] : ends[i]].tolist() != expected:
+                raise MismatchError(f"its ids differ from tokenizers' on {texts[i][:40]!r}")
+        return len(chosen)
+
+    def long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+        """The ids of one text that comes in pieces, in constant memory, the same as those of the whole.
+
+        It is cut only at a space or behind a line's end where tokenising both sides by themselves is seen to change nothing.
+        A text without such a place is tokenised whole.
+        """
+        held, strip = "", False
+        for piece in pieces:
+            held += piece
+            while len(held) > PIECE + REACH:
+                cut = self._cut(held)
+                if cut is None:
+                    break
+                end, start, strip_next = cut
+                yield self._one(held[:end], strip)
+                held, strip = held[start:], strip_next
+        yield self._one(held, strip)
+
+    def _one(self, text: str, strip: bool) -> NDArray[np.uint32]:
+        ids = self.batch([text])[0]
+        return ids[1:] if strip else ids
+
+    def _cut(self, text: str) -> tuple[int, int, bool] | None:
+        """(end of the left side, start of the right, whether the right's first id is to be taken away), or nothing."""
+        for middle in (PIECE, len(text) - REACH):
+            places = [match.span() for match in CUTS.finditer(text, middle - REACH, middle + REACH)]
+            for start, end in places[:: -max(1, len(places) // 8)]:
+                whole = self.tokenizer.encode(text[max(0, start - AROUND) : start + AROUND])
+                before = self.tokenizer.encode(text[max(0, start - AROUND) : start])
+                for begin in (start, end):
+                    behind = self.tokenizer.encode(text[begin : start + AROUND])
+                    if before + behind == whole:
+                        return start, begin, False
+                    if self._space is not None and behind[:1] == [self._space] and before + behind[1:] == whole:
+                        return start, begin, True
+        return None
+
+
+def _reraise(error: BaseException) -> None:
+    """Let through what is no failure of the library."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

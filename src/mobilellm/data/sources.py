@@ -1,0 +1,120 @@
+"""Named sources from the command line or a TOML file.
+
+parse_sources(["book.txt", "wiki=data/wiki"], named=["code:0.3=src/**/*.md"], listed=Path("sources.toml"))
+
+[[source]]              # sources.toml; paths are relative to it
+name = "wiki"
+paths = ["wiki/*.jsonl.gz"]
+weight = 0.7
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mobilellm.data.documents import Source
+from mobilellm.errors import UserError, unknown_name
+
+NAME = re.compile(r"[\w-]+")
+
+
+def parse_sources(arguments: Sequence[str], named: Sequence[str] = (), listed: Path | None = None) -> list[Source]:
+    """Sources from PATH and NAME=PATH arguments, NAME[:WEIGHT]=GLOB options, and a TOML list; equal names join.
+
+    A path may be a pattern ("data/**/*.jsonl.gz"). A bare path is named after its file. `UserError` when nothing is given or
+    found.
+    """
+    found: dict[str, Source] = {}
+
+    def add(name: str, paths: list[Path], weight: float | None, given: bool) -> None:
+        before = found.get(name, Source(name, [], weight, given))
+        if before.weight is not None and weight is not None and before.weight != weight:
+            raise UserError(f"source {name!r} has two weights, {before.weight} and {weight}")
+        weight = before.weight if weight is None else weight
+        found[name] = Source(name, before.paths + paths, weight, before.given or given)
+
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        given = bool(equals and NAME.fullmatch(name) and not Path(argument).exists())
+        if not given:
+            path = argument
+            name = re.sub(r"[^\w-]+", "_", Path(path).name.split(".")[0]) or "text"
+        add(name, expand(path), None, given)
+    for option in named:
+        label, equals, path = option.partition("=")
+        name, colon, number = label.partition(":")
+        if not equals or not path or not NAME.fullmatch(name):
+            raise UserError(
+                f"--source {option}: must be NAME=PATH or NAME:WEIGHT=PATH", mend="as in --source wiki:0.7='wiki/*.jsonl.gz'"
+            )
+        add(name, expand(path), _weight(number, f"--source {option}") if colon else None, True)
+    if listed is not None:
+        for name, paths, weight in _read(listed):
+            add(name, [path for pattern in paths for path in expand(str(listed.parent / pattern))], weight, True)
+    if not found:
+        raise UserError("no text given", mend="name files or folders")
+    weighted = [source.name for source in found.values() if source.weight is not None]
+    if weighted and len(weighted) < len(found):
+        bare = next(name for name in found if name not in weighted)
+        raise UserError(f"source {weighted[0]!r} has a weight and {bare!r} has none", mend="give every source one, or none")
+    return list(found.values())
+
+
+def expand(pattern: str) -> list[Path]:
+    """The files and folders that a path or a pattern stands for, sorted. `UserError` for a pattern that nothing fits."""
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return [Path(pattern)]
+    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    files = [path for path in found if path.is_file()] or found
+    if not files:
+        raise UserError(f"{pattern}: no file fits this pattern")
+    return files
+
+
+def _weight(value: Any, where: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        raise UserError(f"{where}: the weight is {value!r}, must be a number above 0")
+    return number
+
+
+def _read(path: Path) -> list[tuple[str, list[str], float | None]]:
+    """(name, paths, weight) of each [[source]]."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+    entries = values.get("source")
+    if set(values) != {"source"} or not isinstance(entries, list):
+        raise UserError(f"{path}: must hold a list of [[source]] and nothing else (found {', '.join(values) or 'nothing'})")
+    found = []
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: source {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: must be a table")
+        for key in entry:
+            if key not in ("name", "paths", "weight"):
+                raise unknown_name("key", key, ("name", "paths", "weight"), where)
+        name, paths = entry.get("name"), entry.get("paths")
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(f"{where}: its name is {name!r}", mend='use letters, digits, "-" and "_"')
+        if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
+            raise UserError(f"{where}: its paths are {paths!r}, must be a list of paths or patterns")
+        found.append((name, paths, _weight(entry["weight"], where) if "weight" in entry else None))
+    return found

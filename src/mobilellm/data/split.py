@@ -1,0 +1,76 @@
+"""Which documents are held out: by a hash of their place, so that no pass over the data is needed to know.
+
+    rule = decide(sources, fraction=0.01, seed=0, settings=ReadSettings(), on_bad="stop")
+    rule.held_out("wiki", 0, 4711)
+
+A document's place is its source, the number of its file there, and its position in that file. Only where there are so few
+documents that chance leaves one side empty is one of them moved, and a text that is a single document is cut in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mobilellm.data.documents import ReadSettings, Record, Source, Span, records, text_pieces
+from mobilellm.data.tasks import SplitRule
+from mobilellm.errors import UserError
+
+
+def all_records(sources: list[Source], settings: ReadSettings, on_bad: str) -> Iterator[tuple[str, int, Record]]:
+    """(source, number of the file, record) of everything that is neither empty nor bad. `UserError` for the first bad one."""
+    for source in sources:
+        for number, path in enumerate(source.files()):
+            for record in records(path, Span(), settings):
+                if record.fault is not None:
+                    if on_bad == "stop":
+                        raise record.fault
+                elif record.text != "":
+                    yield source.name, number, record
+
+
+def decide(sources: list[Source], fraction: float, seed: int, settings: ReadSettings, on_bad: str) -> SplitRule:
+    """The rule for these sources. Reads documents until one of each side is found, which mostly is at once."""
+    if not 0 < fraction < 1:
+        raise UserError(f"held out {fraction}: must be a fraction above 0 and below 1")
+    rule = SplitRule(rule="documents", fraction=fraction, seed=seed)
+    first: list[tuple[float, list[object]]] = []
+    fewest: tuple[float, list[object]] = (2.0, [])
+    any_held_out = any_trained = False
+    total, sample = 0, False
+    for source, file, record in all_records(sources, settings, on_bad):
+        place = [source, file, record.key]
+        draw, _ = rule.draw(source, file, record.key)
+        any_held_out, any_trained = any_held_out or draw < fraction, any_trained or draw >= fraction
+        if any_held_out and any_trained:
+            return rule
+        total, sample = total + 1, record.ids is not None
+        fewest = min(fewest, (draw, place), key=lambda one: one[0])
+        first = [*first, (draw, place)][:2]
+    if not total:
+        raise UserError(f"{sources[0].paths[0]}: no text in it" + (" or the other sources" if len(sources) > 1 else ""))
+    if total == 1:
+        if sample:
+            raise UserError(f"{sources[0].paths[0]}: a single sample is too little to train on and hold out from")
+        return SplitRule(rule="tail", fraction=fraction, seed=seed)
+    # All draws fell on one side: the lowest is moved out, or the first of the others is moved in.
+    if not any_held_out:
+        return SplitRule(rule="documents", fraction=fraction, seed=seed, forced_out=fewest[1])
+    moved = next(place for _, place in first if place != fewest[1])
+    return SplitRule(rule="documents", fraction=fraction, seed=seed, forced_in=moved)
+
+
+def training_texts(
+    sources: list[Source], rule: SplitRule, settings: ReadSettings, on_bad: str, share: float = 1.0
+) -> Iterator[str]:  # fmt: skip
+    """The texts that are not held out, for training a tokenizer: all, or a share of them chosen by hash."""
+    for source, file, record in all_records(sources, settings, on_bad):
+        pieces: Iterator[str] = text_pieces(record.path) if record.path else iter([record.text or ""])
+        if rule.rule == "tail":
+            left = int((record.characters if record.path else len(record.text or "")) * (1 - rule.fraction))
+            for piece in pieces:
+                yield piece[:left]
+                left = max(0, left - len(piece))
+            continue
+        held_out, bits = rule.held_out(source, file, record.key)
+        if not held_out and (bits & 0xFFFFFFFF) / 2.0**32 < share:
+            yield from pieces
