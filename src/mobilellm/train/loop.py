@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -47,8 +48,10 @@ from mobilellm.train.world import World
 
 MOST_VERIFIED = 32 << 30  # bytes of tokens whose checksums are verified at every start, at about 1 GB/s
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
-# What may differ when a run goes on: nothing of it changes what is computed but in the order of sums.
+# What may differ when a run goes on. Nothing of it changes what is computed but in the order of sums, save the mixture,
+# which is meant to.
 CHANGEABLE = {
+    "data": {"stage"},
     "train": {"micro_batch", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "async_checkpoints",
               "log_every", "threads", "profile_steps", "most_skipped", "compile"},
     "parallel": {"kind", "shard_within", "timeout"},
@@ -590,7 +593,9 @@ def resume(
                 raise UserError(f"{run}: no checkpoint verifies: {rejected[0]}", mend="start a new run")
             for bad in checkpoint.complete(run):  # out of the way, under a name that says why
                 if path is not None and bad.name > path.name:
-                    bad.rename(bad.with_name(f"rejected-{bad.name}"))
+                    aside = bad.with_name(f"rejected-{bad.name}")
+                    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                    bad.rename(aside)
         path = world.from_main(path)
         data = open_data(recipe, world)
         trainer = Trainer(recipe, data, watcher, world)
