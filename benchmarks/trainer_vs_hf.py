@@ -26,7 +26,7 @@ from typing import Any
 SIZES = {
     # name: preset, vocabulary, sequence length, sequences a step, steps
     "demo": ("5M", 1024, 256, 8, 24),
-    "125M": ("125M", 32000, 2048, 1, 8),
+    "125M": ("125M", 32000, 2048, 1, 20),
     "smoke": ("1M", 1024, 64, 2, 6),
 }
 LEARNING_RATE = 1e-3
@@ -218,9 +218,8 @@ def main() -> None:
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {k: v for k, v in describe(here).items() if k != "command"}
     precisions = [arguments.precision] if arguments.precision else sorted({"fp32", fast_precision(here)}, reverse=True)
-    print(
-        f"{machine['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{machine['device']}, {torch.get_num_threads()} threads, {versions}")
     results = []
     for size in [arguments.only] if arguments.only else ["demo", "125M"]:
         _, _, length, rows, _ = SIZES[size]

@@ -1,0 +1,269 @@
+"""Training on a GPU, everything by one command: speed, settings, kernels, and Hugging Face's Trainer beside it.
+
+    python benchmarks/gpu_train.py --save benchmarks/results/gpu_train.json
+    python benchmarks/gpu_train.py --smoke                # the same program, tiny, on whatever is here
+
+For each size it finds the largest micro-batch that fits, then sweeps compilation, attention kernel, chunked or whole loss and
+micro-batch one at a time around the best, and profiles ten steps for the kernels that take most time. A step is forward, backward,
+clipping and AdamW on random tokens; speed is the median of the steps after the warm-up, memory the allocator's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gc
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIZES = {"125M": 64, "350M": 32, "1B": 16}  # preset: largest micro-batch tried
+SEQUENCE_LENGTH = 2048
+VOCABULARY = 32000
+WARM_UP, STEPS = 5, 15
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def clear(device: torch.device) -> None:
+    """Forget the contestant before."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextlib.contextmanager
+def attention(kernel: str) -> Any:
+    """Restrict scaled_dot_product_attention to one kernel; "auto" leaves torch its choice."""
+    if kernel == "auto":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+             "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}  # fmt: skip
+    with sdpa_kernel(names[kernel]):
+        yield
+
+
+class Contestant:
+    """Our network and optimiser with some settings; a step at a time."""
+
+    def __init__(
+        self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int, settings: dict[str, Any]
+    ) -> None:
+        from mobilellm.model.config import ModelConfig
+        from mobilellm.model.network import Network
+        from mobilellm.train.optimizer import build
+        from mobilellm.train.parallel import Parallel
+        from mobilellm.train.recipe import OptimizerSection, Recipe, TrainSection
+        from mobilellm.train.world import World
+
+        self.settings = settings
+        precision = "bf16" if device.type == "cuda" else "fp32"
+        recipe = Recipe(train=TrainSection(precision=precision, compile="block" if settings["compile"] else "off"))  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        self.network = Network(ModelConfig.preset(preset, vocab_size=vocabulary)).to(device)
+        self.parallel = Parallel(self.network, recipe, World(device=device))
+        self.optimizers = build(self.network, OptimizerSection(), precision)
+        self.precision = precision
+        self.ids = torch.randint(vocabulary, (micro, length + 1), device=device)
+
+    def loss(self) -> torch.Tensor:
+        x, y = self.ids[:, :-1], self.ids[:, 1:]
+        if self.settings["loss"] == "chunked":
+            return self.parallel(x, y) / y.numel()
+        from mobilellm.evaluate.perplexity import autocast
+
+        with autocast(self.network, self.precision):
+            logits = self.network(x)
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+    def step(self) -> torch.Tensor:
+        with attention(self.settings["attention"]):
+            loss = self.loss()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+class Plain:
+    """transformers' LlamaForCausalLM with fused AdamW under bf16 autocast: what the Trainer runs, without its own overhead."""
+
+    def __init__(self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from mobilellm.model.config import ModelConfig
+
+        values = ModelConfig.preset(preset, vocab_size=vocabulary).to_dict()
+        scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
+        assert scaling is None
+        self.network = LlamaForCausalLM(LlamaConfig(**values, rope_parameters={"rope_theta": theta, "rope_type": "default"})).to(
+            device
+        )
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+        self.device = device
+        self.ids = torch.randint(vocabulary, (micro, length), device=device)
+
+    def step(self) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.network(input_ids=self.ids, labels=self.ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str, Any]:
+    """Tokens a second and peak bytes; an "error" where memory runs out or a kernel refuses."""
+    clear(device)
+    try:
+        contestant = make()
+        for _ in range(min(WARM_UP, steps)):
+            contestant.step()
+        synchronise(device)
+        taken = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            loss = contestant.step()
+            synchronise(device)
+            taken.append(time.perf_counter() - start)
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+        return {"tokens_per_second": tokens / statistics.median(taken), "peak_bytes": peak, "loss": loss.item()}
+    except RuntimeError as error:
+        return {"error": str(error).splitlines()[0][:200]}
+
+
+def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[dict[str, Any]]:
+    """The ten kernels (on a CPU: operations) that take most of `steps` steps."""
+    from mobilellm.train.device import profiler
+
+    for _ in range(3):
+        contestant.step()
+    synchronise(device)
+    with profiler(device) as profile:
+        for _ in range(steps):
+            contestant.step()
+        synchronise(device)
+    cuda = device.type == "cuda"
+
+    def taken(event: Any) -> float:
+        return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
+
+    # On a GPU the rows that are kernels themselves, not the operations that launched them.
+    events = [e for e in profile.key_averages() if taken(e) > 0 and (not cuda or e.cpu_time_total == 0)]
+    total = sum(map(taken, events)) or 1.0
+    top = sorted(events, key=taken, reverse=True)[:10]
+    return [{"name": e.key[:120], "share": taken(e) / total, "milliseconds_a_step": taken(e) / 1e3 / steps} for e in top]
+
+
+def measure(device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int) -> dict[str, Any]:
+    """Everything about one size."""
+    from mobilellm.model.config import ModelConfig
+    from mobilellm.model.numbers import Numbers
+    from mobilellm.plan.memory import estimate
+    from mobilellm.train.device import peak_flops
+
+    best = {"compile": True, "attention": "auto", "loss": "chunked"}
+
+    def run(micro: int, **changes: Any) -> dict[str, Any]:
+        settings = best | changes
+        result = timed(device, lambda: Contestant(device, preset, micro, length, vocabulary, settings), micro * length, steps)
+        print(f"  {preset} micro-batch {micro:>3} {settings}: {result.get('tokens_per_second', 0):,.0f} tokens/s "
+              f"{result.get('peak_bytes', 0) / 2**30:.1f} GiB {result.get('error', '')}", flush=True)  # fmt: skip
+        return {"micro_batch": micro} | settings | result
+
+    sweep, micro = [], largest
+    while micro >= 1:
+        sweep.append(run(micro))
+        micro //= 2
+        if len([s for s in sweep if "error" not in s]) >= 3:
+            break
+    good = [s for s in sweep if "error" not in s]
+    if not good:
+        return {"preset": preset, "sweep": sweep}
+    micro = max(good, key=lambda s: s["tokens_per_second"])["micro_batch"]
+    sweep.append(run(micro, compile=False))
+    sweep.append(run(micro, loss="whole"))
+    sweep += [run(micro, attention=kernel) for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))]
+    good = [s for s in sweep if "error" not in s]
+    winner = max(good, key=lambda s: s["tokens_per_second"])
+    peers = []
+    peer_micro = winner["micro_batch"]
+    while peer_micro >= 1:
+        peer = timed(device, lambda m=peer_micro: Plain(device, preset, m, length, vocabulary), peer_micro * length, steps)  # type: ignore[misc]
+        peers.append({"micro_batch": peer_micro} | peer)
+        print(f"  {preset} transformers, micro-batch {peer_micro}: {peer.get('tokens_per_second', 0):,.0f} tokens/s "
+              f"{peer.get('peak_bytes', 0) / 2**30:.1f} GiB {peer.get('error', '')}", flush=True)  # fmt: skip
+        if "error" not in peer:
+            break
+        peer_micro //= 2
+    clear(device)
+    settings = {key: winner[key] for key in best}
+    top = kernels(device, Contestant(device, preset, winner["micro_batch"], length, vocabulary, settings), min(10, steps))
+    config = ModelConfig.preset(preset, vocab_size=vocabulary)
+    flops = Numbers.of(config).flops_per_token(length)
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    peak = peak_flops(device, precision)
+    expected = estimate(config, sequence_length=length, micro_batch=winner["micro_batch"], precision=precision)
+    return {
+        "preset": preset, "sequence_length": length, "best": winner, "sweep": sweep, "transformers": peers,
+        "speed_ratio": winner["tokens_per_second"] / peers[-1]["tokens_per_second"] if "error" not in peers[-1] else None,
+        "mfu_6n": winner["tokens_per_second"] * flops["six_n"] / peak,
+        "mfu_palm": winner["tokens_per_second"] * flops["palm"] / peak, "estimated_bytes": expected.peak, "top_kernels": top,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(SIZES), help="one size")
+    parser.add_argument("--smoke", action="store_true", help="a tiny size and few steps, on any device")
+    parser.add_argument("--save", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    from mobilellm.train.device import describe, pick_device
+
+    device = pick_device()
+    if device.type != "cuda" and not arguments.smoke:
+        raise SystemExit("no GPU here; --smoke runs the program on this device")
+    machine = {k: v for k, v in describe(device).items() if k != "command"}
+    print(f"{machine['device']}, torch {torch.__version__}")
+    results = []
+    for preset, largest in {"1M": 2}.items() if arguments.smoke else SIZES.items():
+        if arguments.only in (None, preset):
+            length, vocabulary, steps = (64, 512, 2) if arguments.smoke else (SEQUENCE_LENGTH, VOCABULARY, STEPS)
+            result = measure(device, preset, largest, length, vocabulary, steps)
+            results.append(result)
+            if "best" in result:
+                ratio = f", {result['speed_ratio']:.2f}x transformers" if result["speed_ratio"] else ""
+                print(f"{preset}: {result['best']['tokens_per_second']:,.0f} tokens/s, {result['mfu_6n']:.1%} MFU (6N), "
+                      f"{result['mfu_palm']:.1%} (PaLM){ratio}")  # fmt: skip
+                for kernel in result["top_kernels"]:
+                    print(f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  {kernel['name']}")
+            if arguments.save:  # after each size, so that a time limit leaves what was measured
+                record = {
+                    "benchmark": "gpu_train",
+                    "date": datetime.date.today().isoformat(),
+                    "machine": machine,
+                    "results": results,
+                }
+                arguments.save.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
