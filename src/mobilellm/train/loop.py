@@ -349,6 +349,34 @@ class Trainer:
                 found[f"held_out_loss/{name}"] = nats / max(1, counted)
         return found
 
+    def evaluate_tasks(self) -> dict[str, float]:
+        """Zero-shot scores of the recipe's tasks as metrics, by rank 0 while the others wait."""
+        from mobilellm.evaluate.tasks import score_tasks
+
+        section, what = self.recipe.eval, f"tasks-{self.state.step}"
+        with self.waiting():
+            network = self.whole_network()
+            found: dict[str, float] = {}
+            if self.world.main:
+                scores = score_tasks(
+                    network, self.data.tokenizer(), list(section.tasks), Path(section.data) if section.data else None,
+                    limit=section.limit or None,
+                )  # fmt: skip
+                for task, score in scores.items():
+                    found |= {f"{task}/{key}": score[key] for key in ("acc", "acc_norm") if score.get(key) is not None}
+            self.world.after_main(what, done=self.world.main)
+        return found
+
+    def whole_network(self) -> Network:
+        """The network itself, or a copy gathered from all processes where it is sharded."""
+        if not self.parallel.sharded:
+            return self.network
+        copy = Network(self.config, initialised=False).to(self.device)
+        with torch.no_grad():
+            for mine, gathered in zip(copy.parameters(), self.network.parameters(), strict=True):
+                mine.copy_(full(gathered.detach()))
+        return copy
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """What happens in this block may take longer than a step is allowed to."""
@@ -400,12 +428,15 @@ class Trainer:
                 last = step + 1 == train.steps
                 evaluating = last or (train.evaluate_every and (step + 1) % train.evaluate_every == 0)
                 saving = last or (step + 1) % train.checkpoint_every == 0
-                if evaluating or saving or (step + 1) % train.log_every == 0:
+                testing = bool(self.recipe.eval.tasks) and (last or (step + 1) % self.recipe.eval.every == 0)
+                if evaluating or saving or testing or (step + 1) % train.log_every == 0:
                     rows = self.collect(run, metrics, watch, clock, begun)
                     if evaluating:
                         score = self.evaluate()
                         rows[-1] |= {f"held_out_{key}": getattr(score, key) for key in ("loss", "perplexity", "bits_per_byte")}
                         rows[-1] |= self.evaluate_sources()
+                    if testing:
+                        rows[-1] |= self.evaluate_tasks()
                     if saving:
                         start = time.perf_counter()
                         self.save(saver, metrics)

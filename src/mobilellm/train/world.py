@@ -142,6 +142,16 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def after_main(self, what: str, done: bool = False) -> None:
+        """Wait, however long it takes, until rank 0 has called this with `done` for the same `what`."""
+        if self.size == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()
+        if done:
+            store.set(f"mobilellm/done/{what}", "1")
+        while not store.check([f"mobilellm/done/{what}"]):
+            time.sleep(0.2)
+
     def barrier(self, what: str) -> None:
         """Wait for all processes. `UserError` names those that did not come to `what` in time."""
         if self.size == 1:
