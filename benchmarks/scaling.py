@@ -51,8 +51,8 @@ def main() -> None:
         for processes, kind in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
             run = folder / f"{kind}{processes}"
             subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "mobilellm",
-                 "train", folder / "recipe.toml", "--out", run, "--parallel.kind", kind],
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m",
+                 "mobilellm", "train", folder / "recipe.toml", "--out", run, "--parallel.kind", kind],
                 env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
             )  # fmt: skip
             metrics: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -539,6 +539,8 @@ def open_data(recipe: Recipe, world: World | None = None) -> Data:
         raise UserError("data.path is not set", mend="name a folder made by `mobilellm prepare`")
     tokenizer = Path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     data = open_dataset(Path(recipe.data.path), tokenizer)  # every size, in no time
+    if world is not None and world.from_main(data.fingerprint) != data.fingerprint:
+        raise UserError(f"{data.path}: other data than rank 0 has", mend="let all nodes see one folder")
     if world is not None and not world.main:
         return data
     small = 2 * (len(data.tokens("train")) + len(data.tokens("heldout"))) <= MOST_VERIFIED
