@@ -119,6 +119,10 @@ class SampleFolder:
         """The sources that samples name, sorted."""
         return sorted({shard["source"] for shard in self._shards()})
 
+    def weights(self) -> dict[str, float]:
+        """Shares to mix the sources by: in proportion to their tokens."""
+        return {name: float(len(self.tokens("train", name))) for name in self.sources()}
+
     @functools.cache  # noqa: B019  (a folder lives as long as the run)
     def text_bytes(self, split: str) -> int:
         """UTF-8 bytes of the text behind a split: every row decoded, which takes its time for a large one."""
