@@ -127,3 +127,29 @@ def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
             start = end
     assert sorted(found) == sorted(text for text in texts if text)
     assert not (corpus / "data.preparing").exists()
+
+
+def test_the_verb_cleans_in_several_processes(corpus: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from mobilellm.cli import main
+
+    for name in "ab":
+        (corpus / "in").mkdir(exist_ok=True)
+        (corpus / f"{name}.jsonl").rename(corpus / f"in/{name}.jsonl")
+    arguments = [
+        "prepare",
+        str(corpus / "in/a.jsonl"),
+        str(corpus / "in/b.jsonl"),
+        "--out",
+        str(corpus / "out"),
+        "--vocab-size",
+        "300",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--clean", "--decontaminate", str(corpus / "eval"), "--workers", "2"])
+    shown = capfd.readouterr()
+    assert ended.value.code == 0, shown.err
+    assert "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near duplicate" in shown.out
+    assert "INFO" not in shown.err
+    manifest = json.loads((corpus / "out/manifest.json").read_text())
+    assert manifest["cleaning"]["dropped"]["near duplicate"]["examples"][0]["text"]
+    assert sorted(p.name for p in corpus.iterdir()) == ["eval", "in", "out"]

@@ -241,6 +241,7 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
     encoder = encoding.Encoder(tokenizer, "tokenizers")
     pieces = [whole[i : i + 7_777] for i in range(0, len(whole), 7_777)]
     found = list(encoder.long(iter(pieces)))
+    assert np.concatenate(list(encoder.long([whole, ""]))).tolist() == np.concatenate(found).tolist()
     assert np.concatenate(found).tolist() == tokenizer.encode(whole)
     assert (len(found) > 3) == (text != "unbroken")
 

@@ -54,6 +54,10 @@ def _perform(
         from mobilellm.data.samples import write_samples
 
         return write_samples(task, job, staging)
+    if kind == "index":
+        from mobilellm.data.dataset import index_file
+
+        return index_file(task, job, staging)
     if kind == "check":
         from mobilellm.data.validate import check_samples, check_shard
 
