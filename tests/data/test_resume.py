@@ -145,14 +145,14 @@ def test_what_was_finished_before_a_fault_is_kept(corpus: Path, monkeypatch: pyt
     monkeypatch.setattr(tasks, "LEAST_BYTES", 30_000)
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     bad = corpus / "bad.jsonl"
-    bad.write_text('{"text": "good"}\n{"text": \n')
+    bad.write_text('{"text": "good"}\n' * 2 + '{"text": \n')
     sources = [Source("a", [corpus / "plain.jsonl"]), Source("z", [bad])]
-    with pytest.raises(UserError, match=r"bad\.jsonl:2: broken JSON"):
+    with pytest.raises(UserError, match=r"bad\.jsonl:3: broken JSON"):
         prepare(sources, corpus / "out", tokenizer=tokenizer, held_out=0.05)
     kept = {p.name: p.stat().st_ino for p in (corpus / "out.preparing/tasks").iterdir()}
     assert len(kept) > 5
     done: list[float] = []
-    bad.write_text('{"text": "good"}\n')
+    bad.write_text('{"text": "good"}\n' * 3)
     prepare(sources, corpus / "out", tokenizer=tokenizer, held_out=0.05, progress=lambda d, t: done.append(d / t))
     assert done[0] > 0.9  # of the work was there already
 
@@ -274,17 +274,20 @@ def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> 
     with open(corpus / "long.txt", "w") as file:
         for _ in range(27):
             file.write(sample_text)
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc to see memory in")
     script = (
-        "import resource, sys\nfrom pathlib import Path\nfrom mobilellm.data.documents import Source\n"
+        "from pathlib import Path\nfrom mobilellm.data.documents import Source\n"
         "from mobilellm.data.prepare import prepare\nfrom mobilellm.data.tokenizer import Tokenizer\n"
+        "def most():\n    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "t = Tokenizer.load(Path('tokenizer'))\nprepare([Source('a', [Path('plain.jsonl')])], Path('small'), tokenizer=t)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = most()\n"
         "m = prepare([Source('a', [Path('long.txt'), Path('plain.jsonl')])], Path('out'), tokenizer=t, workers=1)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, m['encoder']['library'])"
+        "print(most() - before)"
     )
     pytest.importorskip("fastokens")
     done = subprocess.run([sys.executable, "-c", script], cwd=corpus, capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[0]) < 120_000  # KiB
+    assert int(done.stdout) < 120_000  # KiB
 
 
 class TestSkipping:

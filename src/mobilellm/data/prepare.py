@@ -150,7 +150,7 @@ def describe(
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
         "dtype": token_dtype(tokenizer.vocab_size).str, "bos": bos, "eos": eos,
         "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-        "held_out": {"rule": split.rule, "fraction": split.fraction}, "seed": split.seed,
+        "held_out": {"rule": split.rule, "fraction": split.fraction, "tails": list(split.tails)}, "seed": split.seed,
         "encoder": {
             "library": library_version(library), "documents_verified": sum(result["verified"] for result in results),
             "not_faster_because": reason or None,

@@ -73,12 +73,15 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """Which documents are held out: those whose draw is below a fraction, but for the ones named; or the tail of the only one."""
+    """Which documents are held out: those whose draw is below a fraction, but for the ones named; and the tail of a source that
+    is a single document."""
 
     rule: str
-    """ "documents" or "tail"."""
+    """ "tail" when every source is a single document, else "documents"."""
     fraction: float
     seed: int
+    tails: tuple[str, ...] | list[str] = ()
+    """Sources that are a single document."""
     forced_out: list[Any] | None = None
     """(source, file, key) of a document that is held out whatever its draw."""
     forced_in: list[Any] | None = None
@@ -283,7 +286,7 @@ class TaskRun:
             self._skipped(record.where or f"{part.path} at {record.key}", "empty")
         elif record.ids is not None:
             self._sample(record.ids, name, part, record.key, count)
-        elif self.job.split.rule == "tail":
+        elif self.task.source in self.job.split.tails:
             self._cut_in_two(record, count)
         else:
             held_out, bits = self.job.split.held_out(self.task.source, part.file, record.key)
