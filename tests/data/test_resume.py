@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -111,25 +112,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(corpus: Path) -> None
     assert not list(corpus.glob(".out*"))
 
 
-def test_workers_end_with_the_run_that_started_them(corpus: Path) -> None:
-    run = start(corpus, "out", 2)
-    while not list((corpus / "out.preparing/tasks").glob("*") if (corpus / "out.preparing").is_dir() else []):
-        time.sleep(0.005)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    if not children.exists():
-        run.wait()
-        pytest.skip("no /proc to see processes in")
-    pids = [int(pid) for pid in children.read_text().split()]
-    run.kill()
-    run.wait()
-    deadline = time.time() + 5
-    alive = pids
-    while alive and time.time() < deadline:
-        alive = [
-            pid for pid in alive if Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-        ]
-        time.sleep(0.02)
-    assert not alive
+def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
+    """As when the run that started it is killed; also in the middle of a task, and with nothing to do."""
+    (task,) = tasks.plan([Source("a", [corpus / "plain.jsonl"])])
+    job = tasks.Job(
+        tokenizer=str(corpus / "tokenizer"), tokenizer_sha256="", library="tokenizers", library_version="", bos=False, eos=True,
+        split=tasks.SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
+    )  # fmt: skip
+    message = {"kind": "tokenise", "job": asdict(job), "task": asdict(task), "key": "k", "folder": str(corpus)}
+    for given in (b"", json.dumps(message).encode() + b"\n"):
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "mobilellm.data.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert worker.stdin is not None
+        worker.stdin.write(given)
+        worker.stdin.close()
+        assert worker.wait(timeout=20) == 0
 
 
 def test_two_runs_into_one_folder(corpus: Path) -> None:
