@@ -10,7 +10,9 @@ one. Nothing in them knows a language: words are runs of letters and digits, or 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import hashlib
 import os
 import re
 import sys
@@ -18,7 +20,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 from mobilellm.data.documents import ReadSettings, Source, Span, kind, records, text_pieces
 from mobilellm.data.tasks import plan
 from mobilellm.errors import UserError
-from mobilellm.files import write_file
+from mobilellm.files import disk_errors, write_file
 
 try:
     from datatrove.data import Document
@@ -48,6 +50,7 @@ except ImportError as error:
     raise UserError(f"cleaning needs datatrove ({error})", mend="pip install 'mobilellm[data]'") from None
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]|[^\W_]+")
+CLEANING_VERSION = 1  # of the rules below
 NGRAM = 13  # words of a passage in common with an evaluation set, as Brown et al. count (arXiv 2005.14165, appendix C)
 SHORTEST = 8  # words of an evaluation text that is looked for whole when it has fewer than NGRAM
 SHINGLE = 5
@@ -276,8 +279,6 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
     Every string in a row is a text of its own. Those of NGRAM words or more give all their runs of NGRAM; shorter ones, down to
     SHORTEST, are one run. `UserError` when there is nothing to read.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of evaluation sets")
     found: dict[int, list[NDArray[np.uint64]]] = {}
 
     def add(text: str) -> None:
@@ -286,8 +287,7 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
             length = min(len(words), NGRAM)
             found.setdefault(length, []).append(runs(words, length))
 
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and (kind(p) in ("text", "lines") or p.suffix == ".raw"))
-    for path in files:
+    for path in evaluation_files(folder):
         if kind(path) == "lines":
             from mobilellm.data.documents import unpacked
 
@@ -298,12 +298,23 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
                     raise UserError(f"{path}: broken JSON ({error})") from None
                 for text in _strings(row):
                     add(text)
-        elif path.name.upper() not in ("README.MD", "LICENSE"):
+        else:
             for text in "".join(text_pieces(path)).split("\n"):
                 add(text)
     if not found:
         raise UserError(f"{folder}: no evaluation set in it", mend="it must hold .jsonl or .txt files")
     return {length: np.unique(np.concatenate(hashes)) for length, hashes in sorted(found.items())}
+
+
+def evaluation_files(folder: Path) -> list[Path]:
+    """The files of evaluation sets in a folder, sorted. `UserError` when there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of evaluation sets")
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.is_file() and (kind(path) in ("text", "lines") or path.suffix == ".raw")
+        and path.name.upper() not in ("README.MD", "LICENSE")
+    )  # fmt: skip
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -401,22 +412,34 @@ def clean(
     """
     from datatrove.executor import LocalPipelineExecutor
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in stages(sources, folder, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad):
-        say(f"cleaning: {stage.name}, {stage.tasks} tasks")
-        executor = LocalPipelineExecutor(
-            pipeline=stage.pipeline, tasks=stage.tasks, workers=min(workers, stage.tasks), skip_completed=True,
-            logging_dir=str(folder / "logs" / stage.name),
-        )  # fmt: skip
-        with _quiet(folder / "console.log"):
-            executor.run()
-    report = summary(folder)
+    against = [(path, path.stat()) for path in (evaluation_files(decontaminate) if decontaminate else ())]
+    settings = [
+        CLEANING_VERSION, [asdict(task) for task in plan(sources)], text_field, on_bad,
+        [[str(path), status.st_size, status.st_mtime_ns] for path, status in against],
+    ]  # fmt: skip
+    place = folder / hashlib.sha256(orjson.dumps(settings)).hexdigest()[:16]  # other settings take nothing over
+    with disk_errors(folder):
+        place.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process is cleaning there", mend="wait for it, or choose another name") from None
+        for stage in stages(sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad):
+            say(f"cleaning: {stage.name}, {stage.tasks} tasks")
+            executor = LocalPipelineExecutor(
+                pipeline=stage.pipeline, tasks=stage.tasks, workers=min(workers, stage.tasks), skip_completed=True,
+                logging_dir=str(place / "logs" / stage.name),
+            )  # fmt: skip
+            with _quiet(place / "console.log"):
+                executor.run()
+    report = summary(place)
     cleaned = [
-        Source(source.name, sorted((folder / "cleaned" / source.name).glob("*.jsonl")), source.weight, source.given)
-        for source in sources if (folder / "cleaned" / source.name).is_dir()
+        Source(source.name, sorted((place / "cleaned" / source.name).glob("*.jsonl")), source.weight, source.given)
+        for source in sources if (place / "cleaned" / source.name).is_dir()
     ]  # fmt: skip
     if not cleaned:
-        raise UserError(f"{sources[0].paths[0]}: no document is left after cleaning", mend=f"the reasons are in {folder}/dropped")
+        raise UserError(f"{sources[0].paths[0]}: no document is left after cleaning", mend=f"the reasons are in {place}/dropped")
     return report, cleaned
 
 
