@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -376,3 +377,12 @@ def test_threads_may_prepare_at_once(corpus: Path) -> None:
     for thread in threads:
         thread.join()
     assert len({TokenFolder.open(corpus / f"t{i}").fingerprint for i in range(3)}) == 1
+
+
+def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(corpus: Path, sample_text: str) -> None:
+    sources = [Source("a", [corpus / "plain.jsonl"])]
+    first, second = (train_bpe([text], 400) for text in (sample_text[:50_000], sample_text[200_000:250_000]))
+    expected = prepare(sources, corpus / "other", tokenizer=second)
+    prepare(sources, corpus / "out", tokenizer=first)
+    shutil.rmtree(corpus / "out")
+    assert prepare(sources, corpus / "out", tokenizer=second) == expected

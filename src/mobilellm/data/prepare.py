@@ -120,7 +120,8 @@ def prepare(
         try:
             keys, results = run(job(chosen))
         except KeyboardInterrupt:
-            say(f"stopped: what is finished lies in {work.path}, and the same command goes on from there")
+            if any(work.tasks.iterdir()):
+                say(f"stopped: what is finished lies in {work.path}, and the same command goes on from there")
             raise
         except MismatchError as error:
             reason = f"{FAST} was given up: {error}"
