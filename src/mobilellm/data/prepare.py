@@ -82,6 +82,8 @@ def prepare(
         sweep_partial(out.parent, out.name)
         tasks = plan(sources)
         total = sum(task.weight for task in tasks)
+        if min(_workers(workers, total), len(tasks)) > 1:
+            work.start(min(_workers(workers, total), len(tasks)))
         passes = 1 if tokenizer else 2
         done_before = 0.0
 

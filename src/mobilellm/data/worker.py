@@ -5,6 +5,7 @@ python -m mobilellm.data.worker      started by `mobilellm.data.pool`, not by ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -78,6 +79,11 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    with contextlib.suppress(ImportError):
+        import fastokens  # noqa: F401
+        import tokenizers  # noqa: F401  (what most tasks need, loaded while the first is still being planned)
+
+        import mobilellm.data.tasks  # noqa: F401
     out = sys.stdout.buffer
 
     def answer(**message: Any) -> None:
