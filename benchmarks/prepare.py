@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -227,7 +226,7 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
 def start_up(folder: Path) -> dict[str, Any]:
     """In a process of its own: seconds until the first batch, its memory, and the time of samples anywhere."""
     program = (
-        "import json, resource, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
+        "import json, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
         "from mobilellm.data.dataset import open_dataset\nfrom mobilellm.data.loader import DataState, Loader\n"
         "start = time.perf_counter()\ndata = open_dataset(Path(sys.argv[1]))\nstream = data.tokens('train')\n"
         "loader = Loader(stream, 2048, 8, DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint))\n"
@@ -237,7 +236,7 @@ def start_up(folder: Path) -> dict[str, Any]:
         "    at = time.perf_counter()\n    loader.gather(loader.starts(0, np.array([i])))\n"
         "    times.append(time.perf_counter() - at)\n"
         "print(json.dumps({'tokens': len(stream), 'seconds_to_first_batch': first,\n"
-        "    'peak_memory_megabytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,\n"
+        "    'peak_memory_megabytes': int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024,\n"
         "    'sample_milliseconds_mean': 1e3 * sum(times) / len(times), 'sample_milliseconds_worst': 1e3 * max(times),\n"
         "    'sample_milliseconds_99': 1e3 * sorted(times)[-len(times) // 100]}))\n"
     )
@@ -275,7 +274,6 @@ def main() -> None:
         ):
             result[name] = part()
             print(name, json.dumps(result[name], indent=1), flush=True)
-        result["peak_memory_megabytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -51,14 +51,17 @@ def test_each_step_drops_what_it_is_for_and_nothing_is_lost(corpus: Path, monkey
     reasons = report["dropped"]["quality"]["reasons"]
     assert reasons == {"broken characters": 1, "few letters": 1, "repeated lines": 1, "short": 2}
     (example,) = report["dropped"]["decontamination"]["examples"]
-    assert "shares 13 words with an evaluation set" in example["why"]
+    assert "shares a passage with an evaluation set: " in example["why"]
     assert "b.jsonl" in example["where"]
     manifest = prepare(cleaned, corpus / "data", vocab_size=300)
     assert sum(source["documents"] for source in manifest["sources"]) == 60
-    before = {p: p.stat().st_mtime_ns for p in (corpus / "work/cleaned").rglob("*.jsonl")}
+    before = {p: p.stat().st_mtime_ns for p in (corpus / "work").rglob("cleaned/**/*.jsonl")}
     again, _ = clean(sources, corpus / "work", decontaminate=corpus / "eval")
     assert again == report
-    assert {p: p.stat().st_mtime_ns for p in (corpus / "work/cleaned").rglob("*.jsonl")} == before
+    assert {p: p.stat().st_mtime_ns for p in (corpus / "work").rglob("cleaned/**/*.jsonl")} == before
+    other, _ = clean(sources, corpus / "work")  # other settings take nothing over
+    assert other["dropped"]["decontamination"]["documents"] == 0
+    assert other["documents_kept"] == 61
 
 
 def test_bad_lines_stop_or_are_counted(corpus: Path) -> None:
@@ -69,6 +72,16 @@ def test_bad_lines_stop_or_are_counted(corpus: Path) -> None:
         clean(sources, corpus / "stop")
     report, _ = clean(sources, corpus / "skip", on_bad="skip")
     assert report["dropped"]["unreadable"]["documents"] == 1
+
+
+def test_two_runs_at_once_are_refused(corpus: Path) -> None:
+    import fcntl
+
+    (corpus / "work").mkdir()
+    with open(corpus / "work/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is cleaning there"):
+            clean([Source("a", [corpus / "a.jsonl"])], corpus / "work")
 
 
 def test_runs_of_words_are_told_apart_and_found_in_any_script() -> None:
@@ -82,10 +95,9 @@ def test_runs_of_words_are_told_apart_and_found_in_any_script() -> None:
 
 
 def test_the_real_evaluation_sets(shared: Path, tmp_path: Path) -> None:
-    known = cleaning.evaluation_ngrams(shared / "eval")
-    assert len(known[13]) > 100_000
     row = json.loads((shared / "eval/boolq.jsonl").read_text().splitlines()[5])
     step = cleaning.Decontaminate(shared / "eval")
+    assert len(step.hashes[13]) > 100_000
     document = cleaning.Document(f"{sentence(1)} {row['passage']} {sentence(2)}", "x")
     assert step.filter(document) is not True
     assert step.filter(cleaning.Document(sentence(3, 4000), "x")) is True
@@ -127,3 +139,29 @@ def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
             start = end
     assert sorted(found) == sorted(text for text in texts if text)
     assert not (corpus / "data.preparing").exists()
+
+
+def test_the_verb_cleans_in_several_processes(corpus: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from mobilellm.cli import main
+
+    for name in "ab":
+        (corpus / "in").mkdir(exist_ok=True)
+        (corpus / f"{name}.jsonl").rename(corpus / f"in/{name}.jsonl")
+    arguments = [
+        "prepare",
+        str(corpus / "in/a.jsonl"),
+        str(corpus / "in/b.jsonl"),
+        "--out",
+        str(corpus / "out"),
+        "--vocab-size",
+        "300",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--clean", "--decontaminate", str(corpus / "eval"), "--workers", "2"])
+    shown = capfd.readouterr()
+    assert ended.value.code == 0, shown.err
+    assert "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near duplicate" in shown.out
+    assert "INFO" not in shown.err
+    manifest = json.loads((corpus / "out/manifest.json").read_text())
+    assert manifest["cleaning"]["dropped"]["near duplicate"]["examples"][0]["text"]
+    assert sorted(p.name for p in corpus.iterdir()) == ["eval", "in", "out"]

@@ -96,6 +96,28 @@ def test_the_json_is_read_once(base: Path, tokenizer: Tokenizer, monkeypatch: py
         open_dataset(base, tokenizer)
 
 
+def test_many_processes_read_the_json(base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = open_dataset(base, tokenizer)
+    found = firsts(one)
+    shutil.rmtree(base / module.CACHE)
+    monkeypatch.setattr(module, "PARALLEL_BYTES", 0)
+    many = open_dataset(base, tokenizer, verify=True)
+    assert many.fingerprint == one.fingerprint
+    assert firsts(many) == found
+    assert not list(base.glob("*.preparing"))
+
+
+def test_some_sample_is_held_out_of_few(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/a.jsonl").write_text("")
+    (tmp_path / "1/b.jsonl").write_text("".join(json.dumps({"token_ids": [i + 1] * 9}) + "\n" for i in range(4)))
+    data = open_dataset(tmp_path, tokenizer)
+    assert (len(data.tokens("train")), len(data.tokens("heldout"))) == (27, 9)
+    (tmp_path / "1/b.jsonl").write_text(json.dumps({"token_ids": [1] * 9}) + "\n")
+    with pytest.raises(UserError, match="a single sample is too little"):
+        open_dataset(tmp_path, tokenizer)
+
+
 def test_changes_are_seen(base: Path, tokenizer: Tokenizer) -> None:
     first = open_dataset(base, tokenizer).fingerprint
     (base / "2/y.jsonl").unlink()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,20 @@ class TestKinds:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=words):
             prepare([Source("s", [tmp_path / name])], tmp_path / "d", vocab_size=300)
+
+    @pytest.mark.parametrize(
+        ("name", "package"), [("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard"), ("a.md.zst", "zstandard")]
+    )
+    @pytest.mark.parametrize("on_bad", ["stop", "skip"])
+    def test_packages_that_are_not_there_are_named_and_nothing_is_skipped(
+        self, tmp_path: Path, name: str, package: str, on_bad: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / "b.jsonl").write_text('{"text": "some words"}\n' * 9)
+        sources = [Source("s", [tmp_path / "b.jsonl", tmp_path / name])]
+        with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'mobilellm\[data\]'"):
+            prepare(sources, tmp_path / "d", vocab_size=300, on_bad=on_bad)
 
     def test_columns_that_are_not_there(self, tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow")

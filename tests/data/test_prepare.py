@@ -98,6 +98,22 @@ def test_few_documents_leave_neither_side_empty(tmp_path: Path) -> None:
         assert all(split["documents"] for split in manifest["splits"].values())
 
 
+def test_a_source_that_is_a_single_text_is_cut_beside_others_that_are_not(tmp_path: Path, sample_text: str) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} " + sample_text[:4000])
+    lines(tmp_path / "c.jsonl", [f"document {i}" for i in range(50)])
+    books = [Source(name, [tmp_path / f"{name}.txt"]) for name in "ab"]
+    for out, sources, rule in (("d", books, "tail"), ("e", [*books, Source("c", [tmp_path / "c.jsonl"])], "documents")):
+        manifest = prepare(sources, tmp_path / out, vocab_size=300, held_out=0.1)
+        assert manifest["held_out"] == {"rule": rule, "fraction": 0.1, "tails": ["a", "b"]}
+        folder = TokenFolder.open(tmp_path / out)
+        for name in "ab":
+            own = [folder.tokens(split, name) for split in ("train", "heldout")]
+            texts = [folder.tokenizer().decode(stream.read(0, len(stream) - 1).tolist()) for stream in own]
+            assert "".join(texts) == (tmp_path / f"{name}.txt").read_text()
+            assert len(texts[1]) == pytest.approx(400, abs=2)
+
+
 def test_bos_and_eos_are_put_where_asked(tmp_path: Path, shared: Path) -> None:
     tokenizer = Tokenizer.load(shared / "tokenizer/mistral-v1-32k")
     lines(tmp_path / "a.jsonl", ["Hello there.", "General Kenobi!"])

@@ -47,6 +47,7 @@ def test_the_figures_are_those_of_the_tokens(data: Path) -> None:
     assert [(s["name"], s["weight"], s["tokens"]) for s in figures["sources"]] == [
         (n, w, len(folder.tokens("train", n))) for n, w in (("a", 0.25), ("b", 0.75))
     ]
+    assert folder.weights() == {"a": 0.25, "b": 0.75}
     p = np.unique(tokens, return_counts=True)[1] / len(tokens)
     assert figures["vocabulary"]["entropy_bits"] == pytest.approx(-(p * np.log2(p)).sum())
     whole = {

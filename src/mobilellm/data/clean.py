@@ -9,13 +9,18 @@ one. Nothing in them knows a language: words are runs of letters and digits, or 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
+import hashlib
+import os
 import re
+import sys
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from numpy.typing import NDArray
 from mobilellm.data.documents import ReadSettings, Source, Span, kind, records, text_pieces
 from mobilellm.data.tasks import plan
 from mobilellm.errors import UserError
-from mobilellm.files import write_file
+from mobilellm.files import disk_errors, write_file
 
 try:
     from datatrove.data import Document
@@ -45,6 +50,7 @@ except ImportError as error:
     raise UserError(f"cleaning needs datatrove ({error})", mend="pip install 'mobilellm[data]'") from None
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]|[^\W_]+")
+CLEANING_VERSION = 1  # of the rules below
 NGRAM = 13  # words of a passage in common with an evaluation set, as Brown et al. count (arXiv 2005.14165, appendix C)
 SHORTEST = 8  # words of an evaluation text that is looked for whole when it has fewer than NGRAM
 SHINGLE = 5
@@ -60,9 +66,18 @@ def _word_hash(word: str) -> int:
     return zlib.crc32(word.encode()) << 32 | zlib.adler32(word.encode()[::-1]) ^ len(word)
 
 
-def ngram_hashes(text: str, length: int) -> NDArray[np.uint64]:
-    """64 bits for each run of `length` words of a text, (words - length + 1,)."""
-    words = np.fromiter((_word_hash(w) for w in WORD.findall(unicodedata.normalize("NFKC", text).lower())), dtype=np.uint64)
+def words_of(text: str) -> list[str]:
+    """The words of a text, small letters, in order."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def word_hashes(text: str) -> NDArray[np.uint64]:
+    """64 bits for each word of a text, (words,)."""
+    return np.fromiter(map(_word_hash, words_of(text)), dtype=np.uint64)
+
+
+def runs(words: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+    """64 bits for each run of `length` words, (words - length + 1,)."""
     if len(words) < length:
         return np.empty(0, dtype=np.uint64)
     found = np.zeros(len(words) - length + 1, dtype=np.uint64)
@@ -71,6 +86,11 @@ def ngram_hashes(text: str, length: int) -> NDArray[np.uint64]:
             found = (found ^ words[place : len(words) - length + 1 + place]) * np.uint64(0x9E3779B97F4A7C15)
             found ^= found >> np.uint64(29)
     return found
+
+
+def ngram_hashes(text: str, length: int) -> NDArray[np.uint64]:
+    """64 bits for each run of `length` words of a text, (words - length + 1,)."""
+    return runs(word_hashes(text), length)
 
 
 class Dropped:
@@ -86,12 +106,14 @@ class Dropped:
 
     def write(self, document: Document, rank: int = 0) -> None:
         """Take note of a document."""
-        reason = str(document.metadata.get("filter_reason", ""))
+        reason, detail = (str(document.metadata.get(key, "")) for key in ("filter_reason", "detail"))
         self.rank, self.count = rank, self.count + 1
-        self.reasons[reason.split(":")[0]] += 1
+        self.reasons[reason] += 1
         if len(self.examples) < EXAMPLES:
             where = str(document.metadata.get("where", document.id))
-            self.examples.append({"where": where, "why": reason, "text": document.text[:SHOWN]})
+            self.examples.append(
+                {"where": where, "why": f"{reason}: {detail}" if detail else reason, "text": document.text[:SHOWN]}
+            )
 
     def __exit__(self, *_: object) -> None:
         note = {"count": self.count, "reasons": dict(self.reasons), "examples": self.examples}
@@ -122,7 +144,8 @@ class ReadSources(PipelineStep):
                         if record.fault is not None:
                             if self.on_bad == "stop":
                                 raise record.fault
-                            dropped.write(Document("", name, metadata={"where": where, "filter_reason": record.fault.what}), rank)
+                            about = {"where": where, "filter_reason": "cannot be read", "detail": record.fault.what}
+                            dropped.write(Document("", name, metadata=about), rank)
                             continue
                         text = "".join(text_pieces(record.path)) if record.path else record.text or ""
                         self.stat_update("total")
@@ -199,25 +222,30 @@ class QualityFilter(BaseFilter):
         text = doc.text
         solid = len(text) - sum(map(text.count, " \n\t\r"))
         if solid < self.least_characters:
-            return False, f"short: {solid} characters"
+            return self._because(doc, "short", f"{solid} characters")
         counts = Counter(text)
         letters = sum(n for c, n in counts.items() if unicodedata.category(c)[0] in "LM")
         if letters < self.least_letters * solid:
-            return False, f"few letters: {letters / solid:.0%}"
+            return self._because(doc, "few letters", f"{letters / solid:.0%}")
         broken = sum(n for c, n in counts.items() if c == "\ufffd" or (unicodedata.category(c) == "Cc" and c not in "\n\t\r\f"))
         if broken > self.most_broken * len(text):
-            return False, f"broken characters: {broken / len(text):.1%}"
+            return self._because(doc, "broken characters", f"{broken / len(text):.1%}")
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         repeated = [line for line, n in Counter(lines).items() for _ in range(n - 1)]
         if len(lines) > 5 and len(repeated) > self.most_repeated_lines * len(lines):
-            return False, f"repeated lines: {len(repeated) / len(lines):.0%}"
+            return self._because(doc, "repeated lines", f"{len(repeated) / len(lines):.0%}")
         if len(lines) > 5 and sum(map(len, repeated)) > self.most_repeated_characters * sum(map(len, lines)):
-            return False, f"text in repeated lines: {sum(map(len, repeated)) / sum(map(len, lines)):.0%}"
+            return self._because(doc, "text in repeated lines", f"{sum(map(len, repeated)) / sum(map(len, lines)):.0%}")
         sample = text[: 1 << 16].encode("utf-8", "replace")
         share = len(zlib.compress(sample, 1)) / len(sample)
         if share < self.least_compressed:
-            return False, f"repetitive: compresses to {share:.1%}"
+            return self._because(doc, "repetitive", f"compresses to {share:.1%}")
         return True
+
+    @staticmethod
+    def _because(doc: Document, reason: str, detail: str) -> tuple[bool, str]:
+        doc.metadata["detail"] = detail
+        return False, reason
 
 
 class Decontaminate(BaseFilter):
@@ -231,14 +259,17 @@ class Decontaminate(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True, or (False, reason)."""
+        hashes = word_hashes(doc.text)
         for length, known in self.hashes.items():
-            found = ngram_hashes(doc.text, length)
+            found = runs(hashes, length)
+            if not len(found):
+                continue
             at = np.searchsorted(known, found)
             hit = known[np.minimum(at, len(known) - 1)] == found
             if hit.any():
-                words = WORD.findall(unicodedata.normalize("NFKC", doc.text).lower())
-                first = int(np.argmax(hit))
-                return False, f"shares {length} words with an evaluation set: {' '.join(words[first : first + length])}"
+                words, first = words_of(doc.text), int(np.argmax(hit))
+                doc.metadata["detail"] = " ".join(words[first : first + length])
+                return False, "shares a passage with an evaluation set"
         return True
 
 
@@ -248,18 +279,15 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
     Every string in a row is a text of its own. Those of NGRAM words or more give all their runs of NGRAM; shorter ones, down to
     SHORTEST, are one run. `UserError` when there is nothing to read.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of evaluation sets")
     found: dict[int, list[NDArray[np.uint64]]] = {}
 
     def add(text: str) -> None:
-        words = len(WORD.findall(unicodedata.normalize("NFKC", text).lower()))
-        if words >= SHORTEST:
-            length = min(words, NGRAM)
-            found.setdefault(length, []).append(ngram_hashes(text, length))
+        words = word_hashes(text)
+        if len(words) >= SHORTEST:
+            length = min(len(words), NGRAM)
+            found.setdefault(length, []).append(runs(words, length))
 
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and (kind(p) in ("text", "lines") or p.suffix == ".raw"))
-    for path in files:
+    for path in evaluation_files(folder):
         if kind(path) == "lines":
             from mobilellm.data.documents import unpacked
 
@@ -270,12 +298,23 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
                     raise UserError(f"{path}: broken JSON ({error})") from None
                 for text in _strings(row):
                     add(text)
-        elif path.name.upper() not in ("README.MD", "LICENSE"):
+        else:
             for text in "".join(text_pieces(path)).split("\n"):
                 add(text)
     if not found:
         raise UserError(f"{folder}: no evaluation set in it", mend="it must hold .jsonl or .txt files")
     return {length: np.unique(np.concatenate(hashes)) for length, hashes in sorted(found.items())}
+
+
+def evaluation_files(folder: Path) -> list[Path]:
+    """The files of evaluation sets in a folder, sorted. `UserError` when there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of evaluation sets")
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.is_file() and (kind(path) in ("text", "lines") or path.suffix == ".raw")
+        and path.name.upper() not in ("README.MD", "LICENSE")
+    )  # fmt: skip
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -372,24 +411,53 @@ def clean(
     A run that was stopped goes on where it was. `UserError` for bad input, and when nothing is left.
     """
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.utils.logging import logger
 
-    logger.remove()  # its log lies in folder/logs
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in stages(sources, folder, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad):
-        say(f"cleaning: {stage.name}, {stage.tasks} tasks")
-        LocalPipelineExecutor(
-            pipeline=stage.pipeline, tasks=stage.tasks, workers=min(workers, stage.tasks), skip_completed=True,
-            logging_dir=str(folder / "logs" / stage.name),
-        ).run()  # fmt: skip
-    report = summary(folder)
+    against = [(path, path.stat()) for path in (evaluation_files(decontaminate) if decontaminate else ())]
+    settings = [
+        CLEANING_VERSION, [asdict(task) for task in plan(sources)], text_field, on_bad,
+        [[str(path), status.st_size, status.st_mtime_ns] for path, status in against],
+    ]  # fmt: skip
+    place = folder / hashlib.sha256(orjson.dumps(settings)).hexdigest()[:16]  # other settings take nothing over
+    with disk_errors(folder):
+        place.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process is cleaning there", mend="wait for it, or choose another name") from None
+        for stage in stages(sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad):
+            say(f"cleaning: {stage.name}, {stage.tasks} tasks")
+            executor = LocalPipelineExecutor(
+                pipeline=stage.pipeline, tasks=stage.tasks, workers=min(workers, stage.tasks), skip_completed=True,
+                logging_dir=str(place / "logs" / stage.name),
+            )  # fmt: skip
+            with _quiet(place / "console.log"):
+                executor.run()
+    report = summary(place)
     cleaned = [
-        Source(source.name, sorted((folder / "cleaned" / source.name).glob("*.jsonl")), source.weight, source.given)
-        for source in sources if (folder / "cleaned" / source.name).is_dir()
+        Source(source.name, sorted((place / "cleaned" / source.name).glob("*.jsonl")), source.weight, source.given)
+        for source in sources if (place / "cleaned" / source.name).is_dir()
     ]  # fmt: skip
     if not cleaned:
-        raise UserError(f"{sources[0].paths[0]}: no document is left after cleaning", mend=f"the reasons are in {folder}/dropped")
+        raise UserError(f"{sources[0].paths[0]}: no document is left after cleaning", mend=f"the reasons are in {place}/dropped")
     return report, cleaned
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Send what datatrove prints, here and in its processes, to a file: some pages for every task."""
+    from datatrove.utils.logging import setup_default_logger
+
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(path, "a") as log, contextlib.redirect_stderr(log):
+            os.dup2(log.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        setup_default_logger()
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from numpy.typing import NDArray
 
 from mobilellm.data.order import derive_key
 from mobilellm.data.original import HELD_OUT, LONGEST_SAMPLE, node_folders, parse_sample, sample_files
+from mobilellm.data.pool import Workspace
 from mobilellm.data.shards import ENDS, SPLITS, ShardWriter, TokenFolder, TokenStream, map_shard, token_dtype
 from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, new_folder, read_json, sha256_file, sweep_partial, write_json
 
 CACHE = ".mobilellm-index"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+PARALLEL_BYTES = 64 << 20  # of JSON lines above which they are read by as many processes as there are cores
 
 
 def open_dataset(path: Path, tokenizer: Path | Tokenizer | None = None, verify: bool = False) -> TokenFolder | SampleFolder:
@@ -119,6 +122,10 @@ class SampleFolder:
         """The sources that samples name, sorted."""
         return sorted({shard["source"] for shard in self._shards()})
 
+    def weights(self) -> dict[str, float]:
+        """Shares to mix the sources by: in proportion to their tokens."""
+        return {name: float(len(self.tokens("train", name))) for name in self.sources()}
+
     @functools.cache  # noqa: B019  (a folder lives as long as the run)
     def text_bytes(self, split: str) -> int:
         """UTF-8 bytes of the text behind a split: every row decoded, which takes its time for a large one."""
@@ -176,60 +183,89 @@ def _read_index(cache: Path) -> dict[str, Any] | None:
 def _build(
     path: Path, cache: Path, files: list[Path], state: dict[str, Any], tokenizer: Tokenizer, held_out: float
 ) -> dict[str, Any]:  # fmt: skip
-    """Read every JSON line into flat arrays under `cache`, and return the index that describes them."""
-    import shutil
-
-    sweep_partial(cache.parent, cache.name)
+    """Read every JSON line into flat arrays under `cache`, a file a task, and return the index that describes them."""
     if cache.exists():
         shutil.rmtree(cache)
-    dtype = token_dtype(tokenizer.vocab_size)
+    sweep_partial(cache.parent, cache.name)
     own_split = bool(sample_files(path / HELD_OUT))
-    index: dict[str, Any] = {"state": state, "dtype": dtype.str, "sha256": [], "sources": [], "splits": {}}
-    with new_folder(cache) as staging:
-        writers: dict[tuple[str, str], ShardWriter] = {}
-        names: dict[str, str] = {}
-        row = number = 0
-        waiting: tuple[NDArray[np.uint32], str] | None = None  # the first sample: held out if no other is
-        any_held_out = own_split
+    row = next((len(parse_sample(line, where)[0]) for file in files for where, line in lines_of(file)), 0)
+    if row < 3:
+        raise UserError(f"{path}: no sample in its {len(files)} files" if not row else f"{path}: samples of {row} ids")
+    job = {
+        "row": row, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "held_out": held_out,
+        "dtype": token_dtype(tokenizer.vocab_size).str, "version": INDEX_VERSION, "forced": None,
+    }  # fmt: skip
+    tasks = [
+        {
+            "file": str(file), "number": number,
+            "split": None if not own_split else "heldout" if file.parent == path / HELD_OUT else "train",
+        }
+        for number, file in enumerate(files)
+    ]  # fmt: skip
+    weights = [float(size) for _, size, _ in state["files"]]
+    workers = (os.cpu_count() or 1) if sum(weights) > PARALLEL_BYTES else 1
 
-        def add(ids: NDArray[np.uint32], source: str, split: str) -> None:
-            label = names.setdefault(source, f"source{len(names)}")  # a file name that no source can choose
-            if (source, split) not in writers:
-                writers[source, split] = ShardWriter(staging, split, label, dtype)
-            writers[source, split].add(ids, 0, ends_in(ids, tokenizer.eos_id))
+    def read(work: Workspace) -> tuple[list[str], list[dict[str, Any]]]:
+        keys = [
+            hashlib.sha256(orjson.dumps([job, task, part])).hexdigest()[:32]
+            for task, part in zip(tasks, state["files"], strict=True)
+        ]
+        return keys, work.run("index", job, list(zip(keys, tasks, strict=True)), weights, workers, lambda _: None)
 
-        for file in files:
-            fixed = HELD_OUT if file.parent == path / HELD_OUT else "train" if own_split else None
-            for where, line in lines_of(file):
-                ids, source = parse_sample(line, where, tokenizer.vocab_size)
-                row = row or len(ids)
-                if len(ids) != row or row < 3:
-                    raise UserError(
-                        f"{where}: {len(ids)} ids, where the first sample has {row}",
-                        mend="`mobilellm prepare --validate` lists every sample that does not fit",
-                    )
-                split = fixed or ("heldout" if derive_key(0, "sample", number) / 2.0**64 < held_out else "train")
-                any_held_out = any_held_out or split == "heldout"
-                number += 1
-                if waiting is None and fixed is None:
-                    waiting = ids, source
-                    continue
-                add(ids, source, split)
-            index["sha256"].append(sha256_file(file))
-        if waiting is not None:
-            add(*waiting, "train" if any_held_out else "heldout")
-        if not number:
-            raise UserError(f"{path}: no sample in its {len(files)} files")
-        if row and not own_split and number == 1:
-            raise UserError(f"{path}: a single sample is too little to train on and hold out from")
-        for split in SPLITS:
-            index["splits"][split] = [
-                entry | {"source": source}
-                for (source, part), writer in sorted(writers.items()) if part == split for entry in writer.close()
-            ]  # fmt: skip
-        index["row"] = row
-        write_json(staging / "index.json", index)
+    with Workspace.open(cache) as work:
+        keys, results = read(work)
+        samples = {split: sum(result[split] for result in results) for split in SPLITS}
+        if not samples["heldout"] and not own_split:
+            if samples["train"] == 1:
+                raise UserError(f"{path}: a single sample is too little to train on and hold out from")
+            first = next(number for number, result in enumerate(results) if result["train"])
+            job["forced"] = first  # the first sample of all
+            keys, results = read(work)
+        index: dict[str, Any] = {"state": state, "dtype": job["dtype"], "row": row, "splits": {split: [] for split in SPLITS}}
+        index["sha256"] = [result["sha256"] for result in results]
+        with new_folder(cache) as staging:
+            for split in SPLITS:
+                (staging / split).mkdir()
+                own = [
+                    (shard["source"], number, key, shard)
+                    for number, (key, result) in enumerate(zip(keys, results, strict=True)) for shard in result["shards"]
+                    if shard["split"] == split
+                ]  # fmt: skip
+                for name, (source, _, key, shard) in enumerate(sorted(own, key=lambda one: one[:2])):
+                    target = staging / split / f"{name:06d}.npy"
+                    before = work.tasks / key / shard["file"]
+                    os.replace(before, target)
+                    os.replace(before.with_suffix(".ends.npy"), target.with_suffix(".ends.npy"))
+                    index["splits"][split].append(shard | {"file": f"{split}/{target.name}", "source": source})
+            write_json(staging / "index.json", index)
     return index
+
+
+def index_file(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One file of samples as flat arrays in `folder`. `UserError` with file and line for what is not a sample like the others."""
+    dtype, row, file = np.dtype(job["dtype"]), job["row"], Path(task["file"])
+    writers: dict[tuple[str, str], ShardWriter] = {}
+    names: dict[str, str] = {}
+    counts = dict.fromkeys(SPLITS, 0)
+    for number, (where, line) in enumerate(lines_of(file)):
+        ids, source = parse_sample(line, where, job["vocab_size"])
+        if len(ids) != row:
+            raise UserError(
+                f"{where}: {len(ids)} ids, where the first sample has {row}",
+                mend="`mobilellm prepare --validate` lists every sample that does not fit",
+            )
+        split = task["split"] or (
+            "heldout" if derive_key(0, "sample", task["number"], number) / 2.0**64 < job["held_out"] else "train"
+        )
+        if job["forced"] == task["number"] and number == 0:
+            split = "heldout"
+        if (source, split) not in writers:
+            label = names.setdefault(source, f"source{len(names)}")  # a file name that no source can choose
+            writers[source, split] = ShardWriter(folder, split, label, dtype)
+        writers[source, split].add(ids, 0, ends_in(ids, job["eos_id"]))
+        counts[split] += 1
+    shards = [entry | {"source": source, "split": split} for (source, split), writer in writers.items() for entry in writer.close()]
+    return {**counts, "shards": shards, "sha256": sha256_file(file)}
 
 
 def ends_in(ids: NDArray[Any], eos_id: int | None) -> NDArray[np.int64]:

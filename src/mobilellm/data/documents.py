@@ -36,6 +36,10 @@ UNPACKED = 1 << 22  # bytes that one step of gzip may give
 WHOLE = 1 << 22  # bytes of a text that is read at once
 
 
+class MissingPackageError(UserError):
+    """A file needs a package that is not installed, which is no fault of the file's: it is never skipped."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A named set of files."""
@@ -133,6 +137,8 @@ def records(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:
             for number, position, line, fault in _lines(path, span):
                 if fault or not line.isspace():
                     yield _row(line, fault, path, number, position, settings)
+    except MissingPackageError:
+        raise
     except UserError as error:
         yield Record(str(path), -1, fault=error)
     except OSError as error:
@@ -255,6 +261,8 @@ def _compressed_lines(path: Path, span: Span) -> Iterator[tuple[Any, int, bytes,
             parts, held, begun_at = ([rest], len(rest), at) if rest else ([], 0, at)
         if parts and begun_at in span:
             yield (lambda: number + 1), start, b"".join(parts), ""
+    except MissingPackageError:
+        raise
     except UserError as error:
         if span.end is None:  # told once, by whoever reads to the end
             yield (lambda: number + 1), start, b"", f"{error.what.removeprefix(f'{path}: ')}: nothing from here on can be read"
@@ -305,7 +313,7 @@ def _unzstd(path: Path, raw: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"{path}: .zst needs the package zstandard", mend="pip install 'mobilellm[data]'") from None
+        raise MissingPackageError(f"{path}: .zst needs the package zstandard", mend="pip install 'mobilellm[data]'") from None
     make = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
     archive, at, data, begun = make(), 0, b"", False
     try:
@@ -363,7 +371,7 @@ def open_parquet(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: .parquet needs the package pyarrow", mend="pip install 'mobilellm[data]'") from None
+        raise MissingPackageError(f"{path}: .parquet needs the package pyarrow", mend="pip install 'mobilellm[data]'") from None
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -124,8 +124,8 @@ class Encoder:
         A text without such a place is tokenised whole.
         """
         held, strip = "", False
-        for piece in pieces:
-            held += piece
+        for piece in (whole[at : at + 4 * PIECE] for whole in pieces for at in range(0, len(whole), 4 * PIECE)):
+            held += piece  # of a few megabytes at most, since what is held is copied at each cut
             while len(held) > PIECE + REACH:
                 cut = self._cut(held)
                 if cut is None:

@@ -25,7 +25,7 @@ from mobilellm.data.order import derive_key, permute
 from mobilellm.data.shards import TokenStream
 from mobilellm.errors import UserError
 
-BLOCK = 1024  # samples whose places are worked out at once
+BLOCK = 256  # samples whose places are worked out at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ class Workspace:
         self.out = out
         self.path = out.with_name(f"{out.name}.preparing")
         self.tasks = self.path / "tasks"
+        self._started: list[subprocess.Popen[bytes]] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -78,7 +79,17 @@ class Workspace:
             else:
                 shutil.rmtree(work.path)
             finally:
+                for worker in work._started:  # for which there was nothing to do
+                    worker.kill()
+                    worker.communicate()
                 lock.close()
+
+    def start(self, count: int) -> None:
+        """Start so many workers, which load what they will need while this process still prepares."""
+        environment = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        for _ in range(count):
+            command = [sys.executable, "-m", "mobilellm.data.worker"]
+            self._started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
 
     def finished(self, key: str) -> dict[str, Any] | None:
         """The result of a task that is done."""
@@ -120,13 +131,8 @@ class Workspace:
         progress: Progress,
     ) -> dict[str, dict[str, Any]]:  # fmt: skip
         answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
-        environment = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-m", "mobilellm.data.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-            )
-            for _ in range(count)
-        ]
+        self.start(count - len(self._started))
+        workers, self._started = self._started[:count], self._started[count:]
         readers = [threading.Thread(target=_listen, args=(i, w.stdout, answers), daemon=True) for i, w in enumerate(workers)]
         for reader in readers:
             reader.start()

@@ -82,6 +82,8 @@ def prepare(
         sweep_partial(out.parent, out.name)
         tasks = plan(sources)
         total = sum(task.weight for task in tasks)
+        if min(_workers(workers, total), len(tasks)) > 1:
+            work.start(min(_workers(workers, total), len(tasks)))
         passes = 1 if tokenizer else 2
         done_before = 0.0
 
@@ -119,6 +121,10 @@ def prepare(
 
         try:
             keys, results = run(job(chosen))
+        except KeyboardInterrupt:
+            if any(work.tasks.iterdir()):
+                say(f"stopped: what is finished lies in {work.path}, and the same command goes on from there")
+            raise
         except MismatchError as error:
             reason = f"{FAST} was given up: {error}"
             chosen = REFERENCE
@@ -147,7 +153,7 @@ def describe(
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
         "dtype": token_dtype(tokenizer.vocab_size).str, "bos": bos, "eos": eos,
         "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-        "held_out": {"rule": split.rule, "fraction": split.fraction}, "seed": split.seed,
+        "held_out": {"rule": split.rule, "fraction": split.fraction, "tails": list(split.tails)}, "seed": split.seed,
         "encoder": {
             "library": library_version(library), "documents_verified": sum(result["verified"] for result in results),
             "not_faster_because": reason or None,

@@ -270,6 +270,11 @@ class TokenFolder:
         """The names of the sources, in the order in which they were given."""
         return [source["name"] for source in self.manifest["sources"]]
 
+    def weights(self) -> dict[str, float]:
+        """Shares to mix the sources by: those given when preparing, else in proportion to their tokens."""
+        given = {source["name"]: source.get("weight") for source in self.manifest["sources"]}
+        return {name: float(len(self.tokens("train", name)) if weight is None else weight) for name, weight in given.items()}
+
     def text_bytes(self, split: str) -> int:
         """UTF-8 bytes of the text behind a split."""
         return int(self.manifest["splits"][split]["bytes"])
@@ -338,6 +343,10 @@ def _fault(manifest: dict[str, Any]) -> str:
         if not isinstance(used, bool) or not (known or (token is None and not used)):
             return f"{kind} is {used!r} with the id {token!r}"
     names = [source["name"] for source in manifest["sources"]]
+    for source in manifest["sources"]:
+        weight = source.get("weight", 1.0)
+        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+            return f"the weight of {source['name']!r} is {weight!r}"
     if type(manifest["seed"]) is not int or not isinstance(manifest["held_out"]["rule"], str):
         return f"seed {manifest['seed']!r}, held out {manifest['held_out']!r}"
     for split in SPLITS:

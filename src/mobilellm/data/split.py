@@ -4,11 +4,12 @@
     rule.held_out("wiki", 0, 4711)
 
 A document's place is its source, the number of its file there, and its position in that file. Only where there are so few
-documents that chance leaves one side empty is one of them moved, and a text that is a single document is cut in two.
+documents that chance leaves one side empty is one of them moved, and a source that is a single document is cut in two.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from mobilellm.data.documents import ReadSettings, Record, Source, Span, records, text_pieces
@@ -32,7 +33,10 @@ def decide(sources: list[Source], fraction: float, seed: int, settings: ReadSett
     """The rule for these sources. Reads documents until one of each side is found, which mostly is at once."""
     if not 0 < fraction < 1:
         raise UserError(f"held out {fraction}: must be a fraction above 0 and below 1")
-    rule = SplitRule(rule="documents", fraction=fraction, seed=seed)
+    tails = tuple(source.name for source in sources if _is_one_text(source, fraction, settings, on_bad))
+    rule = SplitRule(rule="tail" if len(tails) == len(sources) else "documents", fraction=fraction, seed=seed, tails=tails)
+    if tails:
+        return rule  # which leaves neither side empty
     first: list[tuple[float, list[object]]] = []
     fewest: tuple[float, list[object]] = (2.0, [])
     any_held_out = any_trained = False
@@ -48,15 +52,25 @@ def decide(sources: list[Source], fraction: float, seed: int, settings: ReadSett
         first = [*first, (draw, place)][:2]
     if not total:
         raise UserError(f"{sources[0].paths[0]}: no text in it" + (" or the other sources" if len(sources) > 1 else ""))
+    if total == 1 and not sample:
+        return SplitRule(rule="tail", fraction=fraction, seed=seed, tails=(str(fewest[1][0]),))  # too short, as will be said
     if total == 1:
-        if sample:
-            raise UserError(f"{sources[0].paths[0]}: a single sample is too little to train on and hold out from")
-        return SplitRule(rule="tail", fraction=fraction, seed=seed)
+        raise UserError(f"{sources[0].paths[0]}: a single sample is too little to train on and hold out from")
     # All draws fell on one side: the lowest is moved out, or the first of the others is moved in.
     if not any_held_out:
         return SplitRule(rule="documents", fraction=fraction, seed=seed, forced_out=fewest[1])
     moved = next(place for _, place in first if place != fewest[1])
     return SplitRule(rule="documents", fraction=fraction, seed=seed, forced_in=moved)
+
+
+def _is_one_text(source: Source, fraction: float, settings: ReadSettings, on_bad: str) -> bool:
+    """Whether a source is a single document that is long enough to be cut in two."""
+    found = list(itertools.islice(all_records([source], settings, on_bad), 2))
+    if len(found) != 1 or found[0][2].ids is not None:
+        return False
+    record = found[0][2]
+    characters = record.characters if record.path else len(record.text or "")
+    return 0 < int(characters * (1 - fraction)) < characters
 
 
 def training_texts(
@@ -65,7 +79,7 @@ def training_texts(
     """The texts that are not held out, for training a tokenizer: all, or a share of them chosen by hash."""
     for source, file, record in all_records(sources, settings, on_bad):
         pieces: Iterator[str] = text_pieces(record.path) if record.path else iter([record.text or ""])
-        if rule.rule == "tail":
+        if source in rule.tails:
             left = int((record.characters if record.path else len(record.text or "")) * (1 - rule.fraction))
             for piece in pieces:
                 yield piece[:left]

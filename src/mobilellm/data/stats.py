@@ -33,6 +33,7 @@ def statistics(
     """
     tokenizer = data.tokenizer()
     sizes = byte_lengths(tokenizer)
+    added = int(sizes[tokenizer.encode("a")].sum()) - 1  # the space that SentencePiece puts before each text
     streams = {(split, source): data.tokens(split, source) for split in SPLITS for source in data.sources()}
     total = sum(len(stream) for stream in streams.values())
     counts = np.zeros(data.vocab_size, dtype=np.int64)
@@ -52,7 +53,7 @@ def statistics(
             if split == "train" and len(part):
                 lengths += np.bincount(np.frexp(np.maximum(part, 1).astype(np.float64))[1] - 1, minlength=64)
                 least, most = min(least, int(part.min())), max(most, int(part.max()))
-        size = int((own * sizes).sum())
+        size = int((own * sizes).sum()) - added * number
         found[split, source] = {
             "documents": number,
             "tokens": len(stream),

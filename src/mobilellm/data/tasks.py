@@ -20,7 +20,18 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.documents import COMPRESSED, ReadSettings, Record, Source, Span, kind, open_parquet, records, text_pieces
+from mobilellm.data.documents import (
+    COMPRESSED,
+    MissingPackageError,
+    ReadSettings,
+    Record,
+    Source,
+    Span,
+    kind,
+    open_parquet,
+    records,
+    text_pieces,
+)
 from mobilellm.data.encoder import Encoder
 from mobilellm.data.order import derive_key
 from mobilellm.data.original import UNNAMED
@@ -73,12 +84,15 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """Which documents are held out: those whose draw is below a fraction, but for the ones named; or the tail of the only one."""
+    """Which documents are held out: those whose draw is below a fraction, but for the ones named; and the tail of a source that
+    is a single document."""
 
     rule: str
-    """ "documents" or "tail"."""
+    """ "tail" when every source is a single document, else "documents"."""
     fraction: float
     seed: int
+    tails: tuple[str, ...] | list[str] = ()
+    """Sources that are a single document."""
     forced_out: list[Any] | None = None
     """(source, file, key) of a document that is held out whatever its draw."""
     forced_in: list[Any] | None = None
@@ -165,9 +179,9 @@ def _spans(path: Path, size: int, most: int) -> list[tuple[int, int | None]]:
     if kind(path) == "parquet":
         try:
             file = open_parquet(path)
-        except UserError as error:
-            if "needs the package" in str(error):
-                raise
+        except MissingPackageError:
+            raise
+        except UserError:
             return [(0, None)]  # the task says what is wrong with it
         groups, bounds, held = file.num_row_groups, [0], 0
         for group in range(groups):
@@ -214,7 +228,7 @@ class TaskRun:
 
     def __init__(self, task: Task, job: Job, folder: Path, progress: Callable[[float], None]) -> None:
         self.task, self.job, self.folder, self.progress = task, job, folder, progress
-        self.tokenizer, self.encoder = _load(job.tokenizer, job.library)
+        self.tokenizer, self.encoder = _load(job.tokenizer, job.library, job.tokenizer_sha256)
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.opening = [self.tokenizer.bos_id] if job.bos and self.tokenizer.bos_id is not None else []
         self.closing = [self.tokenizer.eos_id] if job.eos and self.tokenizer.eos_id is not None else []
@@ -283,7 +297,7 @@ class TaskRun:
             self._skipped(record.where or f"{part.path} at {record.key}", "empty")
         elif record.ids is not None:
             self._sample(record.ids, name, part, record.key, count)
-        elif self.job.split.rule == "tail":
+        elif self.task.source in self.job.split.tails:
             self._cut_in_two(record, count)
         else:
             held_out, bits = self.job.split.held_out(self.task.source, part.file, record.key)
@@ -416,8 +430,11 @@ def delimited(
 
 
 @functools.lru_cache(maxsize=2)
-def _load(folder: str, library: str) -> tuple[Tokenizer, Encoder]:
+def _load(folder: str, library: str, sha256: str) -> tuple[Tokenizer, Encoder]:
+    """The hash is there to tell tokenizers apart that have lain in the same place."""
     tokenizer = Tokenizer.load(Path(folder))
+    if sha256 and tokenizer.sha256 != sha256:
+        raise UserError(f"{folder}: not the tokenizer that the run began with", mend="run again")
     return tokenizer, Encoder(tokenizer, library)
 
 

@@ -5,6 +5,7 @@ python -m mobilellm.data.worker      started by `mobilellm.data.pool`, not by ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -54,6 +55,10 @@ def _perform(
         from mobilellm.data.samples import write_samples
 
         return write_samples(task, job, staging)
+    if kind == "index":
+        from mobilellm.data.dataset import index_file
+
+        return index_file(task, job, staging)
     if kind == "check":
         from mobilellm.data.validate import check_samples, check_shard
 
@@ -74,6 +79,11 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    with contextlib.suppress(ImportError):
+        import fastokens  # noqa: F401
+        import tokenizers  # noqa: F401  (what most tasks need, loaded while the first is still being planned)
+
+        import mobilellm.data.tasks  # noqa: F401
     out = sys.stdout.buffer
 
     def answer(**message: Any) -> None:
