@@ -26,7 +26,7 @@ from typing import Any
 SIZES = {
     # name: preset, vocabulary, sequence length, sequences a step, steps
     "demo": ("5M", 1024, 256, 8, 24),
-    "125M": ("125M", 32000, 2048, 1, 20),
+    "125M": ("125M", 32000, 2048, 1, 10),
     "smoke": ("1M", 1024, 64, 2, 6),
 }
 LEARNING_RATE = 1e-3

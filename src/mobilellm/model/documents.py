@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilellm.model.attention import causal_attention
+
 DocumentMask = Any  # a bool Tensor that broadcasts to (B, H, T, S), or a flex_attention BlockMask
 
 
@@ -34,6 +36,9 @@ def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, causal: bool) -> Tensor:
     """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and values (B, K, S, D)."""
+    if causal and query.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype))[0]
     grouped = query.shape[1] != key.shape[1]
     if mask is None or isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)

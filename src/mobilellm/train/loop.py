@@ -198,9 +198,12 @@ class Trainer:
         """Batches of this process from where the run stands."""
         section, place = self.recipe.data, (self.world.rank, self.world.size)
         common = (section.sequence_length, self.recipe.sequences, self.state.data, *place, section.mask_documents)
-        if not section.stage:
+        sources = getattr(self.data, "manifest", {}).get("sources", [])
+        if not section.stage and not any(source.get("weight") is not None for source in sources):
             return Loader(self.data.tokens("train"), *common)
         streams = {name: self.data.tokens("train", name) for name in self.data.sources()}
+        if not section.stage:  # prepared with weights, and nothing else is asked for
+            return Mixture(streams, [Stage(until_tokens=None, weights=self.data.weights())], *common)
         last = section.stage[-1]  # goes on for ever, whatever it says
         stages = [Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights) for s in section.stage]
         return Mixture(streams, stages, *common)

@@ -79,7 +79,8 @@ class DataSection:
     mask_documents: bool = False
     """Keep attention within each document of a sample."""
     stage: tuple[StageSection, ...] = ()
-    """Mixtures of the sources, one after the other; none reads all tokens of all sources once an epoch."""
+    """Mixtures of the sources, one after the other. Without any the weights given when preparing hold; without those, too, all
+    tokens of all sources are read once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
