@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos and sin (T, 1, D/2)."""
+    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos, sin (T, 1, D/2) or (B, T, 1, D/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -155,8 +155,14 @@ class Network(nn.Module):
         """(V, C): the embedding itself when tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T."""
+    def hidden(
+        self, input_ids: Tensor, cache: KVCache | None = None, tree: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:  # fmt: skip
+        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
+
+        `tree`, without a cache, is (positions (B, T), mask (B, 1, T, T), true where a query sees a key): rows that hold
+        several continuations of one beginning instead of one sequence.
+        """
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
         # Behind cached positions a query may look at all of them, so causality needs a mask; a single one needs none.
@@ -164,6 +170,9 @@ class Network(nn.Module):
         if past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
         causal = not past and T > 1
+        if tree is not None:
+            positions, mask = tree
+            rotation, causal = (self.cos[positions], self.sin[positions]), False
         x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
         reuse = self.config.shared_kv == "first"
         for layer in self.layers:
