@@ -74,9 +74,7 @@ class NetworkBackend:
                 place += range(item.shared, item.shared + len(branch))
                 # The token at input position p is predicted at p - 1; before the branch stand the shared positions.
                 first = len(request.inputs) - request.scored
-                rows += [
-                    b * T + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))
-                ]
+                rows += [b * T + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))]
                 targets += request.targets
             ids[b, : len(line)] = torch.tensor(line)
             positions[b, : len(line)] = torch.tensor(place)

@@ -195,7 +195,7 @@ def local_task(name: str, data: Path, version: str) -> HarnessTask:
 
         return datasets.DatasetDict({known.split: datasets.Dataset.from_list(rows)})
 
-    splits = {key: None for key in ("training_split", "validation_split", "test_split")}
+    splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
     splits[f"{known.split}_split"] = known.split
     config |= splits | {"custom_dataset": dataset, "metadata": {"version": config["metadata"]["version"]}}
     try:

@@ -105,14 +105,14 @@ def encode(pairs: Sequence[tuple[str, str]], encoder: Encoder, max_length: int) 
     for context, continuation in pairs:
         spaces = len(context) - len(context.rstrip())
         moved.append((context[: len(context) - spaces], context[len(context) - spaces :] + continuation))
-    # A context of spaces alone is encoded as the empty text it becomes; only an empty one takes the prefix token.
     contexts = list(dict.fromkeys(context for (given, _), (context, _) in zip(pairs, moved, strict=True) if given))
     before = dict(zip(contexts, (len(ids) for ids in encoder.encode_batch(contexts, True)), strict=True)) if contexts else {}
     behind = [i for i, (context, _) in enumerate(pairs) if context]
     alone = [i for i, (context, _) in enumerate(pairs) if not context]
     split: dict[int, tuple[list[int], int]] = {}
     for i, whole in zip(behind, encoder.encode_batch(["".join(moved[i]) for i in behind], True) if behind else [], strict=True):
-        split[i] = (whole, len(whole) - before[moved[i][0]])
+        # Where the harness stops at a context of spaces without a token (no BOS), it counts as empty here.
+        split[i] = (whole, len(whole) - before[moved[i][0]]) if before[moved[i][0]] else ([encoder.prefix_id, *whole], len(whole))
     for i, ids in zip(alone, encoder.encode_batch([pairs[i][1] for i in alone], False) if alone else [], strict=True):
         # A continuation that begins with the prefix token has its context already.
         split[i] = (ids, len(ids) - 1) if ids[:1] == [encoder.prefix_id] else ([encoder.prefix_id, *ids], len(ids))

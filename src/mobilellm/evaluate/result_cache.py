@@ -41,7 +41,7 @@ class ResultCache:
                     continue  # not ours; its request is computed again
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "ab")  # noqa: SIM115 - closed by __exit__
+            self.file = open(self.path, "ab")
             self.file.truncate(whole)
         return self
 

@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos, sin (T, 1, D/2) or (B, T, 1, D/2)."""
+    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos, sin ([B,] T, 1, D/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
