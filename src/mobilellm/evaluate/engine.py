@@ -37,6 +37,14 @@ class Backend(Protocol):
         """The most tokens it reads."""
         ...
 
+    def order(self, item: Item) -> tuple[int, ...]:
+        """What items are sorted by, so that those of one batch are alike and the costliest come first."""
+        ...
+
+    def cost(self, item: Item) -> int:
+        """Tokens its row takes, padding apart."""
+        ...
+
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
         """Results of each item's requests."""
         ...
@@ -53,6 +61,14 @@ class NetworkBackend:
     def max_length(self) -> int:
         """The network's context."""
         return self.network.config.max_position_embeddings
+
+    def order(self, item: Item) -> tuple[int, ...]:
+        """The longest row first."""
+        return (-item.length, -item.shared)
+
+    def cost(self, item: Item) -> int:
+        """The row's length."""
+        return item.length
 
     @torch.inference_mode()
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
@@ -138,7 +154,7 @@ class Engine:
 
         `store` receives results batch by batch as they come; `progress(done, total)` counts items.
         """
-        items = sorted(group(requests, keys), key=lambda item: (-item.length, -item.shared))
+        items = sorted(group(requests, keys), key=self.backend.order)
         found: dict[Request, Result] = {}
         done = 0
         for batch, results in self.batches(items):
@@ -156,8 +172,7 @@ class Engine:
         """Batches with their results. The longest come first, so that memory runs out at once or not at all."""
         start = 0
         while start < len(items):
-            rows = max(1, self.batch_tokens // max(1, items[start].length))
-            batch = items[start : start + rows]
+            batch = items[start : start + self.fitting(items, start)]
             try:
                 results = self.backend.score(batch)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -169,10 +184,19 @@ class Engine:
                     ) from error
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                self.batch_tokens = max(1, items[start].length * (len(batch) // 2))
+                self.batch_tokens = max(map(self.backend.cost, batch)) * (len(batch) // 2)
                 continue
             yield batch, results
             start += len(batch)
+
+    def fitting(self, items: list[Item], start: int) -> int:
+        """How many items from `start` on fit the budget, padded to the costliest of them."""
+        widest = 0
+        for count, item in enumerate(items[start:], 1):
+            widest = max(widest, self.backend.cost(item))
+            if count > 1 and widest * count > self.batch_tokens:
+                return count - 1
+        return len(items) - start
 
 
 def out_of_memory(error: Exception) -> bool:
