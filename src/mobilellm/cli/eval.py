@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +136,11 @@ class Eval:
             subject = open_subject(name, model, self.precision, self.batch_tokens)
             scores[name], samples[name] = run_tasks(
                 subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,
-                progress=lambda task, name=name: progress(f"{name}: {task}", "items"),
+                progress=functools.partial(progress, unit="items"),
             )  # fmt: skip
-            for task, score in scores[name].items():
+            for task_name, score in scores[name].items():
                 if "truncated" in score:
-                    say(f"{name}: {task}: {score['truncated']} items exceed the model's context and lost their beginning")
+                    say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
         rows = [measured_row(name, score) for name, score in scores.items() if "average" in score]
         if self.out:
             write_json(self.out / "scores.json", scores)

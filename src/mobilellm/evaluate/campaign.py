@@ -47,7 +47,8 @@ def run_tasks(
     """Scores by task with their average, and every multiple-choice item."""
     scores, samples = {}, []
     for name, task in tasks.items():
-        with ResultCache(cache / subject.fingerprint / f"{name}.{protocol}.jsonl") as kept, progress(name) as update:
+        path = cache / subject.fingerprint / f"{name}.{protocol}.jsonl"
+        with ResultCache(path) as kept, progress(f"{subject.name}: {name}") as update:
             found = score_task(
                 task, subject.engine, subject.encoder, limit=limit, protocol=protocol, cache=kept, progress=update
             )  # fmt: skip
