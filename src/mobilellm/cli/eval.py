@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -249,3 +250,40 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
             basis = f"{row['split']}, {row['count']:,} items" if "split" in row else f"{row['tasks']} tasks, {row['count']:,} items"
             mark = "; data altered" if "altered" in row else ""
             print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}, lm-eval {row['harness']}{mark})")
+
+
+def harness_main() -> None:
+    """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is known."""
+    from mobilellm.evaluate.harness_tasks import require_harness
+
+    try:
+        require_harness()
+        register_with_harness()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except UserError as error:
+        print(f"mobilellm: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def register_with_harness() -> None:
+    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path), batch_tokens and precision."""
+    from lm_eval.api.registry import model_registry, register_model
+
+    from mobilellm.evaluate.harness_model import EngineModel
+    from mobilellm.interop.checkpoint import load
+
+    class Model(EngineModel):
+        """Loads what `pretrained` names."""
+
+        def __init__(
+            self, pretrained: str, batch_tokens: int = 2048, precision: str = "fp32", **unused: object
+        ) -> None:  # fmt: skip
+            loaded = load(Path(pretrained))
+            if loaded.tokenizer is None:
+                raise UserError(f"{pretrained}: has no tokenizer")
+            super().__init__(loaded.network, loaded.tokenizer, int(batch_tokens), precision)
+
+    if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
+        register_model("mobilellm")(Model)

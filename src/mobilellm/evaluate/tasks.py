@@ -72,7 +72,7 @@ def score_task(
     if task.task.OUTPUT_TYPE == "generate_until":
         raise UserError(
             f"task {task.name!r} generates text, which the multiple-choice engine does not do",
-            mend=f"lm_eval --model mobilellm --tasks {task.name}",
+            mend=f"mobilellm-lm-eval --model mobilellm --tasks {task.name}",
         )
     if task.task.OUTPUT_TYPE == "loglikelihood_rolling":
         return score_texts(task, documents, engine, encoder, cache, progress)
