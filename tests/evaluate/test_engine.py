@@ -69,6 +69,7 @@ class Counting:
     """A backend that counts what it computes and can run out of memory."""
 
     max_length = 64
+    pads = True
 
     def __init__(self, most: int = 1 << 30) -> None:
         self.most, self.batches = most, list[int]()

@@ -57,7 +57,7 @@ class Eval:
     """Print so many items that one of the first two models has right and the other wrong."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What tasks are computed in; fp32 equals the harness's scores."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
     cache: Path | None = None
     """Where results of tasks are kept, so that an interrupted run continues; ~/.cache/mobilellm/eval when not given."""
@@ -278,7 +278,7 @@ def register_with_harness() -> None:
         """Loads what `pretrained` names."""
 
         def __init__(
-            self, pretrained: str, batch_tokens: int = 2048, precision: str = "fp32", **unused: object
+            self, pretrained: str, batch_tokens: int = 1024, precision: str = "fp32", **unused: object
         ) -> None:  # fmt: skip
             loaded = load(Path(pretrained))
             if loaded.tokenizer is None:

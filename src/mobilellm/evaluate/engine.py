@@ -1,20 +1,21 @@
-"""Log-likelihoods of many continuations, fast: each item is one row in which its beginning stands once.
+"""Log-likelihoods of many continuations, fast: an item's beginning is computed once for all its choices.
 
     engine = Engine(NetworkBackend(network))
     results = engine.score(requests, keys)     # a Result for each request, in order
 
-A row holds the tokens an item's choices begin with, then what each choice adds. Positions and attention mask make each
-choice see the shared tokens and its own, so their keys and values are computed once; choices of one token add none and are
-read off the last shared position. Rows are sorted by length and packed into batches within a budget of tokens; logits are
-computed at scored positions alone.
+An item holds the tokens its choices begin with, then what each choice adds. Positions and attention mask make each choice see
+the shared tokens and its own, so their keys and values are computed once; choices of one token add none and are read off the
+last shared position. Items are sorted by length and packed behind one another, without padding, within a budget of tokens;
+logits are computed at scored positions alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import autocast
 from mobilellm.evaluate.requests import Item, Request, Result, group
-from mobilellm.model.network import Network
+from mobilellm.model.network import Network, Span
 
 LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB: logits of so many positions are made in one go
 Store = Callable[[list[Request], list[Result]], None]
@@ -42,7 +43,12 @@ class Backend(Protocol):
         ...
 
     def cost(self, item: Item) -> int:
-        """Tokens its row takes, padding apart."""
+        """Tokens it takes."""
+        ...
+
+    @property
+    def pads(self) -> bool:
+        """Whether all items of a batch cost what the costliest does."""
         ...
 
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
@@ -56,6 +62,7 @@ class NetworkBackend:
 
     network: Network
     precision: str = "fp32"
+    pads: ClassVar[bool] = False
 
     @property
     def max_length(self) -> int:
@@ -63,44 +70,44 @@ class NetworkBackend:
         return self.network.config.max_position_embeddings
 
     def order(self, item: Item) -> tuple[int, ...]:
-        """The longest row first."""
+        """The longest first."""
         return (-item.length, -item.shared)
 
     def cost(self, item: Item) -> int:
-        """The row's length."""
+        """Its length."""
         return item.length
 
     @torch.inference_mode()
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
         """As `Backend` says."""
         device = self.network.embed_tokens.weight.device
-        B, T = len(items), max(item.length for item in items)
-        ids = torch.zeros(B, T, dtype=torch.long)
-        positions = torch.zeros(B, T, dtype=torch.long)
-        mask = torch.ones(B, 1, T, T, dtype=torch.bool).tril()  # padding stands behind everything
-        rows: list[int] = []  # of the flattened hidden states, one for each scored token
+        line: list[int] = []  # all items behind one another
+        positions: list[int] = []
+        spans: list[Span] = []
+        rows: list[int] = []  # of the hidden states, one for each scored token
         targets: list[int] = []
-        for b, item in enumerate(items):
-            line = list(item.requests[0].inputs[: item.shared])
-            place = list(range(item.shared))
+        for item in items:
+            begin = len(line)
+            line += item.requests[0].inputs[: item.shared]
+            positions += range(item.shared)
+            seen = None
+            if len(item.requests) > 1 and item.length > item.shared:
+                seen = torch.ones(item.length, item.length, dtype=torch.bool).tril()
             for request, branch in zip(item.requests, item.branches, strict=True):
-                start = len(line)
-                mask[b, 0, start + len(branch) :, start : start + len(branch)] = False
+                start, end = len(line) - begin, len(line) - begin + len(branch)
+                if seen is not None:
+                    seen[end:, start:end] = False  # later branches do not see this one
                 line += branch
-                place += range(item.shared, item.shared + len(branch))
-                # The token at input position p is predicted at p - 1; before the branch stand the shared positions.
+                positions += range(item.shared, item.shared + len(branch))
+                # What follows input position p is predicted there; before the branch stand the shared positions.
                 first = len(request.inputs) - request.scored
-                rows += [b * T + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))]
+                rows += [begin + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))]
                 targets += request.targets
-            ids[b, : len(line)] = torch.tensor(line)
-            positions[b, : len(line)] = torch.tensor(place)
-        mask |= torch.eye(T, dtype=torch.bool)  # a padding row sees itself, so that nothing is divided by zero
+            spans.append((begin, len(line), None if seen is None else seen.to(device)))
+        ids = torch.tensor(line, device=device)[None]
         with autocast(self.network, self.precision):
-            if all(len(item.requests) == 1 or item.length == item.shared for item in items):  # plain sequences
-                hidden = self.network.hidden(ids.to(device))
-            else:
-                hidden = self.network.hidden(ids.to(device), tree=(positions.to(device), mask.to(device)))
-            hidden = hidden.flatten(0, 1)[torch.tensor(rows, device=device)]  # (scored tokens, C)
+            hidden = self.network.hidden(ids, packed=(torch.tensor(positions, device=device), spans))[0]
+            hidden = hidden[torch.tensor(rows, device=device)]  # (scored tokens, C)
             values, first_choice = token_loglikelihoods(hidden, self.network.output_weight, torch.tensor(targets, device=device))
         return collect(items, values, first_choice)
 
@@ -143,7 +150,7 @@ def collect(items: Sequence[Item], values: Tensor, greedy: Tensor) -> list[list[
 class Engine:
     """Schedules requests on a backend. `batch_tokens` is the budget of one batch; it halves when memory runs out."""
 
-    def __init__(self, backend: Backend, batch_tokens: int = 2048) -> None:
+    def __init__(self, backend: Backend, batch_tokens: int = 1024) -> None:
         self.backend, self.batch_tokens = backend, batch_tokens
 
     def score(
@@ -184,17 +191,19 @@ class Engine:
                     ) from error
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                self.batch_tokens = max(map(self.backend.cost, batch)) * (len(batch) // 2)
+                costs = list(map(self.backend.cost, batch))
+                self.batch_tokens = max(costs) * (len(batch) // 2) if self.backend.pads else sum(costs) // 2
                 continue
             yield batch, results
             start += len(batch)
 
     def fitting(self, items: list[Item], start: int) -> int:
-        """How many items from `start` on fit the budget, padded to the costliest of them."""
-        widest = 0
-        for count, item in enumerate(items[start:], 1):
-            widest = max(widest, self.backend.cost(item))
-            if count > 1 and widest * count > self.batch_tokens:
+        """How many items from `start` on fit the budget; one in any case."""
+        widest, total = 0, 0
+        for count, item in enumerate(itertools.islice(items, start, None), 1):
+            cost = self.backend.cost(item)
+            widest, total = max(widest, cost), total + cost
+            if count > 1 and (widest * count if self.backend.pads else total) > self.batch_tokens:
                 return count - 1
         return len(items) - start
 

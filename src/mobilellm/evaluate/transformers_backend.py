@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class TransformersBackend:
 
     model: Any
     max_length: int
+    pads: ClassVar[bool] = True
     shares: bool = field(init=False)
     """Whether beginnings are computed once."""
 

@@ -25,6 +25,7 @@ from mobilellm.model.rope import cos_sin
 from mobilellm.model.sampling import Sampling, generate
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, K, S, D)
+Span = tuple[int, int, Tensor | None]  # positions start to end that see each other as the mask (T, T) says, causally without one
 
 
 class KVCache:
@@ -60,7 +61,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos, sin ([B,] T, 1, D/2)."""
+    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos and sin (T, 1, D/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.q_width, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | Sequence[Span] | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
         """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own."""
@@ -92,9 +93,13 @@ class Attention(nn.Module):
             q = F.linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
             q = rotate(q, *rotation)
             key, value = shared
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
-        )  # (B, H, T, D)
+        q, gqa = q.transpose(1, 2), self.heads != self.kv_heads
+        if mask is None or isinstance(mask, Tensor):
+            out = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, is_causal=causal, enable_gqa=gqa)  # (B, H, T, D)
+        else:
+            out = torch.cat([F.scaled_dot_product_attention(
+                q[:, :, a:b], key[:, :, a:b], value[:, :, a:b], attn_mask=seen, is_causal=seen is None, enable_gqa=gqa
+            ) for a, b, seen in mask], dim=2)  # fmt: skip
         return self.o_proj(out.transpose(1, 2).reshape(B, T, self.q_width)), (key, value)
 
 
@@ -121,7 +126,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | Sequence[Span] | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
         y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared)
@@ -156,12 +161,12 @@ class Network(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(
-        self, input_ids: Tensor, cache: KVCache | None = None, tree: tuple[Tensor, Tensor] | None = None
+        self, input_ids: Tensor, cache: KVCache | None = None, packed: tuple[Tensor, Sequence[Span]] | None = None
     ) -> Tensor:  # fmt: skip
         """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
 
-        `tree`, without a cache, is (positions (B, T), mask (B, 1, T, T), true where a query sees a key): rows that hold
-        several continuations of one beginning instead of one sequence.
+        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent spans, each of which may
+        hold several continuations of one beginning.
         """
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
@@ -170,15 +175,16 @@ class Network(nn.Module):
         if past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
         causal = not past and T > 1
-        if tree is not None:
-            positions, mask = tree
-            rotation, causal = (self.cos[positions], self.sin[positions]), False
+        seen: Tensor | Sequence[Span] | None = mask
+        if packed is not None:
+            positions, seen = packed
+            rotation = (self.cos[positions], self.sin[positions])
         x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
         reuse = self.config.shared_kv == "first"
         for layer in self.layers:
             shared: KeyValue | None = None
             for repeat in range(repeats):
-                x, key_value = layer(x, rotation, mask, causal, cache, slot, shared)
+                x, key_value = layer(x, rotation, seen, causal, cache, slot, shared)
                 if repeat == 0 or not reuse:
                     slot += 1
                 if reuse:
