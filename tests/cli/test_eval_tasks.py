@@ -165,6 +165,23 @@ def test_a_short_context_is_counted_and_said(
     assert "4 items exceed the model's context" in error
 
 
+def test_wikitext_in_both_ways_of_counting(
+    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data/wikitext2_raw"
+    data.mkdir(parents=True)
+    for name in ("wiki.test.raw", "wiki.test.pages.jsonl"):
+        (data / name).write_text("".join((sets / "wikitext2_raw" / name).read_text().splitlines(keepends=True)[:40])[:60_000])
+    pages = (sets / "wikitext2_raw/wiki.test.pages.jsonl").read_text().splitlines(keepends=True)
+    (data / "wiki.test.pages.jsonl").write_text(pages[0])
+    arguments = [models[0], "--tasks", "wikitext2", "wikitext", "--data", data.parent, "--cache", tmp_path / "cache"]
+    scores = json.loads(call(capsys, *arguments, "--json")[0])
+    assert scores["wikitext2"]["length"] == 1024
+    assert {"word_perplexity", "byte_perplexity", "bits_per_byte", "altered"} <= set(scores["wikitext"])
+    shown, _ = call(capsys, *arguments)
+    assert "windows of 1024; original; data altered" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

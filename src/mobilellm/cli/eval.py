@@ -44,7 +44,8 @@ class Eval:
     json: bool = False
     """Print one JSON object."""
     tasks: tuple[str, ...] = ()
-    """Tasks to score: `commonsense` (the eight of the published tables), or names of the lm-evaluation-harness's tasks."""
+    """Tasks to score: `commonsense` (the eight of the published tables), or names of the lm-evaluation-harness's tasks.
+    `wikitext2` is perplexity as the original's eval.py counts it, `wikitext` as the harness does."""
     protocol: Literal["harness", "paper"] = "harness"
     """`harness` is acc and acc_norm as lm-eval has them; `paper` is the way of the published tables (docs/evaluation.md)."""
     limit: int | None = None
@@ -114,6 +115,7 @@ class Eval:
         """Score the models on tasks; print, and write what --out asks for."""
         from mobilellm.evaluate.campaign import run_tasks, write_samples
         from mobilellm.evaluate.harness_tasks import load_tasks
+        from mobilellm.evaluate.wikitext import wikitext_perplexity
         from mobilellm.files import write_json
         from mobilellm.report.score_table import measured_row, write_tables
 
@@ -126,7 +128,10 @@ class Eval:
         if self.explain and len(self.models) < 2:
             raise UserError("--explain needs two models to find differences between")
         names = labels(self.models)
-        tasks = load_tasks(self.tasks, self.data)
+        named = [name for name in self.tasks if name != "wikitext2"]
+        if len(named) < len(self.tasks) and self.data is None:
+            raise UserError("wikitext2 is read from a folder", mend="give --data, or take the harness's task wikitext")
+        tasks = load_tasks(named, self.data) if named else {}
         for task in tasks.values():
             if task.altered:
                 say(f"{task.altered}; its scores are marked")
@@ -139,6 +144,10 @@ class Eval:
                 subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,
                 progress=functools.partial(progress, unit="items"),
             )  # fmt: skip
+            if "wikitext2" in self.tasks:
+                assert self.data is not None
+                with progress(f"{name}: wikitext2", "windows") as update:
+                    scores[name]["wikitext2"] = wikitext_perplexity(subject.engine, subject.encoder, self.data, progress=update)
             for task_name, score in scores[name].items():
                 if "truncated" in score:
                     say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
@@ -248,8 +257,10 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
                 if isinstance(value, float) and not metric.endswith("_stderr")
             ]
             basis = f"{row['split']}, {row['count']:,} items" if "split" in row else f"{row['tasks']} tasks, {row['count']:,} items"
-            mark = "; data altered" if "altered" in row else ""
-            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}, lm-eval {row['harness']}{mark})")
+            if "length" in row:
+                basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
+            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + ("; data altered" if "altered" in row else "")
+            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
 
 
 def harness_main() -> None:

@@ -76,7 +76,7 @@ WIKITEXT = DataFile(
     sha256="85f09ca4c886eb81390d60d2318c4e9dab62e290c0e05425c97ce7790be559de",
 )  # fmt: skip
 SHIPPED = COMMONSENSE | {"wikitext": WIKITEXT}
-ALIASES = {"siqa": "social_iqa", "obqa": "openbookqa", "arc_e": "arc_easy", "arc_c": "arc_challenge", "wikitext2": "wikitext"}
+ALIASES = {"siqa": "social_iqa", "obqa": "openbookqa", "arc_e": "arc_easy", "arc_c": "arc_challenge"}
 LARGEST_FILE = 256 << 20  # bytes, unpacked
 
 
