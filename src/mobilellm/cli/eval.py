@@ -1,28 +1,40 @@
-"""`mobilellm eval`: how well a model predicts a text."""
+"""`mobilellm eval`: how well models predict a text, and how they do on tasks."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, progress
+from mobilellm.cli.terminal import print_json, progress, say
 from mobilellm.errors import UserError
+
+if TYPE_CHECKING:
+    from mobilellm.evaluate.campaign import Subject
+    from mobilellm.evaluate.perplexity import Score
+    from mobilellm.evaluate.protocols import Sample
+    from mobilellm.report.score_table import Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Loss, perplexity and bits per byte of a model on the held-out part of prepared data, or on any text.
+    """Loss, perplexity and bits per byte on held-out data or any text, or scores on tasks (--tasks).
 
     Example: mobilellm eval runs/demo --text book.txt
+    Example: mobilellm eval runs/demo --tasks commonsense --data data/eval --limit 200 --out scores
     """
 
-    model: tyro.conf.Positional[Path]
-    """A run, a checkpoint, a Hugging Face folder or a GGUF file."""
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs, checkpoints, Hugging Face folders (with --tasks any causal model of transformers) or GGUF files."""
     data: Path | None = None
-    """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when neither this nor --text is given."""
+    """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when neither this nor --text is given.
+    With --tasks, a folder of the eight task files; without it the harness downloads."""
     text: Path | None = None
     """A text file (UTF-8) to score instead."""
     sequence_length: int = 0
@@ -31,43 +43,258 @@ class Eval:
     """Tokens from one window to the next; 0 is sequence_length, so that windows do not overlap."""
     json: bool = False
     """Print one JSON object."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to score: `commonsense` (the eight of the published tables), or names of the lm-evaluation-harness's tasks.
+    `wikitext2` is perplexity as the original's eval.py counts it, `wikitext` as the harness does."""
+    protocol: Literal["harness", "paper"] = "harness"
+    """`harness` is acc and acc_norm as lm-eval has them; `paper` is the way of the published tables (docs/evaluation.md)."""
+    limit: int | None = None
+    """Items from the beginning of each task; all when not given."""
+    out: Path | None = None
+    """A folder for scores.json, samples.jsonl and the tables."""
+    compare: bool = False
+    """Set the models' rows into the published tables, and compare the first two models item by item."""
+    explain: int = 0
+    """Print so many items that one of the first two models has right and the other wrong."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What tasks are computed in; fp32 equals the harness's scores."""
+    batch_tokens: int = 1024
+    """Tokens in a batch of task items. It halves by itself when memory runs out."""
+    cache: Path | None = None
+    """Where results of tasks are kept, so that an interrupted run continues; ~/.cache/mobilellm/eval when not given."""
 
     def run(self) -> int:
         """Score and print."""
-        from mobilellm.evaluate.heldout import score_data, score_text
-        from mobilellm.interop.checkpoint import load
-        from mobilellm.train.recipe import Recipe
-
+        if not self.models:
+            raise UserError("no model given", mend="give a run, a checkpoint, a Hugging Face folder or a GGUF file")
+        if self.tasks:
+            return self.run_tasks()
+        if self.limit is not None or self.compare or self.explain or self.out:
+            raise UserError("--limit, --compare, --explain and --out are for tasks", mend="give --tasks commonsense, too")
         if self.data and self.text:
             raise UserError("--data and --text are both given", mend="give one of them")
         if self.sequence_length < 0:
             raise UserError(f"--sequence-length {self.sequence_length}: must be 1 or more, or 0 for the default")
+        found = {str(model): dataclasses.asdict(self.score_text(model)) for model in self.models}
+        if self.json:
+            print_json(found if len(found) > 1 else next(iter(found.values())))
+            return 0
+        for name, score in found.items():
+            print(
+                (f"{name}: " if len(found) > 1 else "")
+                + "loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, {bits_per_byte:.4f} bits a byte "
+                "({tokens:,} tokens, {bytes:,} bytes)".format(**score)
+            )
+        return 0
+
+    def score_text(self, model: Path) -> Score:
+        """A model's loss on held-out data or a text."""
+        from mobilellm.evaluate.heldout import score_data, score_text
+        from mobilellm.interop.checkpoint import load
+        from mobilellm.train.recipe import Recipe
+
         recipe = next(
-            (Recipe.read(folder / "recipe.toml") for folder in (self.model, *self.model.absolute().parents[:2])
+            (Recipe.read(folder / "recipe.toml") for folder in (model, *model.absolute().parents[:2])
              if (folder / "recipe.toml").is_file()), None,
         )  # fmt: skip
         data = self.data or (Path(recipe.data.path) if recipe and not self.text else None)
         if data is None and self.text is None:
-            raise UserError(f"{self.model}: nothing to score it on", mend="give --data DATA or --text FILE")
-        loaded = load(self.model)
+            raise UserError(f"{model}: nothing to score it on", mend="give --data DATA, --text FILE or --tasks TASKS")
+        loaded = load(model)
         if loaded.tokenizer is None:
-            raise UserError(f"{self.model}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
+            raise UserError(f"{model}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
         length = self.sequence_length or (recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings)
         with progress("scoring", "tokens") as update:
+            options: dict[str, Any] = {"sequence_length": length, "stride": self.stride, "progress": update}
             if data is not None:
-                score = score_data(
-                    loaded.network, loaded.tokenizer, data, sequence_length=length, stride=self.stride, progress=update
-                )
-            else:
-                assert self.text is not None
-                score = score_text(
-                    loaded.network, loaded.tokenizer, self.text, sequence_length=length, stride=self.stride, progress=update
-                )
+                return score_data(loaded.network, loaded.tokenizer, data, **options)
+            assert self.text is not None
+            return score_text(loaded.network, loaded.tokenizer, self.text, **options)
+
+    def run_tasks(self) -> int:
+        """Score the models on tasks; print, and write what --out asks for."""
+        from mobilellm.evaluate.campaign import run_tasks, write_samples
+        from mobilellm.evaluate.harness_tasks import load_tasks
+        from mobilellm.evaluate.wikitext import wikitext_perplexity
+        from mobilellm.files import write_json
+        from mobilellm.report.score_table import measured_row, write_tables
+
+        if self.text:
+            raise UserError("--text and --tasks are both given", mend="give one of them")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: must be 1 or more")
+        if self.batch_tokens < 1:
+            raise UserError(f"--batch-tokens {self.batch_tokens}: must be 1 or more")
+        if self.explain and len(self.models) < 2:
+            raise UserError("--explain needs two models to find differences between")
+        names = labels(self.models)
+        named = [name for name in self.tasks if name != "wikitext2"]
+        if len(named) < len(self.tasks) and self.data is None:
+            raise UserError("wikitext2 is read from a folder", mend="give --data, or take the harness's task wikitext")
+        tasks = load_tasks(named, self.data) if named else {}
+        for task in tasks.values():
+            if task.altered:
+                say(f"{task.altered}; its scores are marked")
+        cache = self.cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mobilellm" / "eval"
+        scores: dict[str, dict[str, Any]] = {}
+        samples: dict[str, list[Sample]] = {}
+        for name, model in zip(names, self.models, strict=True):
+            subject = open_subject(name, model, self.precision, self.batch_tokens)
+            scores[name], samples[name] = run_tasks(
+                subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,
+                progress=functools.partial(progress, unit="items"),
+            )  # fmt: skip
+            if "wikitext2" in self.tasks:
+                assert self.data is not None
+                with progress(f"{name}: wikitext2", "windows") as update:
+                    scores[name]["wikitext2"] = wikitext_perplexity(subject.engine, subject.encoder, self.data, progress=update)
+            for task_name, score in scores[name].items():
+                if "truncated" in score:
+                    say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
+        rows = [measured_row(name, score) for name, score in scores.items() if "average" in score]
+        if self.out:
+            write_json(self.out / "scores.json", scores)
+            write_samples(self.out / "samples.jsonl", samples)
+            write_tables(self.out, self.all_rows(rows))
         if self.json:
-            print_json(dataclasses.asdict(score))
-        else:
-            print(
-                f"loss {score.loss:.4f} nats a token, perplexity {score.perplexity:.3f}, {score.bits_per_byte:.4f} bits a byte "
-                f"({score.tokens:,} tokens, {score.bytes:,} bytes)"
-            )
+            print_json(scores if len(scores) > 1 else next(iter(scores.values())))
+            return 0
+        print_scores(scores)
+        if self.compare:
+            self.print_comparison(rows, samples)
+        if self.explain:
+            self.print_differences(samples)
         return 0
+
+    def all_rows(self, rows: list[Row]) -> list[Row]:
+        """The measured rows, with --compare among the published."""
+        from mobilellm.report.score_table import published_rows
+
+        return rows + published_rows() if self.compare else rows
+
+    def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
+        """The published tables with the measured rows, and the first two models item by item."""
+        from mobilellm.evaluate.campaign import compare
+        from mobilellm.report.score_table import markdown
+
+        print("\n" + markdown(self.all_rows(rows)))
+        if len(samples) > 1:
+            (first, a), (second, b) = list(samples.items())[:2]
+            print(f"{first} against {second}, the same items, McNemar's exact test:")
+            for task, found in compare(a, b).items():
+                for metric, pair in found.items():
+                    print(
+                        f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} ±{100 * pair.stderr:.2f} points, p = "
+                        f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of {pair.items} items)"
+                    )
+
+    def print_differences(self, samples: dict[str, list[Sample]]) -> None:
+        """Items where the first two models differ."""
+        from mobilellm.evaluate.campaign import differing, explain
+
+        (first, a), (second, b) = list(samples.items())[:2]
+        for pair in differing(a, b, self.explain):
+            print("\n" + explain((first, second), pair))
+
+
+def labels(models: tuple[Path, ...]) -> list[str]:
+    """A short name for each model: the last part of its path, or all of it where that is not unique."""
+    names = [model.absolute().name for model in models]
+    found = [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]
+    if len(set(found)) < len(found):
+        raise UserError("the same model is given twice")
+    return found
+
+
+def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Subject:
+    """A model ready to be scored: through our own network where it is of that kind, else through transformers."""
+    from mobilellm.evaluate.campaign import Subject
+    from mobilellm.evaluate.engine import Backend, Engine, NetworkBackend
+    from mobilellm.evaluate.requests import Encoder, OwnEncoder
+    from mobilellm.interop.checkpoint import load, source_hash
+
+    backend: Backend
+    encoder: Encoder
+    try:
+        loaded = load(path)
+    except UserError as refusal:
+        foreign = foreign_kind(path)
+        if foreign is None:
+            raise
+        if precision != "fp32":
+            raise UserError(f"{path}: a model of type {foreign} is computed in fp32", mend="leave out --precision") from refusal
+        from mobilellm.evaluate.transformers_backend import load_transformers
+
+        backend, encoder = load_transformers(path)
+    else:
+        if loaded.tokenizer is None:
+            raise UserError(f"{path}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
+        backend, encoder = NetworkBackend(loaded.network, precision), OwnEncoder(loaded.tokenizer)
+    return Subject(
+        name=name, engine=Engine(backend, batch_tokens), encoder=encoder, fingerprint=f"{source_hash(path)[:24]}-{precision}"
+    )  # fmt: skip
+
+
+def foreign_kind(path: Path) -> str | None:
+    """The model_type of a Hugging Face folder that is not ours, or None."""
+    from mobilellm.files import read_json
+
+    if not (path / "config.json").is_file():
+        return None
+    values = read_json(path / "config.json", limit=16 << 20)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    return str(kind) if kind not in (None, "mobilellm") else None
+
+
+def print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    """A line for each task and model: metrics with standard errors, then what they rest on."""
+    for name, tasks in scores.items():
+        print(name)
+        for task, row in tasks.items():
+            numbers = [
+                f"{metric} {value:.4f}" + (f" ±{row[f'{metric}_stderr']:.4f}" if f"{metric}_stderr" in row else "")
+                for metric, value in row.items()
+                if isinstance(value, float) and not metric.endswith("_stderr")
+            ]
+            basis = f"{row['split']}, {row['count']:,} items" if "split" in row else f"{row['tasks']} tasks, {row['count']:,} items"
+            if "length" in row:
+                basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
+            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + ("; data altered" if "altered" in row else "")
+            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
+
+
+def harness_main() -> None:
+    """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is known."""
+    from mobilellm.evaluate.harness_tasks import require_harness
+
+    try:
+        require_harness()
+        register_with_harness()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except UserError as error:
+        print(f"mobilellm: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def register_with_harness() -> None:
+    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path), batch_tokens and precision."""
+    from lm_eval.api.registry import model_registry, register_model
+
+    from mobilellm.evaluate.harness_model import EngineModel
+    from mobilellm.interop.checkpoint import load
+
+    class Model(EngineModel):
+        """Loads what `pretrained` names."""
+
+        def __init__(
+            self, pretrained: str, batch_tokens: int = 1024, precision: str = "fp32", **unused: object
+        ) -> None:  # fmt: skip
+            loaded = load(Path(pretrained))
+            if loaded.tokenizer is None:
+                raise UserError(f"{pretrained}: has no tokenizer")
+            super().__init__(loaded.network, loaded.tokenizer, int(batch_tokens), precision)
+
+    if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
+        register_model("mobilellm")(Model)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mobilellm.model.attention import causal_attention
 
-DocumentMask = Any  # a bool Tensor that broadcasts to (B, H, T, S), or a flex_attention BlockMask
+# Positions start to end that see each other as the mask (T, T) says, causally without one; and nothing else.
+Span = tuple[int, int, Tensor | None]
+DocumentMask = Any  # a bool Tensor that broadcasts to (B, H, T, S), a flex_attention BlockMask, or a sequence of Spans
 
 
 def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
@@ -42,6 +44,14 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: DocumentMa
     grouped = query.shape[1] != key.shape[1]
     if mask is None or isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    if isinstance(mask, (list, tuple)):
+        pieces = [
+            F.scaled_dot_product_attention(
+                query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], attn_mask=seen, is_causal=seen is None, enable_gqa=grouped
+            )
+            for a, b, seen in mask
+        ]
+        return torch.cat(pieces, dim=2)
     from torch.nn.attention.flex_attention import flex_attention
 
     # Inside a compiled block this becomes one fused kernel; outside it is computed in full.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.documents import DocumentMask, document_mask, masked_attention
+from mobilellm.model.documents import DocumentMask, Span, document_mask, masked_attention
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
@@ -161,11 +161,17 @@ class Network(nn.Module):
         """(V, C): the embedding itself when tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None,
+        packed: tuple[Tensor, Sequence[Span]] | None = None,
+    ) -> Tensor:  # fmt: skip
         """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
 
         With `documents` (B, T), the number of the document each token belongs to within its row, a token attends to
         its own document alone. Rotary positions are relative, so each document fares as if it stood by itself.
+
+        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent spans, each of which may
+        hold several continuations of one beginning.
         """
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
@@ -175,6 +181,9 @@ class Network(nn.Module):
             mask = document_mask(documents)
         elif past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
+        elif packed is not None:
+            positions, mask = packed
+            rotation = (self.cos[positions], self.sin[positions])
         causal = not past and T > 1 and mask is None
         x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
         reuse = self.config.shared_kv == "first"

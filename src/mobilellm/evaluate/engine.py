@@ -1,0 +1,214 @@
+"""Log-likelihoods of many continuations, fast: an item's beginning is computed once for all its choices.
+
+    engine = Engine(NetworkBackend(network))
+    results = engine.score(requests, keys)     # a Result for each request, in order
+
+An item holds the tokens its choices begin with, then what each choice adds. Positions and attention mask make each choice see
+the shared tokens and its own, so their keys and values are computed once; choices of one token add none and are read off the
+last shared position. Items are sorted by length and packed behind one another, without padding, within a budget of tokens;
+logits are computed at scored positions alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilellm.errors import UserError
+from mobilellm.evaluate.perplexity import autocast
+from mobilellm.evaluate.requests import Item, Request, Result, group
+from mobilellm.model.documents import Span
+from mobilellm.model.network import Network
+
+LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB: logits of so many positions are made in one go
+Store = Callable[[list[Request], list[Result]], None]
+
+
+class Backend(Protocol):
+    """A model that scores batches of items."""
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens it reads."""
+        ...
+
+    def order(self, item: Item) -> tuple[int, ...]:
+        """What items are sorted by, so that those of one batch are alike and the costliest come first."""
+        ...
+
+    def cost(self, item: Item) -> int:
+        """Tokens it takes."""
+        ...
+
+    @property
+    def pads(self) -> bool:
+        """Whether all items of a batch cost what the costliest does."""
+        ...
+
+    def score(self, items: Sequence[Item]) -> list[list[Result]]:
+        """Results of each item's requests."""
+        ...
+
+
+@dataclass
+class NetworkBackend:
+    """Our own network."""
+
+    network: Network
+    precision: str = "fp32"
+    pads: ClassVar[bool] = False
+
+    @property
+    def max_length(self) -> int:
+        """The network's context."""
+        return self.network.config.max_position_embeddings
+
+    def order(self, item: Item) -> tuple[int, ...]:
+        """The longest first."""
+        return (-item.length, -item.shared)
+
+    def cost(self, item: Item) -> int:
+        """Its length."""
+        return item.length
+
+    @torch.inference_mode()
+    def score(self, items: Sequence[Item]) -> list[list[Result]]:
+        """As `Backend` says."""
+        device = self.network.embed_tokens.weight.device
+        line: list[int] = []  # all items behind one another
+        positions: list[int] = []
+        spans: list[Span] = []
+        rows: list[int] = []  # of the hidden states, one for each scored token
+        targets: list[int] = []
+        for item in items:
+            begin = len(line)
+            line += item.requests[0].inputs[: item.shared]
+            positions += range(item.shared)
+            seen = None
+            if len(item.requests) > 1 and item.length > item.shared:
+                seen = torch.ones(item.length, item.length, dtype=torch.bool).tril()
+            for request, branch in zip(item.requests, item.branches, strict=True):
+                start, end = len(line) - begin, len(line) - begin + len(branch)
+                if seen is not None:
+                    seen[end:, start:end] = False  # later branches do not see this one
+                line += branch
+                positions += range(item.shared, item.shared + len(branch))
+                # What follows input position p is predicted there; before the branch stand the shared positions.
+                first = len(request.inputs) - request.scored
+                rows += [begin + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))]
+                targets += request.targets
+            spans.append((begin, len(line), None if seen is None else seen.to(device)))
+        ids = torch.tensor(line, device=device)[None]
+        with autocast(self.network, self.precision):
+            hidden = self.network.hidden(ids, packed=(torch.tensor(positions, device=device), spans))[0]
+            hidden = hidden[torch.tensor(rows, device=device)]  # (scored tokens, C)
+            values, first_choice = token_loglikelihoods(hidden, self.network.output_weight, torch.tensor(targets, device=device))
+        return collect(items, values, first_choice)
+
+
+def token_loglikelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V, C), targets (N)."""
+    values, greedy = [], []
+    step = max(1, LOGITS_AT_ONCE // weight.shape[0])
+    for part, target in zip(hidden.split(step), targets.split(step), strict=True):
+        value, is_first = from_logits(F.linear(part, weight), target)
+        values.append(value)
+        greedy.append(is_first)
+    return torch.cat(values), torch.cat(greedy)
+
+
+def from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of logits (N, V)."""
+    logits = logits.float()
+    found = logits.gather(1, targets[:, None])[:, 0]
+    best, place = logits.max(dim=1)
+    # log-sum-exp in place: the logits are needed no more
+    total = logits.sub_(best[:, None]).exp_().sum(dim=1).log_() + best
+    return found - total, place == targets
+
+
+def collect(items: Sequence[Item], values: Tensor, greedy: Tensor) -> list[list[Result]]:
+    """Sums over each request's tokens, which follow one another in `values`."""
+    numbers, flags = values.double().tolist(), greedy.tolist()
+    found, start = [], 0
+    for item in items:
+        results = []
+        for request in item.requests:
+            end = start + request.scored
+            results.append(Result(math.fsum(numbers[start:end]), all(flags[start:end])))
+            start = end
+        found.append(results)
+    return found
+
+
+class Engine:
+    """Schedules requests on a backend. `batch_tokens` is the budget of one batch; it halves when memory runs out."""
+
+    def __init__(self, backend: Backend, batch_tokens: int = 1024) -> None:
+        self.backend, self.batch_tokens = backend, batch_tokens
+
+    def score(
+        self, requests: Sequence[Request], keys: Sequence[Hashable], store: Store | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Result]:  # fmt: skip
+        """Results in the order of the requests. Those with equal `keys` belong to one item.
+
+        `store` receives results batch by batch as they come; `progress(done, total)` counts items.
+        """
+        items = sorted(group(requests, keys), key=self.backend.order)
+        found: dict[Request, Result] = {}
+        done = 0
+        for batch, results in self.batches(items):
+            members = [request for item in batch for request in item.requests]
+            flat = [result for row in results for result in row]
+            found.update(zip(members, flat, strict=True))
+            if store:
+                store(members, flat)
+            done += len(batch)
+            if progress:
+                progress(done, len(items))
+        return [found[request] for request in requests]
+
+    def batches(self, items: list[Item]) -> Iterator[tuple[list[Item], list[list[Result]]]]:
+        """Batches with their results. The longest come first, so that memory runs out at once or not at all."""
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self.fitting(items, start)]
+            try:
+                results = self.backend.score(batch)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UserError(
+                        f"out of memory on a single item of {batch[0].length} tokens", mend="free memory, or take a smaller model"
+                    ) from error
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                costs = list(map(self.backend.cost, batch))
+                self.batch_tokens = max(costs) * (len(batch) // 2) if self.backend.pads else sum(costs) // 2
+                continue
+            yield batch, results
+            start += len(batch)
+
+    def fitting(self, items: list[Item], start: int) -> int:
+        """How many items from `start` on fit the budget; one in any case."""
+        widest, total = 0, 0
+        for count, item in enumerate(itertools.islice(items, start, None), 1):
+            cost = self.backend.cost(item)
+            widest, total = max(widest, cost), total + cost
+            if count > 1 and (widest * count if self.backend.pads else total) > self.batch_tokens:
+                return count - 1
+        return len(items) - start
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out; torch says so in words on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,103 @@
+"""How log-likelihoods become scores: the harness's way and the paper's. The two are never mixed in one number.
+
+- `harness`: `acc` takes the likeliest choice, `acc_norm` the likeliest per character; each task has what lm-eval gives it.
+- `paper`: likelihood per character, but for OpenBookQA and BoolQ the likelihood relative to that of the same answer behind
+  "Answer:" alone. That is LLaMA's rule (arXiv 2302.13971, section 3), which MobileLLM says it follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mobilellm.errors import unknown_name
+from mobilellm.evaluate.harness_tasks import Document, HarnessTask
+from mobilellm.evaluate.requests import Result
+
+Protocol = Literal["harness", "paper"]
+RELATIVE = ("openbookqa", "boolq")
+UNCONDITIONAL = "Answer:"
+BOOTSTRAP = 1000  # draws for the standard error of a metric that is no mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One item: what was asked, what each choice got, what was taken."""
+
+    task: str
+    protocol: str
+    index: int
+    context: list[str]
+    """One, or one for each choice where the choices stand in the context."""
+    continuations: list[str]
+    loglikelihoods: list[float]
+    """Nats."""
+    scores: list[float]
+    """What the protocol compares: the log-likelihood itself (harness), or what the paper's rule makes of it."""
+    chosen: int
+    chosen_norm: int
+    """The choice per character (the same as `chosen` in the paper's protocol)."""
+    gold: list[int]
+    correct: bool
+    """Whether `chosen` is right."""
+    correct_norm: bool
+
+
+def check_protocol(name: str) -> None:
+    """`UserError` for a protocol that is not known."""
+    if name not in get_args(Protocol):
+        raise unknown_name("protocol", name, get_args(Protocol))
+
+
+def pairs(task: HarnessTask, document: Document, protocol: str) -> tuple[tuple[str, str], ...]:
+    """(context, continuation) of all requests of an item: its choices, then what the protocol needs besides."""
+    if protocol == "paper" and task.name in RELATIVE:
+        return document.pairs + tuple((UNCONDITIONAL, continuation) for _, continuation in document.pairs)
+    return document.pairs
+
+
+def first_largest(values: Sequence[float]) -> int:
+    """The index of the largest value, the first of equals, as numpy's argmax has it."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def sample(task: HarnessTask, document: Document, results: Sequence[Result], protocol: str) -> Sample:
+    """What a multiple-choice item comes to."""
+    choices, gold = task.choices(document.document), task.gold(document.document)
+    values = [result.loglikelihood for result in results[: len(choices)]]
+    per_character = [value / len(choice) for value, choice in zip(values, choices, strict=True)]
+    scores = values
+    if protocol == "paper":
+        alone = [result.loglikelihood for result in results[len(choices) :]]
+        relative = task.name in RELATIVE
+        scores = [value - base for value, base in zip(values, alone, strict=True)] if relative else per_character
+    chosen = first_largest(scores)
+    norm = chosen if protocol == "paper" else first_largest(per_character)
+    contexts = [context for context, _ in document.pairs[: len(choices)]]
+    return Sample(
+        task=task.name, protocol=protocol, index=document.index, context=contexts[:1] if len(set(contexts)) == 1 else contexts,
+        continuations=[text for _, text in document.pairs[: len(choices)]], loglikelihoods=values, scores=scores, chosen=chosen,
+        chosen_norm=norm, gold=gold, correct=chosen in gold, correct_norm=norm in gold,
+    )  # fmt: skip
+
+
+def metrics(task: HarnessTask, documents: Sequence[Document], results: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """The harness's own metrics with their standard errors, of what each document's requests gave.
+
+    A request gives (log-likelihood, greedy), or in a task of whole texts a log-likelihood.
+    """
+    from lm_eval.api.metrics import stderr_for_metric
+
+    columns: dict[str, list[Any]] = {}
+    for document, given in zip(documents, results, strict=True):
+        for name, value in task.task.process_results(document.document, list(given)).items():
+            columns.setdefault(name, []).append(value)
+    found: dict[str, float] = {}
+    for name, values in columns.items():
+        aggregate: Callable[[list[Any]], float] = task.task.aggregation()[name]
+        found[name] = float(aggregate(values))
+        error = stderr_for_metric(aggregate, BOOTSTRAP)
+        if error is not None and len(values) > 1:
+            found[f"{name}_stderr"] = float(error(values))
+    return found
