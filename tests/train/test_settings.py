@@ -18,6 +18,7 @@ from mobilellm.train.loop import Trainer, branch, resume, train
 from mobilellm.train.optimizer import schedule
 from mobilellm.train.recipe import (
     DataSection,
+    EvalSection,
     ModelSection,
     OptimizerSection,
     Recipe,
@@ -244,3 +245,17 @@ def test_other_data_are_refused_unless_allowed(recipe: Recipe, small_data: Path,
     (tmp_path / "run/recipe.toml").write_text(other.replace(str(tmp_path / "data"), str(two_sources)))
     with pytest.raises(UserError, match="made with tokenizer"):
         resume(tmp_path / "run", allow_data_change=True)
+
+
+def test_zero_shot_tasks_in_the_loop(recipe: Recipe, shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    tasks = EvalSection(tasks=("piqa", "arc_easy"), every=10, limit=4, data=str(shared / "eval"))
+    plain = train(tmp_path / "plain", recipe)
+    tested = train(tmp_path / "run", Recipe(**vars(recipe) | {"eval": tasks}))
+    rows = [row for row in metrics(tmp_path / "run") if "piqa/acc" in row]
+    assert [row["step"] for row in rows] == [10, 20, 24]
+    assert all(row[f"{name}/acc"] in (0, 0.25, 0.5, 0.75, 1) for row in rows for name in ("piqa", "arc_easy"))
+    a, b = (load_file(outcome.checkpoint / "model.safetensors") for outcome in (plain, tested))
+    assert all(torch.equal(a[name], b[name]) for name in a)  # looking changes nothing
+    with pytest.raises(UserError, match="did you mean 'piqa'"):
+        train(tmp_path / "x", Recipe(**vars(recipe) | {"eval": EvalSection(tasks=("piqua",), every=1, data=tasks.data)}))
