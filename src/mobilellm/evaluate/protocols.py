@@ -66,7 +66,11 @@ def sample(task: HarnessTask, document: Document, results: Sequence[Result], pro
     """What a multiple-choice item comes to."""
     choices, gold = task.choices(document.document), task.gold(document.document)
     values = [result.loglikelihood for result in results[: len(choices)]]
-    per_character = [value / len(choice) for value, choice in zip(values, choices, strict=True)]
+    contexts = [context for context, _ in document.pairs[: len(choices)]]
+    own_contexts = len(set(contexts)) > 1
+    # Where the choices stand in the context (WinoGrande) what is scored is the ending, of one length for all.
+    measured = [ending for _, ending in document.pairs[: len(choices)]] if own_contexts else choices
+    per_character = [value / len(text) for value, text in zip(values, measured, strict=True)]
     scores = values
     if protocol == "paper":
         alone = [result.loglikelihood for result in results[len(choices) :]]
@@ -74,9 +78,8 @@ def sample(task: HarnessTask, document: Document, results: Sequence[Result], pro
         scores = [value - base for value, base in zip(values, alone, strict=True)] if relative else per_character
     chosen = first_largest(scores)
     norm = chosen if protocol == "paper" else first_largest(per_character)
-    contexts = [context for context, _ in document.pairs[: len(choices)]]
     return Sample(
-        task=task.name, protocol=protocol, index=document.index, context=contexts[:1] if len(set(contexts)) == 1 else contexts,
+        task=task.name, protocol=protocol, index=document.index, context=contexts if own_contexts else contexts[:1],
         continuations=[text for _, text in document.pairs[: len(choices)]], loglikelihoods=values, scores=scores, chosen=chosen,
         chosen_norm=norm, gold=gold, correct=chosen in gold, correct_norm=norm in gold,
     )  # fmt: skip

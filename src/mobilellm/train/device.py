@@ -6,6 +6,7 @@ faster; nothing in their names tells. `resolve` turns every "auto" of a recipe i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -99,6 +100,9 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):  # Linux; getrusage's figure there is inherited from the parent
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
