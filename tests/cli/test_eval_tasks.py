@@ -9,7 +9,9 @@ import torch
 
 from mobilellm.cli import main
 from mobilellm.data.tokenizer import Tokenizer, train_bpe
+from mobilellm.evaluate.engine import NetworkBackend
 from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
+from mobilellm.evaluate.requests import Item, Result
 from mobilellm.evaluate.tasks import score_tasks
 from mobilellm.interop.checkpoint import load, save_checkpoint
 from mobilellm.model.config import ModelConfig
@@ -138,6 +140,29 @@ def test_two_models_are_compared_and_a_second_run_reads_the_cache(
     assert (tmp_path / "out/table.html").is_file()
     monkeypatch.setattr("mobilellm.evaluate.engine.NetworkBackend.score", lambda self, items: pytest.fail("computed again"))
     assert call(capsys, *arguments)[0] == first
+
+
+def test_an_interrupted_run_continues(
+    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [models[0], "--tasks", "arc_easy", "--data", sets, "--limit", 20, "--batch-tokens", 500, "--json", "--cache"]
+    expected, _ = call(capsys, *arguments, tmp_path / "whole")
+    computed: list[int] = []
+    real = NetworkBackend.score
+
+    def score(self: NetworkBackend, items: list[Item]) -> list[list[Result]]:
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append(len(items))
+        return real(self, items)
+
+    monkeypatch.setattr(NetworkBackend, "score", score)
+    call(capsys, *arguments, tmp_path / "cut", status=130)
+    before = sum(computed)
+    assert 0 < before < 20
+    computed[:] = [0] * 4  # from here on nothing interrupts
+    assert call(capsys, *arguments, tmp_path / "cut")[0] == expected
+    assert sum(computed) == 20 - before
 
 
 def test_an_altered_file_is_named_and_its_scores_marked(
