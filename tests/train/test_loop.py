@@ -238,7 +238,7 @@ def test_too_many_bad_steps_in_a_row_stop_and_name_the_samples(
 ) -> None:
     poison(monkeypatch, {2, 3, 9, 10, 11, 12})
     with pytest.raises(
-        UserError, match=r"step 11: loss nan.* 3th step skipped .*samples from 40 on, 4 a step.* last good.*step-00000005"
+        UserError, match=r"step 11: loss nan.* 3 steps skipped in a row .*samples from 40 on, 4 a step.* last good.*step-00000010"
     ):
         train(tmp_path / "run", recipe.replace("train", most_skipped=3))
     assert metrics(tmp_path / "run")[-1]["loss"] is None

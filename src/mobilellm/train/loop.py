@@ -192,6 +192,7 @@ class Trainer:
         )  # fmt: skip
         self.pending: list[Pending] = []
         self.skipped_in_a_row = 0
+        self.saver: Saver | None = None
         self._peak = 0.0
 
     def loader(self) -> Loader | Mixture:
@@ -395,6 +396,7 @@ class Trainer:
         """Train from where the run stands to its last step, or until stopped."""
         train, metrics, begun = self.recipe.train, Metrics(run), time.perf_counter()
         saver = Saver(run, self.world, train.async_checkpoints, train.keep_checkpoints, train.keep_every)
+        self.saver = saver
         trackers = Trackers(run, self.recipe, self.watcher.said) if self.world.main else None
         score: Score | None = None
         code, saved_step, profiler, made = 0, -1, None, 0
@@ -498,9 +500,11 @@ class Trainer:
             if self.skipped_in_a_row >= self.recipe.train.most_skipped:
                 if self.world.main:
                     self.publish(metrics, None, rows)
+                if self.saver is not None:
+                    self.saver.settle()  # one may be in the writing
                 good, _ = checkpoint.newest_valid(run)
                 raise UserError(
-                    f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: the {self.skipped_in_a_row}th step "
+                    f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: {self.skipped_in_a_row} steps "
                     f"skipped in a row ({where}, {self.recipe.sequences} a step), training stopped; "
                     f"last good checkpoint: {good or 'none'}",
                     mend="look at that data, or lower optimizer.learning_rate in a new run",
