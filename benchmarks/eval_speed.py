@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64], help="the peer's batch sizes")
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="our budget of tokens in a batch")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="our budget of tokens in a batch")
     parser.add_argument("--side", choices=["ours", "harness"], help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)

@@ -144,7 +144,7 @@ def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str,
             synchronise(device)
             taken.append(time.perf_counter() - start)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-        return {"tokens_per_second": tokens / statistics.median(taken), "peak_bytes": peak, "loss": loss.item()}
+        return {"tokens_per_second": tokens / statistics.median(taken), "peak_bytes": peak, "final_loss": loss.item()}
     except RuntimeError as error:
         return {"error": str(error).splitlines()[0][:200]}
 

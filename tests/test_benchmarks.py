@@ -31,7 +31,7 @@ def test_gpu_train_smoke(tmp_path: Path) -> None:
     assert "transformers" in printed
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert {(s["compile"], s["loss"]) for s in result["sweep"]} >= {(True, "chunked"), (False, "chunked"), (True, "whole")}
-    losses = [s["loss"] for s in result["sweep"] if "error" not in s]
+    losses = [s["final_loss"] for s in result["sweep"] if "error" not in s]
     assert len(losses) >= 4
     assert len(result["top_kernels"]) == 10
 

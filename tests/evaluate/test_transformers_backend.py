@@ -1,5 +1,6 @@
 """One small random model of each baseline family scores the same through our engine and the harness's own backend."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,55 @@ def test_a_model_without_a_cache_to_share_reads_everything(tokenizer: Tokenizer,
     drawn, keys = items_of(sample_text, 6, 8)
     found = Engine(backend).score(encode(drawn, encoder, backend.max_length), keys)
     agree(found, harness_results(tmp_path, drawn))
+
+
+def test_missing_weights_are_an_error_and_not_drawn_at_random(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = model_of("opt", tokenizer, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    lost = sorted(name for name in weights if "fc1" in name)[0]
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights of a opt model are missing \(.*fc1"):
+        load_transformers(folder)
+
+
+def test_mobillama_has_one_feed_forward_for_all_layers(tokenizer: Tokenizer, sample_text: str, tmp_path: Path) -> None:
+    import transformers
+    from safetensors.torch import save_model
+
+    from mobilellm.evaluate.engine import NetworkBackend
+    from mobilellm.evaluate.requests import OwnEncoder
+    from mobilellm.files import read_json, write_json
+    from mobilellm.interop.checkpoint import load
+
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=tokenizer.vocab_size, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+    )  # fmt: skip
+    peer, folder = transformers.LlamaForCausalLM(config).eval(), tmp_path / "mobillama"
+    for layer in peer.model.layers:
+        layer.mlp = peer.model.layers[0].mlp
+    config.save_pretrained(folder)
+    tokenizer.save(folder)
+    save_model(peer, str(folder / "model.safetensors"))  # which stores a shared tensor once
+    with pytest.raises(UserError, match="mlp"):
+        load(folder)
+    values = read_json(folder / "config.json")
+    write_json(folder / "config.json", values | {"auto_map": {"AutoModelForCausalLM": "modelling_mobillama.LlamaForCausalLM"}})
+    loaded = load(folder)
+    assert loaded.tokenizer is not None
+    drawn, keys = items_of(sample_text, 10, 9)
+    engine = Engine(NetworkBackend(loaded.network))
+    found = engine.score(encode(drawn, OwnEncoder(loaded.tokenizer), 48), keys)
+    # The harness cannot run the folder without running its code: it gets the same network written out.
+    for layer in peer.model.layers:
+        layer.mlp = copy.deepcopy(layer.mlp)
+    plain = tmp_path / "plain"
+    peer.save_pretrained(plain)
+    tokenizer.save(plain)
+    agree(found, harness_results(plain, drawn))
 
 
 def test_what_transformers_cannot_read_is_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:

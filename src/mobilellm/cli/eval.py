@@ -38,7 +38,7 @@ class Eval:
     text: Path | None = None
     """A text file (UTF-8) to score instead."""
     sequence_length: int = 0
-    """Tokens in a window; 0 is the run's training length, or the model's context."""
+    """Tokens in a window; 0 is the run's training length, or the model's context (with wikitext2 at most 2,048)."""
     stride: int = 0
     """Tokens from one window to the next; 0 is sequence_length, so that windows do not overlap."""
     json: bool = False
@@ -58,7 +58,7 @@ class Eval:
     """Print so many items that one of the first two models has right and the other wrong."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What tasks are computed in; fp32 equals the harness's scores."""
-    batch_tokens: int = 1024
+    batch_tokens: int = 2048
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
     cache: Path | None = None
     """Where results of tasks are kept, so that an interrupted run continues; ~/.cache/mobilellm/eval when not given."""
@@ -147,7 +147,9 @@ class Eval:
             if "wikitext2" in self.tasks:
                 assert self.data is not None
                 with progress(f"{name}: wikitext2", "windows") as update:
-                    scores[name]["wikitext2"] = wikitext_perplexity(subject.engine, subject.encoder, self.data, progress=update)
+                    scores[name]["wikitext2"] = wikitext_perplexity(
+                        subject.engine, subject.encoder, self.data, length=self.sequence_length, stride=self.stride, progress=update
+                    )  # fmt: skip
             for task_name, score in scores[name].items():
                 if "truncated" in score:
                     say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
@@ -259,6 +261,7 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
             basis = f"{row['split']}, {row['count']:,} items" if "split" in row else f"{row['tasks']} tasks, {row['count']:,} items"
             if "length" in row:
                 basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
+                basis += f", stride {row['stride']}" if "stride" in row else ""
             mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + ("; data altered" if "altered" in row else "")
             print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
 
@@ -289,7 +292,7 @@ def register_with_harness() -> None:
         """Loads what `pretrained` names."""
 
         def __init__(
-            self, pretrained: str, batch_tokens: int = 1024, precision: str = "fp32", **unused: object
+            self, pretrained: str, batch_tokens: int = 2048, precision: str = "fp32", **unused: object
         ) -> None:  # fmt: skip
             loaded = load(Path(pretrained))
             if loaded.tokenizer is None:

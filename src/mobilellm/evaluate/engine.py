@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import autocast
 from mobilellm.evaluate.requests import Item, Request, Result, group
 from mobilellm.model.documents import Span
+from mobilellm.model.linear import linear
 from mobilellm.model.network import Network
 
-LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB: logits of so many positions are made in one go
+LOGITS_AT_ONCE = 1 << 21  # numbers, 8 MiB: the logits that exist at a time on a CPU
+LOGITS_AT_ONCE_ON_ACCELERATOR = 1 << 26
 Store = Callable[[list[Request], list[Result]], None]
 
 
@@ -107,21 +108,32 @@ class NetworkBackend:
             spans.append((begin, len(line), None if seen is None else seen.to(device)))
         ids = torch.tensor(line, device=device)[None]
         with autocast(self.network, self.precision):
-            hidden = self.network.hidden(ids, packed=(torch.tensor(positions, device=device), spans))[0]
-            hidden = hidden[torch.tensor(rows, device=device)]  # (scored tokens, C)
+            packed = (torch.tensor(positions, device=device), spans)
+            hidden = self.network.hidden(ids, packed=packed, rows=torch.tensor(rows, device=device))[0]  # (scored tokens, C)
             values, first_choice = token_loglikelihoods(hidden, self.network.output_weight, torch.tensor(targets, device=device))
         return collect(items, values, first_choice)
 
 
 def token_loglikelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V, C), targets (N)."""
-    values, greedy = [], []
-    step = max(1, LOGITS_AT_ONCE // weight.shape[0])
-    for part, target in zip(hidden.split(step), targets.split(step), strict=True):
-        value, is_first = from_logits(F.linear(part, weight), target)
-        values.append(value)
-        greedy.append(is_first)
-    return torch.cat(values), torch.cat(greedy)
+    """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V, C), targets (N).
+
+    A part of the vocabulary at a time, so that its logits stay in the cache; the softmax's sum is carried on with its maximum.
+    """
+    best = hidden.new_full((len(targets),), -math.inf, dtype=torch.float32)
+    place, found, total = torch.full_like(targets, -1), torch.zeros_like(best), torch.zeros_like(best)
+    at_once = LOGITS_AT_ONCE if hidden.device.type == "cpu" else LOGITS_AT_ONCE_ON_ACCELERATOR
+    start = 0
+    for part in weight.split(max(1024, at_once // max(1, len(targets)))):
+        logits = linear(hidden, part).float()
+        here = targets - start
+        inside = (here >= 0) & (here < len(part))
+        found = torch.where(inside, logits.gather(1, here.clamp(0, len(part) - 1)[:, None])[:, 0], found)
+        highest, at = logits.max(dim=1)
+        place = torch.where(highest > best, at + start, place)
+        before, best = best, torch.maximum(best, highest)
+        total = total * (before - best).exp_() + logits.sub_(best[:, None]).exp_().sum(dim=1)
+        start += len(part)
+    return found - best - total.log_(), place == targets
 
 
 def from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +163,7 @@ def collect(items: Sequence[Item], values: Tensor, greedy: Tensor) -> list[list[
 class Engine:
     """Schedules requests on a backend. `batch_tokens` is the budget of one batch; it halves when memory runs out."""
 
-    def __init__(self, backend: Backend, batch_tokens: int = 1024) -> None:
+    def __init__(self, backend: Backend, batch_tokens: int = 2048) -> None:
         self.backend, self.batch_tokens = backend, batch_tokens
 
     def score(

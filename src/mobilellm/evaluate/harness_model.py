@@ -26,7 +26,7 @@ DEFAULT_NEW_TOKENS = 256  # the harness's
 class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
     """A network and its tokenizer behind the harness's interface."""
 
-    def __init__(self, network: Network, tokenizer: Tokenizer, batch_tokens: int = 1024, precision: str = "fp32") -> None:
+    def __init__(self, network: Network, tokenizer: Tokenizer, batch_tokens: int = 2048, precision: str = "fp32") -> None:
         super().__init__()
         self.network, self.tokens = network, tokenizer
         self.encoder = OwnEncoder(tokenizer)

@@ -175,14 +175,20 @@ def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEn
     except Exception as error:  # of many kinds, by the file that is missing
         raise UserError(f"{folder}: no tokenizer that transformers can read ({first_line(error)})") from error
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except Exception as error:
         raise UserError(
             f"{folder}: a model of type {kind} that transformers cannot read ({first_line(error)})",
             mend="a causal language model with model.safetensors is needed",
         ) from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"{folder}: {len(missing)} weights of a {kind} model are missing ({missing[0]}, ...)",
+            mend="the folder is incomplete, or holds another network than its config.json says",
+        )
     model.eval()
     return TransformersBackend(model, max_length(model.config, tokenizer)), TransformersEncoder(tokenizer)
 

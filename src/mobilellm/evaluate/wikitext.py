@@ -6,6 +6,9 @@ The test set's lines are joined with blank lines and tokenised as one text with 
 tokens are cut into windows that do not overlap, the rest behind the last whole window is dropped. A window's mean loss over its
 length - 1 predictions is multiplied by the length, and perplexity is exp(sum / (windows x length)): the first token of each
 window counts as if it had the window's mean loss.
+
+With a stride, windows overlap: each begins `stride` tokens behind the one before and scores what that one did not reach, up to the
+text's last token; perplexity is exp of the mean loss over all tokens scored, which is all but the first.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine
 from mobilellm.evaluate.heldout import read_text
-from mobilellm.evaluate.requests import Encoder, request
+from mobilellm.evaluate.requests import Encoder, Request, request
 from mobilellm.files import sha256_file
 
 FILE = "wikitext2_raw/wiki.test.raw"
@@ -36,27 +39,49 @@ def joined(path: Path) -> str:
 
 
 def wikitext_perplexity(
-    engine: Engine, encoder: Encoder, data: Path, *, length: int = 0, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+    engine: Engine, encoder: Encoder, data: Path, *, length: int = 0, stride: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Perplexity, mean loss (nats), windows (`count`), tokens and `sha256`; "altered" when the file is not the known one.
 
-    `length` 0 is 2048, or the model's context where that is shorter; the length used is among the results. `UserError` when
-    it exceeds the context, or the text has no whole window.
+    `length` 0 is 2048, or the model's context where that is shorter; the length used is among the results. `stride` 0 is the
+    original's procedure; from 1 to `length` - 1, that of overlapping windows. `UserError` when `length` exceeds the context,
+    `stride` that limit, or the text has no whole window.
     """
     path, context = data / FILE, engine.backend.max_length
     length = length or min(LENGTH, context)
     if not 2 <= length <= context:
         raise UserError(f"windows of {length} tokens: must be from 2 to the model's {context}")
+    if not 0 <= stride < length:
+        raise UserError(f"stride {stride}: must be from 1 to {length - 1}, or 0 for windows that do not overlap")
     tokens = encoder.encode_batch([joined(path)], True)[0]
-    starts = range(0, len(tokens) // length * length, length)
-    if not starts:
+    if len(tokens) < length:
         raise UserError(f"{path}: {len(tokens)} tokens, less than one window of {length}")
-    requests = [request(tokens[start : start + length], length - 1, context) for start in starts]
-    results = engine.score(requests, starts, progress=progress)
-    loss = -math.fsum(result.loglikelihood for result in results) / (length - 1) / len(starts)
+    requests = overlapping(tokens, length, stride) if stride else disjoint(tokens, length)
+    results = engine.score(requests, range(len(requests)), progress=progress)
+    # All windows of the original's procedure score alike, so that the mean over tokens is its mean over windows.
+    loss = -math.fsum(result.loglikelihood for result in results) / sum(each.scored for each in requests)
     digest = sha256_file(path)
     found: dict[str, Any] = {
-        "perplexity": math.exp(loss), "loss": loss, "count": len(starts), "length": length, "tokens": len(tokens),
+        "perplexity": math.exp(loss), "loss": loss, "count": len(requests), "length": length, "tokens": len(tokens),
         "split": "test", "protocol": "original", "sha256": digest,
     }  # fmt: skip
+    if stride:
+        found |= {"protocol": "sliding", "stride": stride}
     return found | ({} if digest == SHA256 else {"altered": f"{path}: altered, its sha256 is not the known {SHA256[:12]}"})
+
+
+def disjoint(tokens: list[int], length: int) -> list[Request]:
+    """The original's windows; what is behind the last whole one is left out."""
+    ends = range(length, len(tokens) + 1, length)
+    return [request(tokens[end - length : end], length - 1, length) for end in ends]
+
+
+def overlapping(tokens: list[int], length: int, stride: int) -> list[Request]:
+    """Windows of `length` inputs and targets together, of which each after the first scores its last `stride` at most."""
+    found, scored = [], 1  # the first token has nothing before it
+    while scored < len(tokens):
+        end = min(len(tokens), length if scored == 1 else scored + stride)
+        found.append(request(tokens[max(0, end - length) : end], end - scored, length))
+        scored = end
+    return found

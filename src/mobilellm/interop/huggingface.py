@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,18 @@ def honour_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dic
     return named
 
 
+def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MobiLlama's one feed-forward in every layer: safetensors keeps tensors that are the same once, under one layer's name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in named.items():
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(mlp\..+)", name):
+            found.setdefault(match[1], {})[match[2]] = tensor
+    if len(found) != 1:
+        return named
+    (parts,) = found.values()
+    return named | {f"model.layers.{i}.{part}": tensor for i in range(config.num_hidden_layers) for part, tensor in parts.items()}
+
+
 def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
     """Read a folder with config.json and weights. `UserError` names what is wrong."""
     config, told = read_config(folder, shared_kv)
@@ -172,6 +185,8 @@ def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
         named |= read_tensors(file)
     check_weights(named, where)
     named = honour_tie(config, named, where)
+    if "mobillama" in str(read_json(folder / "config.json").get("auto_map")).lower():
+        named = spread_mlp(config, named)
     network = build(config, named, where)
     origin = read_origin(folder) or {"folder": folder.name, "model_type": read_json(folder / "config.json").get("model_type")}
     if told:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilellm.model.linear import linear
+
 CHUNK_NUMBERS = 1 << 22  # logits held at once: 16 MiB in float32
 IGNORED = -100  # the target that counts for nothing, as in torch's cross_entropy
 
@@ -29,7 +31,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             h, t = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            logits = (h @ w.t()).float()  # (rows, V)
+            logits = linear(h, w).float()  # (rows, V)
             counted = t != IGNORED
             index = t.where(counted, 0).unsqueeze(1)
             peak = logits.amax(dim=1, keepdim=True)
@@ -86,7 +88,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
             rows = max(16, CHUNK_NUMBERS // weight.shape[0])
             w = weight.to(dtype)
             pieces = [
-                F.cross_entropy((h.to(dtype) @ w.t()).float(), t, reduction="none", ignore_index=IGNORED)
+                F.cross_entropy(linear(h.to(dtype), w).float(), t, reduction="none", ignore_index=IGNORED)
                 for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
             ]
             return torch.cat(pieces)

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.documents import DocumentMask, Span, document_mask, masked_attention
 from mobilellm.model.fused import rms_norm, swiglu
+from mobilellm.model.linear import Linear, linear
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
 from mobilellm.model.sampling import Sampling, generate
@@ -73,16 +73,19 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, self.q_width + 2 * self.kv_width, bias=False)
-        self.o_proj = nn.Linear(self.q_width, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, self.q_width + 2 * self.kv_width)
+        self.o_proj = Linear(self.q_width, config.hidden_size)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
-        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
+        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
-        """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own."""
+        """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own.
+
+        With `rows` (N,) the output is that of these positions alone, (B, N, C).
+        """
         B, T, _ = x.shape
         if shared is None:
             qkv = self.qkv_proj(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
@@ -97,11 +100,12 @@ class Attention(nn.Module):
             if cache is not None:
                 key, value = cache.append(slot, key, value)
         else:
-            q = F.linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
+            q = linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
             q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
             key, value = shared
         out = masked_attention(q.transpose(1, 2), key, value, mask, causal)  # (B, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.q_width)), (key, value)
+        out = out.transpose(1, 2).reshape(B, T, self.q_width)
+        return self.o_proj(out if rows is None else out[:, rows]), (key, value)
 
 
 class FeedForward(nn.Module):
@@ -109,8 +113,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x)))  # (B, T, 2 F) -> (B, T, F) -> (B, T, C)
@@ -128,10 +132,10 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
-        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None,
+        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
-        y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared)
-        x = x + y
+        y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared, rows)
+        x = (x if rows is None else x[:, rows]) + y
         return x + self.mlp(self.post_attention_layernorm(x)), key_value
 
 
@@ -147,7 +151,7 @@ class Network(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = cos_sin(config)
@@ -163,7 +167,7 @@ class Network(nn.Module):
 
     def hidden(
         self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None,
-        packed: tuple[Tensor, Sequence[Span]] | None = None,
+        packed: tuple[Tensor, Sequence[Span]] | None = None, rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
 
@@ -171,7 +175,8 @@ class Network(nn.Module):
         its own document alone. Rotary positions are relative, so each document fares as if it stood by itself.
 
         `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent spans, each of which may
-        hold several continuations of one beginning.
+        hold several continuations of one beginning. With `rows` (N,) only these positions are wanted, (B, N, C): the last
+        block computes no others.
         """
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
@@ -187,10 +192,11 @@ class Network(nn.Module):
         causal = not past and T > 1 and mask is None
         x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
         reuse = self.config.shared_kv == "first"
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers, 1):
             shared: KeyValue | None = None
             for repeat in range(repeats):
-                x, key_value = layer(x, rotation, mask, causal, cache, slot, shared)
+                wanted = rows if i == len(self.layers) and repeat == repeats - 1 else None
+                x, key_value = layer(x, rotation, mask, causal, cache, slot, shared, wanted)
                 if repeat == 0 or not reuse:
                     slot += 1
                 if reuse:
@@ -201,7 +207,7 @@ class Network(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""
-        return F.linear(self.hidden(input_ids, cache), self.output_weight)
+        return linear(self.hidden(input_ids, cache), self.output_weight)
 
     def loss(
         self, input_ids: Tensor, targets: Tensor, reduction: str = "mean", documents: Tensor | None = None, z_loss: float = 0.0
