@@ -205,6 +205,8 @@ def test_wikitext_in_both_ways_of_counting(
     assert {"word_perplexity", "byte_perplexity", "bits_per_byte", "altered"} <= set(scores["wikitext"])
     shown, _ = call(capsys, *arguments)
     assert "windows of 1024; original; data altered" in shown
+    arguments[2:4] = ["wikitext2", "--sequence-length", 256, "--stride", 128]
+    assert "windows of 256, stride 128; sliding; data altered" in call(capsys, *arguments)[0]
 
 
 @pytest.mark.parametrize(

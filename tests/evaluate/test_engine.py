@@ -8,7 +8,8 @@ from tests.evaluate.harness_peer import CONTEXT, PAIRS, agree, harness_results, 
 
 from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine, NetworkBackend
+from mobilellm.evaluate import engine as engine_module
+from mobilellm.evaluate.engine import Engine, NetworkBackend, token_loglikelihoods
 from mobilellm.evaluate.requests import Item, OwnEncoder, Result, encode, group, request
 from mobilellm.evaluate.result_cache import ResultCache
 from mobilellm.interop.checkpoint import save_checkpoint
@@ -42,6 +43,20 @@ def test_scores_equal_the_harness(
     found = Engine(NetworkBackend(network), batch_tokens).score(requests, [*range(-len(PAIRS), 0), *keys])
     agree(found, harness_results(tmp_path, pairs))
     assert any(result.cut for result in requests)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 21])
+def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "LOGITS_AT_ONCE", at_once)
+    torch.manual_seed(4)
+    hidden, weight = 4 * torch.randn(60, 16), torch.randn(3000, 16)
+    logprobs = (hidden.double() @ weight.double().t()).log_softmax(-1)
+    likeliest = logprobs.argmax(1)
+    assert set((likeliest // 1024).tolist()) == {0, 1, 2}  # every part has its winners
+    targets = torch.where(torch.arange(60) % 2 == 0, likeliest, torch.randint(3000, (60,)))
+    values, greedy = token_loglikelihoods(hidden, weight, targets)
+    torch.testing.assert_close(values.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4)
+    assert greedy.tolist() == (likeliest == targets).tolist()
 
 
 def test_greedy_is_noticed(network: Network) -> None:
