@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mobilellm.report.published import COLUMNS, GROUPS, Published, published
-from mobilellm.report.score_table import as_csv, markdown, measured_row, page, published_rows, write_tables
+from mobilellm.report.score_table import as_csv, groups, markdown, measured_row, page, published_rows, set_in, write_tables
 
 SCORES = {
     "arc_easy": {"acc": 0.5, "acc_stderr": 0.01, "acc_norm": 0.4321, "acc_norm_stderr": 0.012},
@@ -54,11 +54,29 @@ def test_a_measured_row_says_how_it_was_measured() -> None:
         assert word in row.source
 
 
+@pytest.mark.parametrize(
+    ("parameters", "group"),
+    [(1_000_000, "125M"), (134_515_008, "125M"), (361_821_120, "350M"), (1_100_000_000, "1B"), (3_000_000_000, "1.5B")],
+)
+def test_a_measured_row_stands_in_front_of_those_of_its_size(parameters: int, group: str) -> None:
+    rows = set_in([measured_row("mine", measured(), parameters)], published_rows())
+    (found,) = (members for name, members in groups(rows) if name == group)
+    assert (found[0].model, found[0].measured) == ("mine", True)
+    assert not any(row.measured for row in found[1:])
+
+
 def test_markdown_csv_and_page_hold_every_row(tmp_path: Path) -> None:
-    rows = [measured_row("<mine>", measured()), *published_rows()]
+    rows = set_in([measured_row("<mine>", measured(), 120_000_000)], published_rows())
     text = markdown(rows)
-    assert "| <mine> | 43.2 ±1.2 |  | 61.0 ±0.9 |" in text
-    assert text.index("**measured here**") < text.index("**125M**") < text.index("**1.5B**")
+    (own,) = (line for line in text.splitlines() if "<mine>" in line)
+    assert [part.strip() for part in own.split("|")][2:5] == ["43.2 ±1.2", "", "61.0 ±0.9"]
+    assert own.rstrip(" |").endswith("measured here (1)")
+    assert " 52.1 of 2 |" in own  # not the published rows' eight
+    assert "\n1. measured here: protocol harness, lm-eval 0.4.13" in text
+    assert text.index("**125M**") < text.index("<mine>") < text.index("OPT-125M") < text.index("**1.5B**")
+    table = text.split("**350M**")[0].split("\n\n")[1].splitlines()
+    assert len({len(line) for line in table}) == 1  # aligned
+    assert "**measured here**" in markdown([measured_row("<mine>", measured())])
     table = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert len(table) == 41
     assert table[0]["arc_easy_stderr"] == "1.2"
@@ -67,6 +85,7 @@ def test_markdown_csv_and_page_hold_every_row(tmp_path: Path) -> None:
     assert "&lt;mine&gt;" in shown
     assert "<mine>" not in shown
     assert '<line x1="42.0" x2="44.4"' in shown
-    assert shown.count("<tr") == 41 + 6
+    assert shown.count("<tr") == 41 + 5
+    assert shown.count('class="here"') == 1
     write_tables(tmp_path, rows)
     assert {path.name for path in tmp_path.iterdir()} == {"table.md", "table.csv", "table.html"}

@@ -138,8 +138,10 @@ class Eval:
         cache = self.cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mobilellm" / "eval"
         scores: dict[str, dict[str, Any]] = {}
         samples: dict[str, list[Sample]] = {}
+        sizes: dict[str, int] = {}
         for name, model in zip(names, self.models, strict=True):
             subject = open_subject(name, model, self.precision, self.batch_tokens)
+            sizes[name] = subject.parameters
             scores[name], samples[name] = run_tasks(
                 subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,
                 progress=functools.partial(progress, unit="items"),
@@ -153,7 +155,7 @@ class Eval:
             for task_name, score in scores[name].items():
                 if "truncated" in score:
                     say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
-        rows = [measured_row(name, score) for name, score in scores.items() if "average" in score]
+        rows = [measured_row(name, score, sizes[name]) for name, score in scores.items() if "average" in score]
         if self.out:
             write_json(self.out / "scores.json", scores)
             write_samples(self.out / "samples.jsonl", samples)
@@ -170,9 +172,9 @@ class Eval:
 
     def all_rows(self, rows: list[Row]) -> list[Row]:
         """The measured rows, with --compare among the published."""
-        from mobilellm.report.score_table import published_rows
+        from mobilellm.report.score_table import published_rows, set_in
 
-        return rows + published_rows() if self.compare else rows
+        return set_in(rows, published_rows()) if self.compare else rows
 
     def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
         """The published tables with the measured rows, and the first two models item by item."""
@@ -227,13 +229,16 @@ def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Su
             raise UserError(f"{path}: a model of type {foreign} is computed in fp32", mend="leave out --precision") from refusal
         from mobilellm.evaluate.transformers_backend import load_transformers
 
-        backend, encoder = load_transformers(path)
+        foreign_backend, encoder = load_transformers(path)
+        backend, network = foreign_backend, foreign_backend.model
     else:
         if loaded.tokenizer is None:
             raise UserError(f"{path}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
-        backend, encoder = NetworkBackend(loaded.network, precision), OwnEncoder(loaded.tokenizer)
+        network, encoder = loaded.network, OwnEncoder(loaded.tokenizer)
+        backend = NetworkBackend(loaded.network, precision)
     return Subject(
-        name=name, engine=Engine(backend, batch_tokens), encoder=encoder, fingerprint=f"{source_hash(path)[:24]}-{precision}"
+        name=name, engine=Engine(backend, batch_tokens), encoder=encoder, fingerprint=f"{source_hash(path)[:24]}-{precision}",
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
     )  # fmt: skip
 
 

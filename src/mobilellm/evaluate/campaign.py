@@ -39,6 +39,7 @@ class Subject:
     encoder: Encoder
     fingerprint: str
     """Hash of its files, and the precision it computes in: the first part of its cache's name."""
+    parameters: int
 
 
 def run_tasks(
