@@ -165,7 +165,7 @@ def page(rows: Sequence[Row], title: str = "Zero-shot scores") -> str:
         for row in members:
             cells = "".join(f"<td>{cell(row, name)}{bar(row, name)}</td>" for name in names)
             mark = ' class="here"' if row.measured else ""
-            body.append(f'<tr{mark}><td>{html.escape(row.model)} <sup>{sources[row.source]}</sup></td>{cells}</tr>')
+            body.append(f"<tr{mark}><td>{html.escape(row.model)} <sup>{sources[row.source]}</sup></td>{cells}</tr>")
         body.append("</table>")
     listed = "".join(f"<li>{html.escape(source)}</li>" for source in sources)
     body.append(f"<h2>Sources</h2><ol>{listed}</ol>")
