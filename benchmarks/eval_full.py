@@ -122,8 +122,9 @@ def main() -> None:
         }  # fmt: skip
         print(f"{name}: {time.perf_counter() - start:.0f} s", json.dumps(rows[name]["compared_in_fp32"]), flush=True)
         if arguments.save:
-            facts: dict[str, Any] = {"benchmark": "eval_full", "date": datetime.date.today().isoformat(), "machine": describe(torch.device("cpu"))}
-            facts |= {"model": source.name, "sha256": sha256_file(source), "harness_softmax": "float64", "peer_batch": 4}
+            facts: dict[str, Any] = {"benchmark": "eval_full", "date": datetime.date.today().isoformat()}
+            facts |= {"machine": describe(torch.device("cpu")), "model": source.name, "sha256": sha256_file(source)}
+            facts |= {"harness_softmax": "float64", "peer_batch": 4}
             write_json(arguments.save, facts | {"tasks": rows})
     sys.exit(0 if all(row["compared_in_fp32"]["nats"]["largest"] <= 1e-3 for row in rows.values()) else 1)
 
