@@ -123,7 +123,8 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - start:.0f} s", json.dumps(rows[name]["compared_in_fp32"]), flush=True)
         if arguments.save:
             facts: dict[str, Any] = {"benchmark": "eval_full", "date": datetime.date.today().isoformat()}
-            facts |= {"machine": describe(torch.device("cpu")), "model": source.name, "sha256": sha256_file(source)}
+            machine = {key: value for key, value in describe(torch.device("cpu")).items() if key != "command"}
+            facts |= {"machine": machine, "model": source.name, "sha256": sha256_file(source)}
             facts |= {"harness_softmax": "float64", "peer_batch": 4}
             write_json(arguments.save, facts | {"tasks": rows})
     sys.exit(0 if all(row["compared_in_fp32"]["nats"]["largest"] <= 1e-3 for row in rows.values()) else 1)
