@@ -126,9 +126,9 @@ def train_peer(seconds: float, points: int) -> Curve:
 def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dict[str, Any]]:
     """Train what `mobilellm quickstart` trains, for about `seconds` (compilation included)."""
     from mobilellm.cli.quickstart import HELD_OUT, Quickstart
-    from mobilellm.data.prepare import Source, prepare
+    from mobilellm.prepare.prepare import Source, prepare
     from mobilellm.train import loop
-    from mobilellm.train.quick import recipe_for
+    from mobilellm.workflows.quickstart import recipe_for
 
     quick = Quickstart()
     sample = folder / "sample.txt"
@@ -175,7 +175,7 @@ def main() -> None:
     print(f"\nlast: ours {ours[-1][1]:.4f}, nanoGPT's recipe {peer[-1][1]:.4f}, ratio {ours[-1][1] / peer[-1][1]:.3f}")
     print(f"ours is below the peer's last figure after {overtaken:.0f} s" if overtaken else "ours never gets below the peer")
     if arguments.save:
-        from mobilellm.train.device import describe
+        from mobilellm.hardware.device import describe
 
         machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
         record = {"benchmark": "demo_vs_nanogpt", "date": datetime.date.today().isoformat(), "machine": machine,

@@ -82,9 +82,9 @@ def main() -> None:
     from mobilellm.evaluate.result_cache import ResultCache
     from mobilellm.evaluate.tasks import score_task
     from mobilellm.files import sha256_file, write_json
+    from mobilellm.hardware.device import describe
     from mobilellm.interop.checkpoint import load
     from mobilellm.interop.convert import convert
-    from mobilellm.train.device import describe
 
     torch.set_num_threads(2)
     arguments.work.mkdir(parents=True, exist_ok=True)

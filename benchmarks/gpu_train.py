@@ -151,7 +151,7 @@ def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str,
 
 def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[dict[str, Any]]:
     """The ten kernels (on a CPU: operations) that take most of `steps` steps."""
-    from mobilellm.train.device import profiler
+    from mobilellm.hardware.device import profiler
 
     for _ in range(3):
         contestant.step()
@@ -174,10 +174,10 @@ def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[di
 
 def measure(device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int) -> dict[str, Any]:
     """Everything about one size."""
+    from mobilellm.hardware.device import peak_flops
     from mobilellm.model.config import ModelConfig
-    from mobilellm.model.numbers import Numbers
+    from mobilellm.model.costs import Numbers
     from mobilellm.plan.memory import estimate
-    from mobilellm.train.device import peak_flops
 
     best = {"compile": True, "attention": "auto", "loss": "chunked"}
 
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny size and few steps, on any device")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
-    from mobilellm.train.device import describe, pick_device
+    from mobilellm.hardware.device import describe, pick_device
 
     device = pick_device()
     if device.type != "cuda" and not arguments.smoke:

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.data.documents import Source
 from mobilellm.data.loader import DataState, Loader
-from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import TokenFolder
-from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 ROW = 2049
 BATCH = 100  # documents that the Hugging Face tokenizer is given at once

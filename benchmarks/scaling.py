@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from mobilellm.train.device import describe, fast_precision
+    from mobilellm.hardware.device import describe, fast_precision
     from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
 
     precision = fast_precision(torch.device("cpu"))

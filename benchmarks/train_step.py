@@ -105,7 +105,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     """Seconds a step, interleaved: every round steps each contestant in turn."""
     import torch
 
-    from mobilellm.train.device import compiler_works, fast_precision
+    from mobilellm.hardware.device import compiler_works, fast_precision
 
     precision, compiled = fast_precision(torch.device("cpu")), compiler_works()
     contestants = {"transformers, eager fp32": ("transformers", size, "fp32", False)}
@@ -153,7 +153,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from mobilellm.train.device import describe
+    from mobilellm.hardware.device import describe
 
     machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
     results = []

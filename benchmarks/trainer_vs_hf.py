@@ -61,11 +61,11 @@ def set_up(folder: Path, size: str) -> None:
     import torch
 
     import mobilellm
-    from mobilellm.data.documents import Source
-    from mobilellm.data.prepare import prepare
     from mobilellm.interop.checkpoint import save_checkpoint
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
+    from mobilellm.prepare.documents import Source
+    from mobilellm.prepare.prepare import prepare
 
     preset, vocabulary, *_ = SIZES[size]
     sample = Path(mobilellm.__file__).parent / "sample/tiny_shakespeare.txt.gz"
@@ -149,11 +149,12 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     from safetensors.torch import load_file
 
     from mobilellm.model.weights import load_weights
-    from mobilellm.train import device, loop
+    from mobilellm.train import loop
+    from mobilellm.train.resolve import resolve
 
     recipe = settings(folder, size, precision)
     # As a long run resolves it: compiled wherever a compiler works.
-    resolved = device.resolve(
+    resolved = resolve(
         recipe.replace("train", steps=10**6), torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda")
     )
     recipe = recipe.replace("train", compile=resolved.train.compile if compiled == "auto" else compiled)
@@ -213,7 +214,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from mobilellm.train.device import describe, fast_precision
+    from mobilellm.hardware.device import describe, fast_precision
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {k: v for k, v in describe(here).items() if k != "command"}

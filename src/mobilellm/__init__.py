@@ -13,16 +13,16 @@ __version__ = "0.1.0"
 __all__ = ["Loaded", "ModelConfig", "Network", "Sampling", "Tokenizer", "UserError", "load"]
 
 if TYPE_CHECKING:
-    from mobilellm.data.tokenizer import Tokenizer
     from mobilellm.errors import UserError
     from mobilellm.interop.checkpoint import Loaded
     from mobilellm.model.config import ModelConfig
+    from mobilellm.model.generation import Sampling
     from mobilellm.model.network import Network
-    from mobilellm.model.sampling import Sampling
+    from mobilellm.tokenizer.tokenizer import Tokenizer
 
 _HOMES = {
-    "Loaded": "interop.checkpoint", "ModelConfig": "model.config", "Network": "model.network", "Sampling": "model.sampling",
-    "Tokenizer": "data.tokenizer", "UserError": "errors",
+    "Loaded": "interop.checkpoint", "ModelConfig": "model.config", "Network": "model.network", "Sampling": "model.generation",
+    "Tokenizer": "tokenizer.tokenizer", "UserError": "errors",
 }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mobilellm.cli import main
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.evaluate.engine import NetworkBackend
 from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
 from mobilellm.evaluate.requests import Item, Result
@@ -16,6 +15,7 @@ from mobilellm.evaluate.tasks import score_tasks
 from mobilellm.interop.checkpoint import load, save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 TASKS = list(COMMONSENSE)
 

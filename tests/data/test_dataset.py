@@ -13,8 +13,8 @@ from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState
 from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.shards import TokenFolder
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 ROW = 65
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from mobilellm.cli import main
-from mobilellm.data import samples as module
 from mobilellm.data.dataset import open_dataset
-from mobilellm.data.documents import Source
 from mobilellm.data.loader import DataState, Loader
-from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import TokenFolder
-from mobilellm.data.sources import parse_sources
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.data.validate import validate
 from mobilellm.errors import UserError
+from mobilellm.prepare import samples as module
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import parse_sources
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture

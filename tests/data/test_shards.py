@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobilellm.data import tasks
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import ShardWriter, TokenFolder, TokenStream, fingerprint, token_dtype
 from mobilellm.errors import UserError
+from mobilellm.prepare import tasks
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
 
 
 @pytest.fixture

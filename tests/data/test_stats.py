@@ -9,11 +9,11 @@ import pytest
 
 from mobilellm.cli import main
 from mobilellm.data.dataset import open_dataset
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
 from mobilellm.data.stats import statistics
-from mobilellm.data.tasks import byte_lengths
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.tasks import byte_lengths
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture

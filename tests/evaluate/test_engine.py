@@ -6,7 +6,6 @@ import pytest
 import torch
 from tests.evaluate.harness_peer import CONTEXT, PAIRS, agree, harness_results, items_of
 
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
 from mobilellm.evaluate import engine as engine_module
 from mobilellm.evaluate.engine import Engine, NetworkBackend, token_loglikelihoods
@@ -15,6 +14,7 @@ from mobilellm.evaluate.result_cache import ResultCache
 from mobilellm.interop.checkpoint import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")

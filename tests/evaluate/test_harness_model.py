@@ -11,10 +11,10 @@ import torch
 from tests.evaluate.harness_peer import CONTEXT, PAIRS
 
 from mobilellm.cli.eval import register_with_harness
-from mobilellm.data.tokenizer import train_bpe
 from mobilellm.interop.checkpoint import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests.evaluate.harness_peer import PAIRS, agree, harness_results, items_of
 
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine
 from mobilellm.evaluate.requests import encode
 from mobilellm.evaluate.transformers_backend import load_transformers
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 SIZES = {
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 24},

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobilellm.data.tokenizer import train_bpe
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine, NetworkBackend
 from mobilellm.evaluate.requests import OwnEncoder
@@ -14,6 +13,7 @@ from mobilellm.evaluate.wikitext import FILE, joined, overlapping, wikitext_perp
 from mobilellm.interop.checkpoint import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import train_bpe
 
 
 def test_it_is_the_plain_loops(tmp_path: Path, sample_text: str) -> None:
@@ -78,7 +78,7 @@ def test_a_stride_gives_the_mean_over_all_tokens(tmp_path: Path, sample_text: st
 
 
 def test_the_joined_text_has_the_published_number_of_tokens(shared: Path) -> None:
-    from mobilellm.data.tokenizer import Tokenizer
+    from mobilellm.tokenizer.tokenizer import Tokenizer
 
     if not (shared / "tokenizer/llama2-32k").is_dir():
         pytest.skip("no Llama-2 tokenizer")

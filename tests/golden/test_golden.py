@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from tests.golden.cases import CASES, FOLDER, STEPS, has_fast_bf16, machine, make_data, run_case
 
 # float32 sums may be ordered differently on another processor; a bf16 product rounds at 2^-8.

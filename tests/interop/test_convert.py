@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
 from mobilellm.interop import gguf_reader, llama2c
 from mobilellm.interop.checkpoint import load, save_checkpoint
@@ -23,6 +22,7 @@ from mobilellm.interop.sharing import folded, unrolled
 from mobilellm.model.config import ModelConfig, preset_names
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 IDS = torch.arange(40)[None] * 37 % 300
 

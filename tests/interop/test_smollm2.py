@@ -166,10 +166,10 @@ def test_llama_cpp_runs_our_quantised_gguf(ours: Loaded, hf: Path, tmp_path: Pat
 def test_a_sentencepiece_tokenizer_survives_gguf(shared: Path, tmp_path: Path, sample_text: str) -> None:
     """The Mistral tokenizer on a small random network: llama.cpp splits text as we do."""
     pytest.importorskip("xllamacpp")
-    from mobilellm.data.tokenizer import Tokenizer
     from mobilellm.interop.checkpoint import save_checkpoint
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
+    from mobilellm.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(shared / "tokenizer/mistral-v1-32k")
     (tmp_path / "in").mkdir()

@@ -6,8 +6,8 @@ import pytest
 
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, preset_names
+from mobilellm.model.costs import Numbers
 from mobilellm.model.network import Network
-from mobilellm.model.numbers import Numbers
 
 # Parameters of the published configurations, tied (the paper's Table 9, recomputed).
 PUBLISHED = {"125M": 124_635_456, "350M": 345_355_200, "600M": 603_188_352, "1B": 1_005_461_760, "1.5B": 1_511_188_800}

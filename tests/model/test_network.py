@@ -9,8 +9,8 @@ import torch
 
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.generation import Sampling, draw
 from mobilellm.model.network import KVCache, Network
-from mobilellm.model.sampling import Sampling, draw
 from mobilellm.model.weights import load_weights, stacks, to_named
 
 SCALED = {"vocab_size": 320, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "max_position_embeddings": 128}

@@ -8,9 +8,9 @@ import torch
 from mobilellm.cli import main
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import autocast
+from mobilellm.hardware.devices import DEVICES, recognise
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.plan.devices import DEVICES, recognise
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import plan_run
 from mobilellm.train.optimizer import build

@@ -418,8 +418,8 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_changed_data_is_refused_on_resume(recipe: Recipe, tmp_path: Path, sample_text: str) -> None:
-    from mobilellm.data.documents import Source
-    from mobilellm.data.prepare import prepare
+    from mobilellm.prepare.documents import Source
+    from mobilellm.prepare.prepare import prepare
 
     shutil.copytree(recipe.data.path, tmp_path / "data")
     recipe = recipe.replace("data", path=str(tmp_path / "data"))
@@ -432,7 +432,7 @@ def test_changed_data_is_refused_on_resume(recipe: Recipe, tmp_path: Path, sampl
 
 
 def test_two_processes_do_not_train_one_run(recipe: Recipe, tmp_path: Path) -> None:
-    from mobilellm.train.run import locked
+    from mobilellm.train.run_folder import locked
 
     train(tmp_path / "run", recipe, StopAt(6))
     with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"):
@@ -440,7 +440,7 @@ def test_two_processes_do_not_train_one_run(recipe: Recipe, tmp_path: Path) -> N
 
 
 def test_compiled_training_equals_eager(recipe: Recipe, tmp_path: Path) -> None:
-    from mobilellm.train.device import compiler_works
+    from mobilellm.hardware.device import compiler_works
 
     if not compiler_works():
         pytest.skip("no C++ compiler that torch.compile can use")

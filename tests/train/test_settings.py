@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from mobilellm.cli import main
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
 from mobilellm.train import checkpoint
 from mobilellm.train.loop import Trainer, branch, resume, train
 from mobilellm.train.optimizer import schedule

@@ -39,7 +39,7 @@ class Generate:
     def run(self) -> int:
         """Generate, printing as the text comes."""
         from mobilellm.interop.checkpoint import load
-        from mobilellm.model.sampling import Sampling
+        from mobilellm.model.generation import Sampling
 
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
         loaded = load(self.model)

@@ -29,7 +29,7 @@ class Info:
     def run(self) -> int:
         """Look up or read, and print."""
         from mobilellm.model.config import ModelConfig, preset_names
-        from mobilellm.model.numbers import Numbers
+        from mobilellm.model.costs import Numbers
 
         if not self.model:
             presets = {name: Numbers.of(ModelConfig.preset(name)).parameters["total"] for name in preset_names()}

@@ -50,7 +50,7 @@ class Plan:
 
     def run(self) -> int:
         """Print the plan; 0 also for one that does not fit, which is said."""
-        from mobilellm.plan.devices import DEVICES
+        from mobilellm.hardware.devices import DEVICES
 
         if self.device == "list":
             for key, entry in DEVICES.items():
@@ -61,7 +61,7 @@ class Plan:
             return 0
         config = self._config()
         if self.measure:
-            from mobilellm.train.measure import measured_plan
+            from mobilellm.workflows.measured_plan import measured_plan
 
             plan = measured_plan(
                 config, tokens=self.tokens, sequence_length=self.sequence_length, micro_batch=self.micro_batch,

@@ -72,9 +72,9 @@ class Prepare:
         """Prepare, and say what came out."""
         if self.validate is not None:
             return self.check(self.validate)
-        from mobilellm.data.prepare import prepare
-        from mobilellm.data.sources import parse_sources
-        from mobilellm.data.tokenizer import Tokenizer
+        from mobilellm.prepare.prepare import prepare
+        from mobilellm.prepare.sources import parse_sources
+        from mobilellm.tokenizer.tokenizer import Tokenizer
 
         if self.out is None:
             raise UserError("no --out given", mend="name the folder to make")
@@ -87,7 +87,7 @@ class Prepare:
         if self.clean:
             if self.out.exists():
                 raise UserError(f"{self.out}: exists already", mend="choose another name or remove it")
-            from mobilellm.data.clean import clean
+            from mobilellm.prepare.clean import clean
 
             extra["cleaning"], sources = clean(
                 sources, work, decontaminate=self.decontaminate, text_field=self.text_field, on_bad=self.on_bad,
@@ -147,8 +147,8 @@ class Prepare:
 
     def check(self, path: Path) -> int:
         """Validate, and print every fault; 2 when there is one."""
-        from mobilellm.data.tokenizer import Tokenizer
         from mobilellm.data.validate import validate
+        from mobilellm.tokenizer.tokenizer import Tokenizer
 
         with progress("checking", "bytes") as update:
             report = validate(

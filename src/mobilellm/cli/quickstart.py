@@ -46,8 +46,8 @@ class Quickstart:
         from mobilellm.cli.train import conclude, watched
         from mobilellm.files import read_json
         from mobilellm.train import loop
-        from mobilellm.train.quick import recipe_for
-        from mobilellm.train.result import finish
+        from mobilellm.workflows.finish import finish
+        from mobilellm.workflows.quickstart import recipe_for
 
         data = self.out.with_name(self.out.name + "-data")
         self.prepare(data)
@@ -70,8 +70,8 @@ class Quickstart:
     def prepare(self, data: Path) -> None:
         """Tokens of the text, unless they are there from an earlier call. `UserError` when those are of another text."""
         from mobilellm.cli.terminal import progress
-        from mobilellm.data.prepare import made_from, parse_sources, prepare
         from mobilellm.data.shards import TokenFolder
+        from mobilellm.prepare.prepare import made_from, parse_sources, prepare
 
         with as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample:
             sources = parse_sources((str(self.text or sample),))

@@ -91,7 +91,7 @@ class Train:
             return exit_status(outcome)
         result = {}
         if outcome.interrupted is None:
-            from mobilellm.train.result import finish
+            from mobilellm.workflows.finish import finish
 
             result = finish(outcome)
         return conclude(outcome, result, self.json)

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from mobilellm.data.order import derive_key
 from mobilellm.data.original import HELD_OUT, LONGEST_SAMPLE, node_folders, parse_sample, sample_files
-from mobilellm.data.pool import Workspace
 from mobilellm.data.shards import ENDS, SPLITS, ShardWriter, TokenFolder, TokenStream, map_shard, token_dtype
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, new_folder, read_json, sha256_file, sweep_partial, write_json
+from mobilellm.jobs.pool import Workspace
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 CACHE = ".mobilellm-index"
 INDEX_VERSION = 2

@@ -30,9 +30,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, read_json, sha256_file
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 FORMAT, VERSION = "mobilellm-tokens", 1
 MEND = "prepare the data again"

@@ -14,7 +14,7 @@ import numpy as np
 from mobilellm.data.dataset import SampleFolder
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.shards import SPLITS, TokenFolder, TokenStream
-from mobilellm.data.tasks import byte_lengths
+from mobilellm.prepare.tasks import byte_lengths
 
 STEP = 1 << 22  # tokens looked at at once
 SAMPLES = 5  # documents that are decoded

@@ -19,11 +19,11 @@ import orjson
 
 from mobilellm.data.dataset import lines_of
 from mobilellm.data.original import HELD_OUT, node_folders, parse_sample, sample_files
-from mobilellm.data.pool import Workspace
 from mobilellm.data.shards import ENDS, SPLITS, TokenFolder, check_header, check_manifest
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, read_json
+from mobilellm.jobs.pool import Workspace
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 MOST_FAULTS = 100  # of one file that are told; all are counted
 STEP = 1 << 24  # tokens looked at at once

@@ -12,13 +12,13 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine, NetworkBackend
 from mobilellm.evaluate.requests import OwnEncoder, encode
 from mobilellm.evaluate.rolling import rolling_requests
+from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
-from mobilellm.model.sampling import Sampling
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mobilellm.data.shards import TokenFolder
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score, TokenList, perplexity
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 

@@ -17,8 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 class Encoder(Protocol):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.evaluate.heldout import separator
 from mobilellm.evaluate.perplexity import TokenList, perplexity
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 def measure_sharing(network: Network, tokenizer: Tokenizer, text: str) -> dict[str, Any]:

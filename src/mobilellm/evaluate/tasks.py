@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.evaluate import protocols
 from mobilellm.evaluate.engine import Engine, NetworkBackend
@@ -28,6 +27,7 @@ from mobilellm.evaluate.requests import Encoder, OwnEncoder, Request, Result, en
 from mobilellm.evaluate.result_cache import ResultCache
 from mobilellm.evaluate.rolling import rolling_requests
 from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 

@@ -18,13 +18,13 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import read_json, sha256_file, write_json
 from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
-from mobilellm.model.sampling import Sampling
 from mobilellm.model.weights import to_named
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Format = Literal["hf", "gguf", "llama2c"]
 LLAMA2C_MAGIC = 0x616B3432  # "ak42", of version 1 and later

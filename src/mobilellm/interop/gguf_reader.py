@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobilellm.data.sentencepiece import BPE_MODEL, SentencePieceModel, to_fast_tokenizer
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.interop.checkpoint import Loaded
 from mobilellm.interop.gguf_header import GGUFHeader, TensorInfo, read_header
@@ -23,6 +21,8 @@ from mobilellm.interop.huggingface import build, check_weights
 from mobilellm.interop.tokenizer_parts import ByteLevelParts, byte_level_tokenizer
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.weights import shapes
+from mobilellm.tokenizer.sentencepiece import BPE_MODEL, SentencePieceModel, to_fast_tokenizer
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True}  # -> whether digits stand alone
 UNUSED = 5

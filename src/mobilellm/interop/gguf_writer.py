@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.interop.gguf_names import ROPE_FACTORS, SCALING_KEY, gguf_package, permuted, rope_factors, tensor_name
 from mobilellm.interop.tokenizer_parts import byte_level_parts, is_sentencepiece, sentencepiece_parts
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Precision = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 UNUSED = 5

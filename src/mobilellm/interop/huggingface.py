@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import read_json
 from mobilellm.interop.checkpoint import Loaded, read_origin
@@ -29,6 +28,7 @@ from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.model.weights import load_weights
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 MODEL_TYPES = ("llama", "qwen3", "mobilellm")
 # Keys that foreign configurations carry and that do not touch the network.

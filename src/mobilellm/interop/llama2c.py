@@ -22,13 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobilellm.data.sentencepiece import BPE_MODEL, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, SentencePieceModel, to_fast_tokenizer
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.interop.checkpoint import LLAMA2C_MAGIC, Loaded
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import load_weights, to_named
+from mobilellm.tokenizer.sentencepiece import (
+    BPE_MODEL,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    SentencePieceModel,
+    to_fast_tokenizer,
+)
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 HEADER_1 = 256  # bytes of a version 1 header
 NORM_EPS = 1e-5  # fixed in llama2.c

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mobilellm.data.sentencepiece import BPE_MODEL, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, SentencePieceModel
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.sentencepiece import BPE_MODEL, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, SentencePieceModel
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

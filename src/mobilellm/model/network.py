@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.documents import DocumentMask, Span, document_mask, masked_attention
 from mobilellm.model.fused import rms_norm, swiglu
+from mobilellm.model.generation import Sampling, generate
 from mobilellm.model.linear import Linear, linear
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
-from mobilellm.model.sampling import Sampling, generate
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, K, S, D)
 
@@ -224,7 +224,7 @@ class Network(nn.Module):
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,
         stop: Sequence[int] | None = None,
     ) -> Iterator[int]:  # fmt: skip
-        """Continue `prompt`, token by token (see model/sampling.py); greedy unless `sampling` says otherwise."""
+        """Continue `prompt`, token by token (see model/generation.py); greedy unless `sampling` says otherwise."""
         return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
 
 

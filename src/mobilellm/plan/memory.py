@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.costs import Numbers
 from mobilellm.model.loss import CHUNK_NUMBERS
-from mobilellm.model.numbers import Numbers
 
 Precision = Literal["fp32", "bf16"]
 

@@ -16,9 +16,9 @@ import math
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.hardware.devices import DEVICES, Device, device
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.numbers import Numbers
-from mobilellm.plan.devices import DEVICES, Device, device
+from mobilellm.model.costs import Numbers
 from mobilellm.plan.memory import Precision, estimate
 
 HIGHEST_MFU = 0.9

@@ -41,7 +41,7 @@ from mobilellm.train.sharded import full, local, share
 from mobilellm.train.world import World
 
 if TYPE_CHECKING:
-    from mobilellm.data.tokenizer import Tokenizer
+    from mobilellm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # it says what no_dist asks for

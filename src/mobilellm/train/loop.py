@@ -29,10 +29,11 @@ from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
+from mobilellm.hardware import device
 from mobilellm.model.config import ModelConfig, preset_names
+from mobilellm.model.costs import Numbers
 from mobilellm.model.network import Network, initialise
-from mobilellm.model.numbers import Numbers
-from mobilellm.train import checkpoint, device
+from mobilellm.train import checkpoint
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.guard import Guard
@@ -40,7 +41,8 @@ from mobilellm.train.heldout import document_border, held_out, total_loss
 from mobilellm.train.optimizer import build, schedule, set_learning_rate, skip_when
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import Recipe, largest_divisor
-from mobilellm.train.run import Metrics, create, locked, now, read_recipe
+from mobilellm.train.resolve import resolve
+from mobilellm.train.run_folder import Metrics, create, locked, now, read_recipe
 from mobilellm.train.sharded import full
 from mobilellm.train.stopwatch import Lap, Stopwatch
 from mobilellm.train.trackers import Trackers
@@ -588,7 +590,7 @@ def _begin(run: Path, recipe: Recipe, watcher: Watcher | None, world: World, sta
     recipe.check()
     data = open_data(recipe, world)
     recipe = recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
-    recipe = Recipe.from_dict(world.from_main(device.resolve(recipe, world.device).to_dict() if world.main else None))
+    recipe = Recipe.from_dict(world.from_main(resolve(recipe, world.device).to_dict() if world.main else None))
     trainer = Trainer(recipe, data, watcher, world)
     trainer.loader()  # complains about data too short for one batch before anything is written
     if start is not None:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from mobilellm.hardware import device
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.costs import Numbers
 from mobilellm.model.network import Network
-from mobilellm.model.numbers import Numbers
 from mobilellm.plan.memory import Precision, estimate
-from mobilellm.train import device
 from mobilellm.train.optimizer import build
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.resolve import resolve
 from mobilellm.train.world import World
 
 STEPS = 5
@@ -36,7 +37,7 @@ def measured_plan(
         train=TrainSection(batch_tokens=micro * sequence_length, steps=1000),
         optimizer=OptimizerSection(kind=optimizer),  # type: ignore[arg-type]
     )
-    recipe = device.resolve(recipe, world.device)
+    recipe = resolve(recipe, world.device)
     precision: Precision = "bf16" if recipe.train.precision == "bf16" else "fp32"
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm.data import sentencepiece as own
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
+from mobilellm.tokenizer import sentencepiece as own
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece")
 ALPHABET = [*"the ano  \n\t▁é😀<>/s\0x", "</s>", "<unk>", "<s>", "the ", "--", "<0x0A>", "<sep>", "<ctl>", "ing", "s>", "  "]

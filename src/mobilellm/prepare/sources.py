@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilellm.data.documents import Source
 from mobilellm.errors import UserError, unknown_name
+from mobilellm.prepare.documents import Source
 
 NAME = re.compile(r"[\w-]+")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilellm.data.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.original import HELD_OUT
 from mobilellm.data.shards import SPLITS, TokenStream, map_shard
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, write_json
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from mobilellm.data.pool import Workspace
+    from mobilellm.jobs.pool import Workspace
 
 SAMPLES_FORMAT = "mobilellm-samples"
 FILE_SAMPLES = 8192  # in one file; about 90 MB

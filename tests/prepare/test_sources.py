@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm.data import documents as reading
-from mobilellm.data import tasks
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
-from mobilellm.data.tokenizer import train_bpe
 from mobilellm.errors import UserError
+from mobilellm.prepare import documents as reading
+from mobilellm.prepare import tasks
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
+from mobilellm.tokenizer.tokenizer import train_bpe
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from mobilellm.data.documents import ReadSettings, Record, Source, Span, records, text_pieces
-from mobilellm.data.tasks import SplitRule
 from mobilellm.errors import UserError
+from mobilellm.prepare.documents import ReadSettings, Record, Source, Span, records, text_pieces
+from mobilellm.prepare.tasks import SplitRule
 
 
 def all_records(sources: list[Source], settings: ReadSettings, on_bad: str) -> Iterator[tuple[str, int, Record]]:

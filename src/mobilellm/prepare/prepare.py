@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mobilellm.data.documents import ReadSettings, Source
-from mobilellm.data.encoder import FAST, REFERENCE, MismatchError, choose, library_version
-from mobilellm.data.pool import Workspace
 from mobilellm.data.shards import ENDS, FORMAT, SPLITS, VERSION, ShardWriter, fingerprint, map_shard, token_dtype
-from mobilellm.data.sources import parse_sources as parse_sources
-from mobilellm.data.split import decide, training_texts
-from mobilellm.data.tasks import MOST_LISTED, Job, SplitRule, Task, plan, text_size
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, sweep_partial, write_json
+from mobilellm.jobs.pool import Workspace
+from mobilellm.prepare.documents import ReadSettings, Source
+from mobilellm.prepare.sources import parse_sources as parse_sources
+from mobilellm.prepare.split import decide, training_texts
+from mobilellm.prepare.tasks import MOST_LISTED, Job, SplitRule, Task, plan, text_size
+from mobilellm.tokenizer.encoder import FAST, REFERENCE, MismatchError, choose, library_version
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 Progress = Callable[[float, float], None]
 Say = Callable[[str], None]
@@ -134,7 +134,7 @@ def prepare(
             say(f"tokenised by {REFERENCE}: {reason}")
         manifest = describe(sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason) | (extra or {})
         if nodes is not None:
-            from mobilellm.data.samples import write_layout
+            from mobilellm.prepare.samples import write_layout
 
             write_layout(work, out, manifest, keys, results, tokenizer, nodes, sequence_length, seed, _workers(workers, total))
             return manifest

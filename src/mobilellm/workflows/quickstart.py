@@ -14,9 +14,10 @@ import torch
 
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.train import device
+from mobilellm.hardware import device
 from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.resolve import resolve
 
 Precision = Literal["auto", "fp32", "bf16"]
 SEQUENCE_LENGTH = 256
@@ -56,7 +57,7 @@ def recipe_for(
         ),
     )  # fmt: skip
     if not steps:
-        recipe = device.resolve(recipe, device.pick_device())
+        recipe = resolve(recipe, device.pick_device())
         step_seconds = measure(recipe, data)
         most = max(LEAST_STEPS, MOST_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
         steps = min(most, max(LEAST_STEPS, int(seconds / step_seconds)))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilellm.data.sentencepiece import SPACE, read_model, splits_at_spaces
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.sentencepiece import SPACE, read_model, splits_at_spaces
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece")
 MODELS = ("mistral-v1-32k", "llama2-32k")
@@ -116,7 +116,7 @@ def test_damaged_models_are_refused(shared: Path, tmp_path: Path) -> None:
     [("model_type", 1, "not a BPE"), ("charsmap", b"x", "normalisation"), ("byte_fallback", False, "fallback")],
 )
 def test_models_that_cannot_be_equalled_are_refused(shared: Path, field: str, value: object, word: str) -> None:
-    from mobilellm.data.sentencepiece import to_fast_tokenizer
+    from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
 
     model = read_model(shared / "tokenizer" / MODELS[0] / "tokenizer.model")
     setattr(model, field, value)

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 REFERENCE, FAST = "tokenizers", "fastokens"
 PIECE = 1 << 20  # characters of a long text that are tokenised at once

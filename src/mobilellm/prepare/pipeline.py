@@ -17,14 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mobilellm.data.documents import Record, Source
-from mobilellm.data.encoder import choose, library_version
-from mobilellm.data.pool import Workspace
-from mobilellm.data.prepare import check_delimiters, describe, put_together
-from mobilellm.data.tasks import Job, Part, SplitRule, Task, TaskRun, safe_name
-from mobilellm.data.tokenizer import Tokenizer
 from mobilellm.errors import UserError
 from mobilellm.files import PARTIAL, disk_errors, read_json, write_json
+from mobilellm.jobs.pool import Workspace
+from mobilellm.prepare.documents import Record, Source
+from mobilellm.prepare.prepare import check_delimiters, describe, put_together
+from mobilellm.prepare.tasks import Job, Part, SplitRule, Task, TaskRun, safe_name
+from mobilellm.tokenizer.encoder import choose, library_version
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 try:
     from datatrove.pipeline.base import PipelineStep

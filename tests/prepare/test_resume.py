@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilellm.data import encoder as encoding
-from mobilellm.data import tasks
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
 from mobilellm.data.shards import TokenFolder
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
+from mobilellm.prepare import tasks
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
+from mobilellm.tokenizer import encoder as encoding
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from mobilellm.data import tasks
-from mobilellm.data.prepare import parse_sources, prepare
-from mobilellm.data.tokenizer import Tokenizer
+from mobilellm.prepare import tasks
+from mobilellm.prepare.prepare import parse_sources, prepare
+from mobilellm.tokenizer.tokenizer import Tokenizer
 tasks.LEAST_BYTES = int(os.environ.get("LEAST_BYTES", 30_000))
 out, workers, *named = sys.argv[1:]
 prepare(parse_sources([], named), Path(out), tokenizer=Tokenizer.load(Path("tokenizer")), workers=int(workers), held_out=0.05)
@@ -123,7 +123,7 @@ def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
     message = {"kind": "tokenise", "job": asdict(job), "task": asdict(task), "key": "k", "folder": str(corpus)}
     for given in (b"", json.dumps(message).encode() + b"\n"):
         worker = subprocess.Popen(
-            [sys.executable, "-m", "mobilellm.data.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "mobilellm.jobs.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert worker.stdin is not None
         worker.stdin.write(given)
@@ -250,7 +250,7 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
 
 
 def test_long_documents_are_read_in_pieces_and_kept_whole(corpus: Path, sample_text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mobilellm.data import documents
+    from mobilellm.prepare import documents
 
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     long = sample_text[:300_000] + "ü"
@@ -280,8 +280,8 @@ def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> 
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc to see memory in")
     script = (
-        "from pathlib import Path\nfrom mobilellm.data.documents import Source\n"
-        "from mobilellm.data.prepare import prepare\nfrom mobilellm.data.tokenizer import Tokenizer\n"
+        "from pathlib import Path\nfrom mobilellm.prepare.documents import Source\n"
+        "from mobilellm.prepare.prepare import prepare\nfrom mobilellm.tokenizer.tokenizer import Tokenizer\n"
         "def most():\n    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "t = Tokenizer.load(Path('tokenizer'))\nprepare([Source('a', [Path('plain.jsonl')])], Path('small'), tokenizer=t)\n"
         "before = most()\n"

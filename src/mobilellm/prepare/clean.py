@@ -28,10 +28,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.documents import ReadSettings, Source, Span, kind, records, text_pieces
-from mobilellm.data.tasks import plan
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, write_file
+from mobilellm.prepare.documents import ReadSettings, Source, Span, kind, records, text_pieces
+from mobilellm.prepare.tasks import plan
 
 try:
     from datatrove.data import Document
@@ -289,7 +289,7 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
 
     for path in evaluation_files(folder):
         if kind(path) == "lines":
-            from mobilellm.data.documents import unpacked
+            from mobilellm.prepare.documents import unpacked
 
             for line in b"".join(block for _, block in unpacked(path)).splitlines():
                 try:

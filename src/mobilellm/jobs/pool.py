@@ -4,7 +4,7 @@
         results = work.run("tokenise", job, [(key, task), ...], workers=8)
 
 Each finished task is a folder under OUT.preparing/tasks, complete under its name or not there. Workers are
-`python -m mobilellm.data.worker` and are spoken to in JSON lines; they end when their standard input does, so that none
+`python -m mobilellm.jobs.worker` and are spoken to in JSON lines; they end when their standard input does, so that none
 outlives a run that is killed.
 """
 
@@ -24,10 +24,10 @@ from typing import IO, Any
 
 import orjson
 
-from mobilellm.data.encoder import MismatchError
-from mobilellm.data.worker import do
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, read_json, sweep_partial
+from mobilellm.jobs.worker import do
+from mobilellm.tokenizer.encoder import MismatchError
 
 Keyed = tuple[str, dict[str, Any]]
 Progress = Callable[[float], None]
@@ -88,7 +88,7 @@ class Workspace:
         """Start so many workers, which load what they will need while this process still prepares."""
         environment = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         for _ in range(count):
-            command = [sys.executable, "-m", "mobilellm.data.worker"]
+            command = [sys.executable, "-m", "mobilellm.jobs.worker"]
             self._started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
 
     def finished(self, key: str) -> dict[str, Any] | None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import parse_sources, prepare
 from mobilellm.data.shards import ShardWriter, TokenFolder, fingerprint
-from mobilellm.data.tokenizer import Tokenizer, train_bpe
 from mobilellm.errors import UserError
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import parse_sources, prepare
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 def lines(path: Path, texts: list[str]) -> Path:

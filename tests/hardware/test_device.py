@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mobilellm.train import device
+from mobilellm.hardware import device
 from mobilellm.train.recipe import Recipe
+from mobilellm.train.resolve import resolve
 
 CPU = torch.device("cpu")
 
@@ -32,16 +33,16 @@ def test_the_probe_agrees_with_itself() -> None:
 def test_without_a_compiler_a_run_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.shutil, "which", lambda _: None)
     assert not device.compiler_works()
-    resolved = device.resolve(Recipe(), CPU)
+    resolved = resolve(Recipe(), CPU)
     assert resolved.train.compile == "off"
     assert resolved.train.precision in ("fp32", "bf16")
 
 
 def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "compiler_works", lambda: pytest.fail("no need to try"))
-    assert device.resolve(Recipe().replace("train", steps=10), CPU).train.compile == "off"
+    assert resolve(Recipe().replace("train", steps=10), CPU).train.compile == "off"
 
 
 def test_what_is_given_is_kept() -> None:
     recipe = Recipe().replace("train", precision="fp32", compile="off")
-    assert device.resolve(recipe, CPU) == recipe
+    assert resolve(recipe, CPU) == recipe

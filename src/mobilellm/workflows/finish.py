@@ -15,12 +15,12 @@ from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.perplexity import Score, perplexity
 from mobilellm.files import write_json
 from mobilellm.interop.checkpoint import Loaded, load
-from mobilellm.model.numbers import Numbers
-from mobilellm.model.sampling import Sampling
+from mobilellm.model.costs import Numbers
+from mobilellm.model.generation import Sampling
 from mobilellm.report import write_report
 from mobilellm.train.heldout import document_border
 from mobilellm.train.loop import Data, Outcome, open_data
-from mobilellm.train.run import now, read_recipe
+from mobilellm.train.run_folder import now, read_recipe
 
 SAMPLE_TOKENS = 160
 BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors

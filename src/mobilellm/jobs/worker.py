@@ -1,6 +1,6 @@
 """A process that does tasks: reads one JSON line a task, answers in JSON lines, ends with its standard input.
 
-python -m mobilellm.data.worker      started by `mobilellm.data.pool`, not by hand
+python -m mobilellm.jobs.worker      started by `mobilellm.jobs.pool`, not by hand
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def _perform(
     kind: str, job: dict[str, Any], task: dict[str, Any], staging: Path, progress: Callable[[float], None]
 ) -> dict[str, Any]:
     if kind == "tokenise":
-        from mobilellm.data.tasks import Job, Task, run_task
+        from mobilellm.prepare.tasks import Job, Task, run_task
 
         return asdict(run_task(Task.from_dict(task), Job.from_dict(job), staging, progress))
     if kind == "samples":
-        from mobilellm.data.samples import write_samples
+        from mobilellm.prepare.samples import write_samples
 
         return write_samples(task, job, staging)
     if kind == "index":
@@ -69,7 +69,7 @@ def _perform(
 
 def main() -> None:
     """Answer until standard input ends, and then end at once, also in the middle of a task."""
-    from mobilellm.data.encoder import MismatchError
+    from mobilellm.tokenizer.encoder import MismatchError
 
     tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -83,7 +83,7 @@ def main() -> None:
         import fastokens  # noqa: F401
         import tokenizers  # noqa: F401  (what most tasks need, loaded while the first is still being planned)
 
-        import mobilellm.data.tasks  # noqa: F401
+        import mobilellm.prepare.tasks  # noqa: F401
     out = sys.stdout.buffer
 
     def answer(**message: Any) -> None:

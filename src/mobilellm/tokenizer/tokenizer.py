@@ -107,7 +107,7 @@ class Tokenizer:
                     return cls.load(path / name)
             raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
         if path.suffix != ".json":
-            from mobilellm.data.sentencepiece import read_model, to_fast_tokenizer
+            from mobilellm.tokenizer.sentencepiece import read_model, to_fast_tokenizer
 
             model = read_model(path)
             settings = _settings(path.parent)

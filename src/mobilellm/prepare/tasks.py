@@ -20,7 +20,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.documents import (
+from mobilellm.data.order import derive_key
+from mobilellm.data.original import UNNAMED
+from mobilellm.data.shards import ShardWriter, token_dtype
+from mobilellm.errors import UserError
+from mobilellm.files import sha256_file
+from mobilellm.prepare.documents import (
     COMPRESSED,
     MissingPackageError,
     ReadSettings,
@@ -32,13 +37,8 @@ from mobilellm.data.documents import (
     records,
     text_pieces,
 )
-from mobilellm.data.encoder import Encoder
-from mobilellm.data.order import derive_key
-from mobilellm.data.original import UNNAMED
-from mobilellm.data.shards import ShardWriter, token_dtype
-from mobilellm.data.tokenizer import Tokenizer
-from mobilellm.errors import UserError
-from mobilellm.files import sha256_file
+from mobilellm.tokenizer.encoder import Encoder
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 TASK_VERSION = 1
 LEAST_BYTES, MOST_BYTES = 16 << 20, 512 << 20  # of text in a task

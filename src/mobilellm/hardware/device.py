@@ -19,10 +19,8 @@ from typing import Any
 
 import torch
 
-from mobilellm.plan.devices import recognise
-from mobilellm.train.recipe import Recipe
+from mobilellm.hardware.devices import recognise
 
-WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once
 BF16_GAIN = 1.5  # how much faster bf16 products must be to be worth their rounding
 
 
@@ -64,16 +62,6 @@ def compiler_works() -> bool:
     except Exception:  # whatever goes wrong inside a compiler is a reason to do without it
         torch._dynamo.reset()
         return False
-
-
-def resolve(recipe: Recipe, device: torch.device) -> Recipe:
-    """`recipe` with every "auto" decided for this device."""
-    if recipe.train.precision == "auto":
-        recipe = recipe.replace("train", precision=fast_precision(device))
-    if recipe.train.compile == "auto":
-        worth = recipe.train.steps >= WORTH_COMPILING_STEPS
-        recipe = recipe.replace("train", compile="block" if worth and compiler_works() else "off")
-    return recipe
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from mobilellm.data import clean as cleaning
-from mobilellm.data import tasks
-from mobilellm.data.clean import clean, ngram_hashes
-from mobilellm.data.documents import Source
-from mobilellm.data.prepare import prepare
 from mobilellm.errors import UserError
+from mobilellm.prepare import clean as cleaning
+from mobilellm.prepare import tasks
+from mobilellm.prepare.clean import clean, ngram_hashes
+from mobilellm.prepare.documents import Source
+from mobilellm.prepare.prepare import prepare
 
 
 def sentence(seed: int, words: int = 120) -> str:
@@ -113,10 +113,10 @@ def test_folders_without_evaluation_sets_are_named(tmp_path: Path) -> None:
 def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
-    from mobilellm.data.pipeline import FinishShards, TokenShards
     from mobilellm.data.shards import TokenFolder
-    from mobilellm.data.tokenizer import train_bpe
     from mobilellm.data.validate import validate
+    from mobilellm.prepare.pipeline import FinishShards, TokenShards
+    from mobilellm.tokenizer.tokenizer import train_bpe
 
     texts = [json.loads(line)["text"] for name in "ab" for line in (corpus / f"{name}.jsonl").read_text().splitlines()]
     train_bpe(texts, 300).save(corpus / "tokenizer")

@@ -1,0 +1,1 @@
+"""What this machine is: device table, probes, memory, description."""

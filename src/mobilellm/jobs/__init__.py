@@ -1,0 +1,1 @@
+"""Tasks as processes whose results lie on disk; it knows no task."""

@@ -1,0 +1,1 @@
+"""Compositions of stages: quickstart, finishing a run, a measured plan."""
