@@ -38,12 +38,21 @@ class PeerBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH, bias=False), nn.LayerNorm(WIDTH, bias=False)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        self.qkv, self.out = (
+            nn.Linear(WIDTH, 3 * WIDTH, bias=False),
+            nn.Linear(WIDTH, WIDTH, bias=False),
+        )
+        self.up, self.down = (
+            nn.Linear(WIDTH, 4 * WIDTH, bias=False),
+            nn.Linear(4 * WIDTH, WIDTH, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (t.view(B, T, HEADS, C // HEADS).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, dim=-1))
+        q, k, v = (
+            t.view(B, T, HEADS, C // HEADS).transpose(1, 2)
+            for t in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
         x = x + self.out(y)
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
@@ -70,7 +79,9 @@ class Peer(nn.Module):
 
 def sample_text() -> str:
     """Tiny Shakespeare, from the package."""
-    return gzip.decompress((files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz").read_bytes()).decode()
+    return gzip.decompress(
+        (files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz").read_bytes()
+    ).decode()
 
 
 def train_peer(seconds: float, points: int) -> Curve:
@@ -89,8 +100,13 @@ def train_peer(seconds: float, points: int) -> Curve:
     @torch.inference_mode()
     def score() -> float:
         rows = (len(held_out) - 1) // CONTEXT
-        x, y = held_out[: rows * CONTEXT].view(rows, CONTEXT), held_out[1 : rows * CONTEXT + 1].view(rows, CONTEXT)
-        nats = sum(peer(a, b, "sum").item() for a, b in zip(x.split(256), y.split(256), strict=True))
+        x, y = (
+            held_out[: rows * CONTEXT].view(rows, CONTEXT),
+            held_out[1 : rows * CONTEXT + 1].view(rows, CONTEXT),
+        )
+        nats = sum(
+            peer(a, b, "sum").item() for a, b in zip(x.split(256), y.split(256), strict=True)
+        )
         return float(nats / (rows * CONTEXT) / math.log(2))
 
     def step(rate: float) -> None:
@@ -112,7 +128,11 @@ def train_peer(seconds: float, points: int) -> Curve:
     spent, resumed = time.perf_counter() - begun, time.perf_counter()
     while spent < seconds:
         progress = min(1.0, max(0.0, (done - 100) / (steps - 100)))
-        step(1e-3 * min(1.0, (done + 1) / 100) if done < 100 else 1e-4 + 0.5 * 9e-4 * (1 + math.cos(math.pi * progress)))
+        step(
+            1e-3 * min(1.0, (done + 1) / 100)
+            if done < 100
+            else 1e-4 + 0.5 * 9e-4 * (1 + math.cos(math.pi * progress))
+        )
         done += 1
         now = time.perf_counter()
         spent, resumed = spent + now - resumed, now
@@ -133,7 +153,12 @@ def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dic
     quick = Quickstart()
     sample = folder / "sample.txt"
     sample.write_text(sample_text())
-    prepare([Source("sample", [sample])], folder / "data", vocab_size=quick.vocab_size, held_out=HELD_OUT)
+    prepare(
+        [Source("sample", [sample])],
+        folder / "data",
+        vocab_size=quick.vocab_size,
+        held_out=HELD_OUT,
+    )
     recipe = recipe_for(folder / "data", quick.preset, seconds=seconds, precision=precision)
     rows: list[dict[str, Any]] = []
 
@@ -147,15 +172,30 @@ def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dic
         spent, before = spent + (row["tokens"] - before) / row["tokens_per_second"], row["tokens"]
         if "held_out_bits_per_byte" in row:
             curve.append((spent, row["held_out_bits_per_byte"]))
-    print(f"ours: {recipe.train.steps} steps in {spent:.0f} s, {recipe.train.precision}, compile {recipe.train.compile}")
-    return curve, {"precision": recipe.train.precision, "compile": recipe.train.compile, "steps": recipe.train.steps}
+    print(
+        f"ours: {recipe.train.steps} steps in {spent:.0f} s, {recipe.train.precision}, compile {recipe.train.compile}"
+    )
+    return curve, {
+        "precision": recipe.train.precision,
+        "compile": recipe.train.compile,
+        "steps": recipe.train.steps,
+    }
 
 
 def main() -> None:
     """Train both, print the curves and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=240, help="wall clock for ours; the peer gets what it came to")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=240,
+        help="wall clock for ours; the peer gets what it came to",
+    )
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="of ours"
+    )
     parser.add_argument("--points", type=int, default=8, help="evaluations along the way")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
@@ -172,8 +212,14 @@ def main() -> None:
     for seconds, bits in ours:
         print(f"{seconds:7.0f}  {bits:.4f}")
     overtaken = next((s for s, bits in ours if bits <= peer[-1][1]), None)
-    print(f"\nlast: ours {ours[-1][1]:.4f}, nanoGPT's recipe {peer[-1][1]:.4f}, ratio {ours[-1][1] / peer[-1][1]:.3f}")
-    print(f"ours is below the peer's last figure after {overtaken:.0f} s" if overtaken else "ours never gets below the peer")
+    print(
+        f"\nlast: ours {ours[-1][1]:.4f}, nanoGPT's recipe {peer[-1][1]:.4f}, ratio {ours[-1][1] / peer[-1][1]:.3f}"
+    )
+    print(
+        f"ours is below the peer's last figure after {overtaken:.0f} s"
+        if overtaken
+        else "ours never gets below the peer"
+    )
     if arguments.save:
         from mobilellm.hardware.device import describe
 

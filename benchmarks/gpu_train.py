@@ -28,7 +28,7 @@ VOCABULARY = 32000
 WARM_UP, STEPS = 5, 15
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -58,10 +58,16 @@ def attention(kernel: str) -> Any:
 
 
 class Contestant:
-    """Our network and optimiser with some settings; a step at a time."""
+    """Our network and optimizer with some settings; a step at a time."""
 
     def __init__(
-        self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int, settings: dict[str, Any]
+        self,
+        device: torch.device,
+        preset: str,
+        micro: int,
+        length: int,
+        vocabulary: int,
+        settings: dict[str, Any],
     ) -> None:
         from mobilellm.model.config import ModelConfig
         from mobilellm.model.network import Network
@@ -72,7 +78,11 @@ class Contestant:
 
         self.settings = settings
         precision = "bf16" if device.type == "cuda" else "fp32"
-        recipe = Recipe(train=TrainSection(precision=precision, compile="block" if settings["compile"] else "off"))  # type: ignore[arg-type]
+        recipe = Recipe(
+            train=TrainSection(
+                precision=precision, compile="block" if settings["compile"] else "off"
+            )
+        )  # type: ignore[arg-type]
         torch.manual_seed(0)
         self.network = Network(ModelConfig.preset(preset, vocab_size=vocabulary)).to(device)
         self.parallel = Parallel(self.network, recipe, World(device=device))
@@ -104,7 +114,9 @@ class Contestant:
 class Plain:
     """transformers' LlamaForCausalLM with fused AdamW under bf16 autocast: what the Trainer runs, without its own overhead."""
 
-    def __init__(self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int) -> None:
+    def __init__(
+        self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int
+    ) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from mobilellm.model.config import ModelConfig
@@ -112,10 +124,12 @@ class Plain:
         values = ModelConfig.preset(preset, vocab_size=vocabulary).to_dict()
         scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
         assert scaling is None
-        self.network = LlamaForCausalLM(LlamaConfig(**values, rope_parameters={"rope_theta": theta, "rope_type": "default"})).to(
-            device
+        self.network = LlamaForCausalLM(
+            LlamaConfig(**values, rope_parameters={"rope_theta": theta, "rope_type": "default"})
+        ).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=1e-3, weight_decay=0.1, fused=True
         )
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
         self.device = device
         self.ids = torch.randint(vocabulary, (micro, length), device=device)
 
@@ -136,15 +150,19 @@ def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str,
         contestant = make()
         for _ in range(min(WARM_UP, steps)):
             contestant.step()
-        synchronise(device)
+        synchronize(device)
         taken = []
         for _ in range(steps):
             start = time.perf_counter()
             loss = contestant.step()
-            synchronise(device)
+            synchronize(device)
             taken.append(time.perf_counter() - start)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-        return {"tokens_per_second": tokens / statistics.median(taken), "peak_bytes": peak, "final_loss": loss.item()}
+        return {
+            "tokens_per_second": tokens / statistics.median(taken),
+            "peak_bytes": peak,
+            "final_loss": loss.item(),
+        }
     except RuntimeError as error:
         return {"error": str(error).splitlines()[0][:200]}
 
@@ -155,38 +173,54 @@ def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[di
 
     for _ in range(3):
         contestant.step()
-    synchronise(device)
+    synchronize(device)
     with profiler(device) as profile:
         for _ in range(steps):
             contestant.step()
-        synchronise(device)
+        synchronize(device)
     cuda = device.type == "cuda"
 
     def taken(event: Any) -> float:
         return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
 
     # On a GPU the rows that are kernels themselves, not the operations that launched them.
-    events = [e for e in profile.key_averages() if taken(e) > 0 and (not cuda or e.cpu_time_total == 0)]
+    events = [
+        e for e in profile.key_averages() if taken(e) > 0 and (not cuda or e.cpu_time_total == 0)
+    ]
     total = sum(map(taken, events)) or 1.0
     top = sorted(events, key=taken, reverse=True)[:10]
-    return [{"name": e.key[:120], "share": taken(e) / total, "milliseconds_a_step": taken(e) / 1e3 / steps} for e in top]
+    return [
+        {
+            "name": e.key[:120],
+            "share": taken(e) / total,
+            "milliseconds_a_step": taken(e) / 1e3 / steps,
+        }
+        for e in top
+    ]
 
 
-def measure(device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int) -> dict[str, Any]:
+def measure(
+    device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int
+) -> dict[str, Any]:
     """Everything about one size."""
     from mobilellm.hardware.device import peak_flops
     from mobilellm.model.config import ModelConfig
-    from mobilellm.model.costs import Numbers
+    from mobilellm.model.costs import ModelCosts
     from mobilellm.plan.memory import estimate
 
     best = {"compile": True, "attention": "auto", "loss": "chunked"}
 
     def run(micro: int, **changes: Any) -> dict[str, Any]:
         settings = best | changes
-        result = timed(device, lambda: Contestant(device, preset, micro, length, vocabulary, settings), micro * length, steps)
+        result = timed(
+            device,
+            lambda: Contestant(device, preset, micro, length, vocabulary, settings),
+            micro * length,
+            steps,
+        )
         print(f"  {preset} micro-batch {micro:>3} {settings}: {result.get('tokens_per_second', 0):,.0f} tokens/s "
               f"{result.get('peak_bytes', 0) / 2**30:.1f} GiB {result.get('error', '')}", flush=True)  # fmt: skip
-        return {"micro_batch": micro} | settings | result
+        return {"micro_batch_size": micro} | settings | result
 
     sweep, micro = [], largest
     while micro >= 1:
@@ -197,17 +231,25 @@ def measure(device: torch.device, preset: str, largest: int, length: int, vocabu
     good = [s for s in sweep if "error" not in s]
     if not good:
         return {"preset": preset, "sweep": sweep}
-    micro = max(good, key=lambda s: s["tokens_per_second"])["micro_batch"]
+    micro = max(good, key=lambda s: s["tokens_per_second"])["micro_batch_size"]
     sweep.append(run(micro, compile=False))
     sweep.append(run(micro, loss="whole"))
-    sweep += [run(micro, attention=kernel) for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))]
+    sweep += [
+        run(micro, attention=kernel)
+        for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))
+    ]
     good = [s for s in sweep if "error" not in s]
     winner = max(good, key=lambda s: s["tokens_per_second"])
     peers = []
-    peer_micro = winner["micro_batch"]
+    peer_micro = winner["micro_batch_size"]
     while peer_micro >= 1:
-        peer = timed(device, lambda m=peer_micro: Plain(device, preset, m, length, vocabulary), peer_micro * length, steps)  # type: ignore[misc]
-        peers.append({"micro_batch": peer_micro} | peer)
+        peer = timed(
+            device,
+            lambda m=peer_micro: Plain(device, preset, m, length, vocabulary),
+            peer_micro * length,
+            steps,
+        )  # type: ignore[misc]
+        peers.append({"micro_batch_size": peer_micro} | peer)
         print(f"  {preset} transformers, micro-batch {peer_micro}: {peer.get('tokens_per_second', 0):,.0f} tokens/s "
               f"{peer.get('peak_bytes', 0) / 2**30:.1f} GiB {peer.get('error', '')}", flush=True)  # fmt: skip
         if "error" not in peer:
@@ -215,12 +257,21 @@ def measure(device: torch.device, preset: str, largest: int, length: int, vocabu
         peer_micro //= 2
     clear(device)
     settings = {key: winner[key] for key in best}
-    top = kernels(device, Contestant(device, preset, winner["micro_batch"], length, vocabulary, settings), min(10, steps))
+    top = kernels(
+        device,
+        Contestant(device, preset, winner["micro_batch_size"], length, vocabulary, settings),
+        min(10, steps),
+    )
     config = ModelConfig.preset(preset, vocab_size=vocabulary)
-    flops = Numbers.of(config).flops_per_token(length)
+    flops = ModelCosts.of(config).flops_per_token(length)
     precision = "bf16" if device.type == "cuda" else "fp32"
     peak = peak_flops(device, precision)
-    expected = estimate(config, sequence_length=length, micro_batch=winner["micro_batch"], precision=precision)
+    expected = estimate(
+        config,
+        sequence_length=length,
+        micro_batch_size=winner["micro_batch_size"],
+        precision=precision,
+    )
     return {
         "preset": preset, "sequence_length": length, "best": winner, "sweep": sweep, "transformers": peers,
         "speed_ratio": winner["tokens_per_second"] / peers[-1]["tokens_per_second"] if "error" not in peers[-1] else None,
@@ -231,9 +282,13 @@ def measure(device: torch.device, preset: str, largest: int, length: int, vocabu
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=list(SIZES), help="one size")
-    parser.add_argument("--smoke", action="store_true", help="a tiny size and few steps, on any device")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny size and few steps, on any device"
+    )
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     from mobilellm.hardware.device import describe, pick_device
@@ -246,15 +301,21 @@ def main() -> None:
     results = []
     for preset, largest in {"1M": 2}.items() if arguments.smoke else SIZES.items():
         if arguments.only in (None, preset):
-            length, vocabulary, steps = (64, 512, 2) if arguments.smoke else (SEQUENCE_LENGTH, VOCABULARY, STEPS)
+            length, vocabulary, steps = (
+                (64, 512, 2) if arguments.smoke else (SEQUENCE_LENGTH, VOCABULARY, STEPS)
+            )
             result = measure(device, preset, largest, length, vocabulary, steps)
             results.append(result)
             if "best" in result:
-                ratio = f", {result['speed_ratio']:.2f}x transformers" if result["speed_ratio"] else ""
+                ratio = (
+                    f", {result['speed_ratio']:.2f}x transformers" if result["speed_ratio"] else ""
+                )
                 print(f"{preset}: {result['best']['tokens_per_second']:,.0f} tokens/s, {result['mfu_6n']:.1%} MFU (6N), "
                       f"{result['mfu_palm']:.1%} (PaLM){ratio}")  # fmt: skip
                 for kernel in result["top_kernels"]:
-                    print(f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  {kernel['name']}")
+                    print(
+                        f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  {kernel['name']}"
+                    )
             if arguments.save:  # after each size, so that a time limit leaves what was measured
                 record = {
                     "benchmark": "gpu_train",

@@ -64,7 +64,9 @@ def amber_worker(task: tuple[str, str, str]) -> int:
             texts.clear()
             whole = len(held) // ROW * ROW
             for start in range(0, whole, ROW):
-                out.write(json.dumps({"token_ids": held[start : start + ROW], "source": name}) + "\n")
+                out.write(
+                    json.dumps({"token_ids": held[start : start + ROW], "source": name}) + "\n"
+                )
             held = held[whole:]
 
         for text in texts_of(Path(source)):
@@ -78,13 +80,15 @@ def amber_worker(task: tuple[str, str, str]) -> int:
 def amber(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
     """amber-data-prep's way."""
     out.mkdir()
-    tasks = sorted(((str(f), str(out), str(tokenizer)) for f in files), key=lambda t: -os.path.getsize(t[0]))
+    tasks = sorted(
+        ((str(f), str(out), str(tokenizer)) for f in files), key=lambda t: -os.path.getsize(t[0])
+    )
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         return sum(pool.imap_unordered(amber_worker, tasks))
 
 
 def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
-    """datatrove's own tokenising pipeline, in its local executor."""
+    """datatrove's own tokenizing pipeline, in its local executor."""
     program = (
         "import sys\nfrom datatrove.executor import LocalPipelineExecutor\nfrom datatrove.pipeline.readers import JsonlReader\n"
         "from datatrove.pipeline.tokens import DocumentTokenizer\n"
@@ -100,18 +104,42 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
     for file in files:
         (out / "in" / file.name).symlink_to(file.resolve())
     (out / "run.py").write_text(program)
-    arguments = [str(out / "in"), str(tokenizer / "tokenizer.json"), str(out), str(workers), str(len(files))]
+    arguments = [
+        str(out / "in"),
+        str(tokenizer / "tokenizer.json"),
+        str(out),
+        str(workers),
+        str(len(files)),
+    ]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run([sys.executable, str(out / "run.py"), *arguments], check=True, capture_output=True, env=environment)
+    subprocess.run(
+        [sys.executable, str(out / "run.py"), *arguments],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
     return sum(path.stat().st_size for path in (out / "tokens").glob("*.ds")) // 2
 
 
 def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
     """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a single core."""
-    arguments = [sys.executable, "-m", "mobilellm", "prepare", *map(str, files), "--out", str(out), "--tokenizer", str(tokenizer)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "mobilellm",
+        "prepare",
+        *map(str, files),
+        "--out",
+        str(out),
+        "--tokenizer",
+        str(tokenizer),
+    ]
     cores = sorted(os.sched_getaffinity(0))[:workers]
     subprocess.run(
-        [*arguments, "--workers", str(workers)], check=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+        [*arguments, "--workers", str(workers)],
+        check=True,
+        capture_output=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     manifest = json.loads((out / "manifest.json").read_text())
     return sum(split["tokens"] for split in manifest["splits"].values())
@@ -136,7 +164,10 @@ def throughput(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -
             best = min(best, time.perf_counter() - start)
             shutil.rmtree(out)
         found[name] = {"seconds": best, "megabytes_per_second": size / best / 1e6, "tokens": tokens}
-        print(f"{name:32} {size / best / 1e6:7.1f} MB/s  {tokens / best / 1e6:6.2f} Mtok/s  {tokens:,} tokens", flush=True)
+        print(
+            f"{name:32} {size / best / 1e6:7.1f} MB/s  {tokens / best / 1e6:6.2f} Mtok/s  {tokens:,} tokens",
+            flush=True,
+        )
     mine = found["ours_2_workers"]["megabytes_per_second"]
     for name in ("amber_data_prep_way_2_workers", "datatrove_2_workers"):
         found[f"times_{name}"] = mine / found[name]["megabytes_per_second"]
@@ -168,7 +199,9 @@ def loading(files: list[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]
     state = DataState(seed=0, epoch=0, samples=0, fingerprint="")
     stream = TokenFolder.open(scratch / "shards").tokens("train")
     for length in (256, 2048):
-        found[f"shards_tokens_per_second_sequence_{length}"] = tokens_per_second(Loader(stream, length, 64, state))
+        found[f"shards_tokens_per_second_sequence_{length}"] = tokens_per_second(
+            Loader(stream, length, 64, state)
+        )
     masked = Loader(stream, 2048, 64, state, mask_documents=True)
     found["shards_tokens_per_second_sequence_2048_with_documents"] = tokens_per_second(masked)
     start, tokens = time.perf_counter(), 0
@@ -183,8 +216,12 @@ def loading(files: list[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]
     start = time.perf_counter()
     rows = open_dataset(scratch / "layout")
     found["layout_later_opening_seconds"] = time.perf_counter() - start
-    found["layout_tokens_per_second"] = tokens_per_second(Loader(rows.tokens("train"), 2048, 64, state))
-    found["layout_over_json_loads"] = found["layout_tokens_per_second"] / found["json_loads_tokens_per_second"]
+    found["layout_tokens_per_second"] = tokens_per_second(
+        Loader(rows.tokens("train"), 2048, 64, state)
+    )
+    found["layout_over_json_loads"] = (
+        found["layout_tokens_per_second"] / found["json_loads_tokens_per_second"]
+    )
     return found
 
 
@@ -202,7 +239,10 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
         for number, start in enumerate(range(0, tokens, SHARD)):
             count = min(SHARD, tokens - start)
             name = folder / split / f"{manifest['sources'][0]['name']}-{number:05d}.npy"
-            for path, kind, n in ((name, dtype, count), (name.with_suffix(".ends.npy"), ENDS, documents)):
+            for path, kind, n in (
+                (name, dtype, count),
+                (name.with_suffix(".ends.npy"), ENDS, documents),
+            ):
                 with open(path, "wb") as file:
                     header = ShardWriter(folder, split, "x", kind)._header(n)
                     file.write(header)
@@ -215,9 +255,9 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
                     "ends_size": HEADER_BYTES + documents * 8, "ends_sha256": "0" * 64,
                 }
             )  # fmt: skip
-        manifest["splits"][split] = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")} | {
-            "shards": shards
-        }
+        manifest["splits"][split] = {
+            key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")
+        } | {"shards": shards}
     manifest["fingerprint"] = fingerprint(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -240,13 +280,17 @@ def start_up(folder: Path) -> dict[str, Any]:
         "    'sample_milliseconds_mean': 1e3 * sum(times) / len(times), 'sample_milliseconds_worst': 1e3 * max(times),\n"
         "    'sample_milliseconds_99': 1e3 * sorted(times)[-len(times) // 100]}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], check=True, capture_output=True, text=True
+    )
     return dict(json.loads(done.stdout))
 
 
 def main() -> None:
     """Run all, print, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path, help=".jsonl.gz with a text field")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=2, help="of ours; the others run once")
@@ -263,13 +307,17 @@ def main() -> None:
                 "processor": platform.machine(),
             },
             "versions": {
-                name: metadata.version(name) for name in ("tokenizers", "fastokens", "datatrove", "transformers", "numpy")
+                name: metadata.version(name)
+                for name in ("tokenizers", "fastokens", "datatrove", "transformers", "numpy")
             },
             "tokenizer": chosen.tokenizer.name,
         }
         for name, part in (
             ("loader", lambda: loading(chosen.files, tokenizer, scratch)),
-            ("trillion_tokens", lambda: start_up(sparse_folder(scratch / "sparse", scratch / "shards"))),
+            (
+                "trillion_tokens",
+                lambda: start_up(sparse_folder(scratch / "sparse", scratch / "shards")),
+            ),
             ("end_to_end", lambda: throughput(chosen.files, tokenizer, scratch, chosen.rounds)),
         ):
             result[name] = part()

@@ -23,7 +23,9 @@ from trainer_vs_hf import set_up
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="5M", help="size of the model")
     parser.add_argument("--steps", type=int, default=25, help="steps of each")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
@@ -31,7 +33,13 @@ def main() -> None:
     import torch
 
     from mobilellm.hardware.device import describe, fast_precision
-    from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+    from mobilellm.train.recipe import (
+        DataSection,
+        ModelSection,
+        OptimizerSection,
+        Recipe,
+        TrainSection,
+    )
 
     precision = fast_precision(torch.device("cpu"))
     rows: list[dict[str, Any]] = []
@@ -42,7 +50,7 @@ def main() -> None:
             model=ModelSection(preset=arguments.preset),
             data=DataSection(path=str(folder / "data"), sequence_length=256),
             train=TrainSection(
-                steps=arguments.steps, batch_tokens=8 * 256, micro_batch=4, precision=precision, compile="off", threads=1,  # type: ignore[arg-type]
+                steps=arguments.steps, batch_tokens=8 * 256, micro_batch_size=4, precision=precision, compile="off", threads=1,  # type: ignore[arg-type]
                 evaluate_every=0, checkpoint_every=10**6, log_every=1,
             ),
             optimizer=OptimizerSection(warmup_steps=0),
@@ -55,11 +63,23 @@ def main() -> None:
                  "mobilellm", "train", folder / "recipe.toml", "--out", run, "--parallel.kind", kind],
                 env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
             )  # fmt: skip
-            metrics: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            metrics: list[dict[str, Any]] = [
+                json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+            ]
             speed = statistics.median(row["tokens_per_second"] for row in metrics[5:])
             one = rows[0]["tokens_per_second"] if rows else speed
-            rows.append({"processes": processes, "kind": kind, "tokens_per_second": speed, "ratio": speed / one})
-            print(f"{processes} process(es), {kind}: {speed:,.0f} tokens/s, {rows[-1]['ratio']:.2f}x", flush=True)
+            rows.append(
+                {
+                    "processes": processes,
+                    "kind": kind,
+                    "tokens_per_second": speed,
+                    "ratio": speed / one,
+                }
+            )
+            print(
+                f"{processes} process(es), {kind}: {speed:,.0f} tokens/s, {rows[-1]['ratio']:.2f}x",
+                flush=True,
+            )
     if arguments.save:
         machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
         record = {"benchmark": "scaling", "date": datetime.date.today().isoformat(), "machine": machine, "preset": arguments.preset,

@@ -28,7 +28,9 @@ SIZES = {
 }
 
 
-def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind: str = "adamw") -> Callable[[], float]:
+def stepper(
+    kind: str, size: str, precision: str, compiled: bool, optimizer_kind: str = "adamw"
+) -> Callable[[], float]:
     """A function that makes one training step and returns its loss."""
     import torch
 
@@ -48,7 +50,9 @@ def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind
         keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                 "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings")  # fmt: skip
         model = LlamaForCausalLM(LlamaConfig(**{key: getattr(config, key) for key in keys}))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1
+        )
 
         def step() -> float:
             loss = model(input_ids=ids, labels=ids).loss
@@ -60,7 +64,9 @@ def stepper(kind: str, size: str, precision: str, compiled: bool, optimizer_kind
 
         return step
     network = Network(config)
-    optimizers = build(network, OptimizerSection(kind=optimizer_kind, learning_rate=1e-3), precision)  # type: ignore[arg-type]
+    optimizers = build(
+        network, OptimizerSection(name=optimizer_kind, learning_rate=1e-3), precision
+    )  # type: ignore[arg-type]
     if compiled:
         for layer in network.layers:
             layer.compile(dynamic=False)
@@ -87,7 +93,9 @@ def peak_memory(arguments: tuple[Any, ...]) -> int:
 
     if arguments[0] == "transformers":
         from transformers import LlamaForCausalLM  # noqa: F401
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (a child inherits its parent's)
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak starts anew (a child inherits its parent's)
     before = _status("VmRSS")
     step = stepper(*arguments)
     step()
@@ -135,17 +143,32 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
         for name, arguments in contestants.items():
             memory = pool.apply(peak_memory, (arguments,))
             middle = statistics.median(seconds[name])
-            rows.append({"name": name, "seconds": middle, "tokens_per_second": tokens / middle, "peak_bytes": memory})
+            rows.append(
+                {
+                    "name": name,
+                    "seconds": middle,
+                    "tokens_per_second": tokens / middle,
+                    "peak_bytes": memory,
+                }
+            )
     peer = rows[0]
     for row in rows:
         row["speed_ratio"] = row["tokens_per_second"] / peer["tokens_per_second"]
         row["memory_ratio"] = row["peak_bytes"] / peer["peak_bytes"]
-    return {"size": size, "sequences": sequences, "sequence_length": length, "rounds": rounds, "rows": rows}
+    return {
+        "size": size,
+        "sequences": sequences,
+        "sequence_length": length,
+        "rounds": rounds,
+        "rows": rows,
+    }
 
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=list(SIZES), help="one size")
     parser.add_argument("--rounds", type=int, default=5, help="times each contestant has its turn")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
@@ -157,11 +180,15 @@ def main() -> None:
 
     machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
     results = []
-    print(f"{machine['device']}, {torch.get_num_threads()} threads, {machine['cpu_capability']}, torch {torch.__version__}")
+    print(
+        f"{machine['device']}, {torch.get_num_threads()} threads, {machine['cpu_capability']}, torch {torch.__version__}"
+    )
     for size in [arguments.only] if arguments.only else SIZES:
         result = measure(size, arguments.rounds)
         results.append(result)
-        print(f"\n{size}: {result['sequences']} x {result['sequence_length']} tokens a step, median of {arguments.rounds} rounds")
+        print(
+            f"\n{size}: {result['sequences']} x {result['sequence_length']} tokens a step, median of {arguments.rounds} rounds"
+        )
         print(f"{'':28}{'tokens/s':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
         for row in result["rows"]:
             print(f"{row['name']:28}{row['tokens_per_second']:>10,.0f}{row['speed_ratio']:>8.2f}"

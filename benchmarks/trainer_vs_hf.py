@@ -40,14 +40,20 @@ def memory(key: str) -> int:
 
 def settings(folder: Path, size: str, precision: str) -> Any:
     """The recipe that both follow."""
-    from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+    from mobilellm.train.recipe import (
+        DataSection,
+        ModelSection,
+        OptimizerSection,
+        Recipe,
+        TrainSection,
+    )
 
     _, _, length, rows, steps = SIZES[size]
     return Recipe(
         model=ModelSection(preset=str(folder / "start/config.json")),
         data=DataSection(path=str(folder / "data"), sequence_length=length),
         train=TrainSection(
-            steps=steps, batch_tokens=length * rows, micro_batch=rows, precision=precision, evaluate_every=0, log_every=1,  # type: ignore[arg-type]
+            steps=steps, batch_tokens=length * rows, micro_batch_size=rows, precision=precision, evaluate_every=0, log_every=1,  # type: ignore[arg-type]
             checkpoint_every=10**6, compile="auto",
         ),
         optimizer=OptimizerSection(learning_rate=LEARNING_RATE, warmup_steps=0, schedule="constant"),
@@ -73,7 +79,9 @@ def set_up(folder: Path, size: str) -> None:
     prepare([Source("text", [folder / "text.txt"])], folder / "data", vocab_size=1024)
     manifest = json.loads((folder / "data/manifest.json").read_text())
     torch.manual_seed(0)
-    config = ModelConfig.preset(preset, vocab_size=max(vocabulary, manifest["tokenizer"]["vocab_size"]))
+    config = ModelConfig.preset(
+        preset, vocab_size=max(vocabulary, manifest["tokenizer"]["vocab_size"])
+    )
     (folder / "start").mkdir()
     save_checkpoint(folder / "start", Network(config), None, {})
 
@@ -116,7 +124,9 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             # The targets are the tokens after the inputs already: the model's own shift would drop one of each sample.
             logits = model(input_ids=inputs["input_ids"]).logits.float()
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+            return torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), inputs["labels"].flatten()
+            )
 
     seconds: list[float] = []
 
@@ -155,9 +165,12 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     recipe = settings(folder, size, precision)
     # As a long run resolves it: compiled wherever a compiler works.
     resolved = resolve(
-        recipe.replace("train", steps=10**6), torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda")
+        recipe.replace("train", steps=10**6),
+        torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"),
     )
-    recipe = recipe.replace("train", compile=resolved.train.compile if compiled == "auto" else compiled)
+    recipe = recipe.replace(
+        "train", compile=resolved.train.compile if compiled == "auto" else compiled
+    )
     losses: list[float] = []
     seconds: list[float] = []
     peak = 0
@@ -171,7 +184,10 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
             losses.append(row["loss"])
             seconds.append(sum(row[f"{key}_seconds"] for key in ("data", "compute", "optimizer")))
             outside.append(
-                1 - (row["compute_seconds"] + row["optimizer_seconds"]) * row["tokens_per_second"] / recipe.train.batch_tokens
+                1
+                - (row["compute_seconds"] + row["optimizer_seconds"])
+                * row["tokens_per_second"]
+                / recipe.train.batch_tokens
             )
             if row["step"] < recipe.train.steps:  # the last one has its checkpoint in it
                 peak = memory("VmHWM")
@@ -201,15 +217,24 @@ def real_config(folder: Path) -> Any:
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=list(SIZES), help="one size")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="one precision; else fp32, and bf16 where it is fast")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        help="one precision; else fp32, and bf16 where it is fast",
+    )
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
         kind, folder, size, precision = arguments.contestant.split("|")
-        print("RESULT" + json.dumps({"hf": hugging_face, "ours": ours}[kind](Path(folder), size, precision)))
+        print(
+            "RESULT"
+            + json.dumps({"hf": hugging_face, "ours": ours}[kind](Path(folder), size, precision))
+        )
         return
     import torch
     import transformers
@@ -218,7 +243,11 @@ def main() -> None:
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {k: v for k, v in describe(here).items() if k != "command"}
-    precisions = [arguments.precision] if arguments.precision else sorted({"fp32", fast_precision(here)}, reverse=True)
+    precisions = (
+        [arguments.precision]
+        if arguments.precision
+        else sorted({"fp32", fast_precision(here)}, reverse=True)
+    )
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine['device']}, {torch.get_num_threads()} threads, {versions}")
     results = []
@@ -235,8 +264,14 @@ def main() -> None:
                         stdout=subprocess.PIPE, text=True, check=True,
                     )  # fmt: skip
                     found[kind] = json.loads(done.stdout.rpartition("RESULT")[2])
-            speed = {kind: length * rows / statistics.median(one["seconds"][3:]) for kind, one in found.items()}
-            apart = [abs(a - b) for a, b in zip(found["hf"]["losses"], found["ours"]["losses"], strict=True)]
+            speed = {
+                kind: length * rows / statistics.median(one["seconds"][3:])
+                for kind, one in found.items()
+            }
+            apart = [
+                abs(a - b)
+                for a, b in zip(found["hf"]["losses"], found["ours"]["losses"], strict=True)
+            ]
             result = {
                 "size": size, "precision": precision, "sequences": rows, "sequence_length": length, "steps": len(apart),
                 "tokens_per_second": speed, "speed_ratio": speed["ours"] / speed["hf"],
@@ -251,7 +286,7 @@ def main() -> None:
                 f"{size} {precision}: {rows} x {length} tokens, {len(apart)} steps: Trainer {speed['hf']:,.0f} tokens/s, "
                 f"{found['hf']['peak_bytes'] / 2**20:,.0f} MiB; ours {speed['ours']:,.0f} ({result['speed_ratio']:.2f}x), "
                 f"{found['ours']['peak_bytes'] / 2**20:,.0f} MiB ({result['memory_ratio']:.2f}x); losses within {max(apart):.1e}; "
-                f"outside network and optimiser {result['outside_network_and_optimizer']:.1%}",
+                f"outside network and optimizer {result['outside_network_and_optimizer']:.1%}",
                 flush=True,
             )
     if arguments.save:

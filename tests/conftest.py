@@ -26,7 +26,9 @@ def sample_text() -> str:
     """Tiny Shakespeare."""
     import gzip
 
-    return gzip.decompress((ROOT / "src/mobilellm/sample/tiny_shakespeare.txt.gz").read_bytes()).decode()
+    return gzip.decompress(
+        (ROOT / "src/mobilellm/sample/tiny_shakespeare.txt.gz").read_bytes()
+    ).decode()
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,20 @@ MAY_IMPORT = {
     "train": {"model", "tokenizer", "data", "hardware", "quantize", "interop", "evaluate", "plan"},
 }
 BELOW = set(MAY_IMPORT)
-MAY_IMPORT |= {"workflows": BELOW, "lab": BELOW | {"workflows"}, "cli": BELOW | {"workflows", "lab"}}
-NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "tyro", "numpy", "safetensors"}  # of what help must load
+MAY_IMPORT |= {
+    "workflows": BELOW,
+    "lab": BELOW | {"workflows"},
+    "cli": BELOW | {"workflows", "lab"},
+}
+NOT_AT_THE_TOP = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "rich",
+    "tyro",
+    "numpy",
+    "safetensors",
+}  # of what help must load
 
 
 def imports(path: Path, top_level: bool) -> set[str]:
@@ -39,7 +51,11 @@ def imports(path: Path, top_level: bool) -> set[str]:
     return {
         name
         for node in nodes
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
     }
 
 
@@ -51,7 +67,9 @@ def test_stages_import_only_what_stands_before_them() -> None:
         for name in imports(path, top_level=False):
             if name.startswith("mobilellm."):
                 other = name.split(".")[1]
-                assert other in MAY_IMPORT[stage] | GROUND | {stage}, f"{path.relative_to(PACKAGE)} imports {name}"
+                assert other in MAY_IMPORT[stage] | GROUND | {stage}, (
+                    f"{path.relative_to(PACKAGE)} imports {name}"
+                )
 
 
 def test_the_command_line_loads_nothing_heavy_at_its_top() -> None:
@@ -61,9 +79,13 @@ def test_the_command_line_loads_nothing_heavy_at_its_top() -> None:
         PACKAGE / "train/__init__.py",
         PACKAGE / "__init__.py",
     ]:
-        heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & (NOT_AT_THE_TOP - {"tyro"})
+        heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & (
+            NOT_AT_THE_TOP - {"tyro"}
+        )
         assert not heavy, f"{path.relative_to(PACKAGE)} imports {heavy}"
 
 
 def test_no_module_is_a_drawer_for_everything() -> None:
-    assert not [p for p in PACKAGE.rglob("*.py") if p.stem in ("utils", "helpers", "common", "misc")]
+    assert not [
+        p for p in PACKAGE.rglob("*.py") if p.stem in ("utils", "helpers", "common", "misc")
+    ]

@@ -29,7 +29,9 @@ def test_every_file_named_exists() -> None:
 
 def test_the_verbs_are_those_of_the_command_line() -> None:
     named = set(re.findall(r"^\| `mobilellm ([\w-]+)`", README, flags=re.MULTILINE))
-    assert {name.replace("-", "_") for name in named} == {p.stem for p in (ROOT / "src/mobilellm/cli").glob("*.py")} - {
+    assert {name.replace("-", "_") for name in named} == {
+        p.stem for p in (ROOT / "src/mobilellm/cli").glob("*.py")
+    } - {
         "__init__",
         "terminal",
     }
@@ -46,12 +48,27 @@ def test_every_command_runs(tmp_path: Path, sample_text: str) -> None:
     environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 
     def shell(command: str) -> str:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    shell("mobilellm quickstart --text book.txt --steps 10 --preset 1M --vocab-size 400")  # what `make demo` leaves
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("mobilellm ")]
+    shell(
+        "mobilellm quickstart --text book.txt --steps 10 --preset 1M --vocab-size 400"
+    )  # what `make demo` leaves
+    commands = [
+        line
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("mobilellm ")
+    ]
     assert len(commands) >= 8
     for command in commands:
         # The same commands, for a moment instead of minutes.

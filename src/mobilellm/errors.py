@@ -1,9 +1,9 @@
-"""The one exception that means "the user can mend this".
+"""The one exception that means "the user can put right".
 
 The command line prints it as a single line and exits with status 2; anything else that escapes is a bug and
 keeps its traceback.
 
-    raise UserError("data/train-00000.npy: 512 bytes, the manifest says 8192", mend="prepare the data again")
+    raise UserError("data/train-00000.npy: 512 bytes, the manifest says 8192", hint="prepare the data again")
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input: what was wrong and where (`what`), and what to do about it (`mend`)."""
+    """Bad input: what was wrong and where (`what`), and what to do about it (`hint`)."""
 
-    def __init__(self, what: str, *, mend: str = "") -> None:
-        self.what, self.mend = what, mend
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        self.what, self.hint = what, hint
         self.said = False  # by another process of the same job: not to be printed again
-        super().__init__(f"{what}; {mend}" if mend else what)
+        super().__init__(f"{what}; {hint}" if hint else what)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not among `known`, naming the nearest one, or all of them when none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return UserError(f"{where}: unknown {kind} {name!r}" if where else f"unknown {kind} {name!r}", mend=mend)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return UserError(
+        f"{where}: unknown {kind} {name!r}" if where else f"unknown {kind} {name!r}", hint=hint
+    )

@@ -56,12 +56,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         if code in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path)).free
             raise UserError(
-                f"{path}: no space left while writing ({free / 2**20:.0f} MiB free)", mend="free some space and run again"
+                f"{path}: no space left while writing ({free / 2**20:.0f} MiB free)",
+                hint="free some space and run again",
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{path}: cannot write here ({reason})", mend="choose another place") from error
+            raise UserError(
+                f"{path}: cannot write here ({reason})", hint="choose another place"
+            ) from error
         if code in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-            raise UserError(f"{path}: cannot write here ({reason})", mend="choose another name") from error
+            raise UserError(
+                f"{path}: cannot write here ({reason})", hint="choose another name"
+            ) from error
         raise
 
 
@@ -125,7 +130,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     `UserError` when `path` exists already. When the block raises, the staging folder is removed.
     """
     if path.exists():
-        raise UserError(f"{path}: exists already", mend="choose another name or remove it")
+        raise UserError(f"{path}: exists already", hint="choose another name or remove it")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
@@ -158,12 +163,12 @@ def sweep_partial(folder: Path, name: str = "") -> list[Path]:
 
 def check_file(path: Path, *, size: int, sha256: str) -> None:
     """`UserError` unless the file has this size (bytes) and SHA-256."""
-    mend = "the file was damaged after it was written: restore it, or make it again"
+    hint = "the file was damaged after it was written: restore it, or make it again"
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{path}: missing", mend=mend) from None
+        raise UserError(f"{path}: missing", hint=hint) from None
     if found != size:
-        raise UserError(f"{path}: {found} bytes where {size} were written", mend=mend)
+        raise UserError(f"{path}: {found} bytes where {size} were written", hint=hint)
     if sha256_file(path) != sha256:
-        raise UserError(f"{path}: its checksum differs from the one recorded", mend=mend)
+        raise UserError(f"{path}: its checksum differs from the one recorded", hint=hint)

@@ -15,18 +15,31 @@ import pytest
 from mobilellm import cli
 
 VERBS = ["prepare", "train", "eval", "generate", "info", "convert", "quickstart"]
-TRAIN = [sys.executable, "-m", "mobilellm", "train", "--model.preset", "1M", "--train.batch-tokens", "256"]
+TRAIN = [
+    sys.executable,
+    "-m",
+    "mobilellm",
+    "train",
+    "--model.preset",
+    "1M",
+    "--train.batch-tokens",
+    "256",
+]
 TRAIN += ["--train.log-every", "1", "--train.compile", "off"]
 
 
-def run(*arguments: object, cwd: Path | None = None, status: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, cwd: Path | None = None, status: int = 0
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mobilellm", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
     assert done.returncode == status, done.stderr
     return done
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
+def call(
+    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
+) -> tuple[str, str]:
     """In this process, which has torch loaded already."""
     with pytest.raises(SystemExit) as caught:
         cli.main([str(a) for a in arguments])
@@ -60,7 +73,9 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_explains_itself_with_defaults(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_each_verb_explains_itself_with_defaults(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
     out, _ = call(capsys, verb, "--help")
     assert "default" in out
     assert "Example" in out
@@ -83,14 +98,23 @@ def test_info_keys_that_scripts_read(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_quickstart_leaves_a_whole_run(demo: Path) -> None:
     names = {p.name for p in demo.iterdir()}
-    assert {"recipe.toml", "environment.json", "metrics.jsonl", "result.json", "report.html", "checkpoints"} <= names
+    assert {
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "checkpoints",
+    } <= names
     result = json.loads((demo / "result.json").read_text())
     assert result["held_out"]["bits_per_byte"] > 0
     assert set(result["baselines"]) >= {"unigram", "gzip", "xz"}
     assert len(result["samples"]) == 3
     assert (demo.parent / "demo-data/manifest.json").is_file()
     rows = [json.loads(line) for line in (demo / "metrics.jsonl").read_text().splitlines()]
-    assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"} <= set(rows[0])
+    assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"} <= set(
+        rows[0]
+    )
 
 
 def test_quickstart_again_shows_what_is_there(demo: Path) -> None:
@@ -101,17 +125,23 @@ def test_quickstart_again_shows_what_is_there(demo: Path) -> None:
     assert (demo / "result.json").stat().st_mtime_ns == before
 
 
-def test_quickstart_does_not_take_one_texts_tokens_for_anothers(capsys: pytest.CaptureFixture[str], demo: Path) -> None:
+def test_quickstart_does_not_take_one_texts_tokens_for_anothers(
+    capsys: pytest.CaptureFixture[str], demo: Path
+) -> None:
     _, err = call(capsys, "quickstart", "--out", demo, status=2)
     assert "made from another text" in err
 
 
-def test_eval_keys_and_agreement_with_training(capsys: pytest.CaptureFixture[str], demo: Path) -> None:
+def test_eval_keys_and_agreement_with_training(
+    capsys: pytest.CaptureFixture[str], demo: Path
+) -> None:
     score = json.loads(call(capsys, "eval", demo, "--json")[0])
     assert {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"} == set(score)
     trained = json.loads((demo / "result.json").read_text())["held_out"]
     assert score["tokens"] == trained["tokens"]
-    assert score["loss"] == pytest.approx(trained["loss"], rel=0.02)  # training may have scored in bf16
+    assert score["loss"] == pytest.approx(
+        trained["loss"], rel=0.02
+    )  # training may have scored in bf16
     checkpoint = next((demo / "checkpoints").iterdir())
     assert json.loads(call(capsys, "eval", checkpoint, "--json")[0]) == score
 
@@ -122,7 +152,9 @@ def test_eval_on_a_text(capsys: pytest.CaptureFixture[str], demo: Path, tmp_path
     assert score["bytes"] == 22
 
 
-def test_generate_is_seeded_and_continues_the_prompt(capsys: pytest.CaptureFixture[str], demo: Path) -> None:
+def test_generate_is_seeded_and_continues_the_prompt(
+    capsys: pytest.CaptureFixture[str], demo: Path
+) -> None:
     arguments = ("generate", demo, "--prompt", "Line 5: the", "--max-new-tokens", 12, "--seed", 3)
     text = call(capsys, *arguments)[0]
     assert text.startswith("Line 5: the")
@@ -140,7 +172,18 @@ def test_prepare_and_train_by_hand(capsys: pytest.CaptureFixture[str], tmp_path:
     assert manifest["splits"]["train"]["tokens"] > 100
     recipe = '[model]\npreset = "1M"\n[data]\nsequence_length = 16\n[train]\nsteps = 5\nbatch_tokens = 64\n'
     (tmp_path / "r.toml").write_text(recipe)
-    out, _ = call(capsys, "train", tmp_path / "r.toml", "--data.path", data, "--out", target, "--train.steps", 3, "--json")
+    out, _ = call(
+        capsys,
+        "train",
+        tmp_path / "r.toml",
+        "--data.path",
+        data,
+        "--out",
+        target,
+        "--train.steps",
+        3,
+        "--json",
+    )
     facts = json.loads(out)
     assert (facts["step"], facts["interrupted"]) == (3, None)
     assert facts["held_out"]["bits_per_byte"] > 0
@@ -164,7 +207,11 @@ def test_prepare_and_train_by_hand(capsys: pytest.CaptureFixture[str], tmp_path:
     ],
 )
 def test_user_errors_are_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = call(capsys, *arguments, status=2)
@@ -197,11 +244,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, small_data: Path) ->
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
 
 
-def test_a_terminal_sees_a_progress_bar_and_a_pipe_does_not(tmp_path: Path, small_data: Path) -> None:
+def test_a_terminal_sees_a_progress_bar_and_a_pipe_does_not(
+    tmp_path: Path, small_data: Path
+) -> None:
     command = [*TRAIN, "--data.path", str(small_data), "--train.steps", "12"]
     parent, child = pty.openpty()
     wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "a")], stderr=child, stdout=subprocess.DEVNULL, env=wide)
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "a")], stderr=child, stdout=subprocess.DEVNULL, env=wide
+    )
     os.close(child)
     seen = b""
     try:
@@ -213,10 +264,14 @@ def test_a_terminal_sees_a_progress_bar_and_a_pipe_does_not(tmp_path: Path, smal
     assert process.wait() == 0
     assert b"tokens/s" in seen
     assert b"\x1b[" in seen
-    done = subprocess.run([*command, "--out", str(tmp_path / "b")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "b")], capture_output=True, text=True, check=True
+    )
     assert "\x1b" not in done.stderr
 
 
 def test_output_into_a_closed_pipe_is_quiet() -> None:
-    done = subprocess.run(f"{sys.executable} -m mobilellm info | head -1", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -m mobilellm info | head -1", shell=True, capture_output=True, text=True
+    )
     assert "Traceback" not in done.stderr

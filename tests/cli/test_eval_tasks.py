@@ -20,7 +20,9 @@ from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 TASKS = list(COMMONSENSE)
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
+def call(
+    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
+) -> tuple[str, str]:
     with pytest.raises(SystemExit) as exit_:
         main(["eval", *map(str, arguments)])
     found = capsys.readouterr()
@@ -36,7 +38,11 @@ def tokenizer(sample_text: str) -> Tokenizer:
 def tiny(folder: Path, tokenizer: Tokenizer, seed: int, context: int = 1024) -> Path:
     torch.manual_seed(seed)
     config = ModelConfig.preset(
-        "1M", vocab_size=tokenizer.vocab_size, num_hidden_layers=2, initializer_range=0.3, max_position_embeddings=context
+        "1M",
+        vocab_size=tokenizer.vocab_size,
+        num_hidden_layers=2,
+        initializer_range=0.3,
+        max_position_embeddings=context,
     )
     folder.mkdir()
     save_checkpoint(folder, Network(config), tokenizer, {})
@@ -73,7 +79,9 @@ def scores(models: tuple[Path, Path], sets: Path) -> dict[str, dict[str, object]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_scores_are_the_harnesss_own(name: str, scores: dict[str, dict[str, object]], peer: dict[str, dict[str, object]]) -> None:
+def test_scores_are_the_harnesss_own(
+    name: str, scores: dict[str, dict[str, object]], peer: dict[str, dict[str, object]]
+) -> None:
     theirs = peer["results"][name]
     for metric in ("acc", "acc_norm"):
         assert scores[name].get(metric) == theirs.get(f"{metric},none")
@@ -88,7 +96,9 @@ def test_the_average_is_over_tasks(scores: dict[str, dict[str, object]]) -> None
     assert scores["average"]["acc_norm"] == pytest.approx(sum(best) / 8)
 
 
-def test_scoring_leaves_mode_and_random_numbers_alone(models: tuple[Path, Path], sets: Path) -> None:
+def test_scoring_leaves_mode_and_random_numbers_alone(
+    models: tuple[Path, Path], sets: Path
+) -> None:
     loaded = load(models[0])
     assert loaded.tokenizer is not None
     loaded.network.train()
@@ -98,17 +108,25 @@ def test_scoring_leaves_mode_and_random_numbers_alone(models: tuple[Path, Path],
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_papers_protocol_is_what_it_says(models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_the_papers_protocol_is_what_it_says(
+    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys
+) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out"
     call(
         capsys, models[0], "--tasks", "obqa", "boolq", "piqa", "--data", sets, "--limit", 5, "--protocol", "paper",
         "--cache", tmp_path / "cache", "--out", out,
     )  # fmt: skip
-    network, rows = load(models[0]), [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    network, rows = (
+        load(models[0]),
+        [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()],
+    )
     assert len(rows) == 15
 
     def loglikelihood(context: str, continuation: str) -> float:
-        before, ids = network.tokenizer.encode(context), network.tokenizer.encode(context + continuation)
+        before, ids = (
+            network.tokenizer.encode(context),
+            network.tokenizer.encode(context + continuation),
+        )
         with torch.no_grad():
             logprobs = network.network(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
         return sum(logprobs[i - 1, ids[i]].item() for i in range(len(before), len(ids)))
@@ -126,7 +144,11 @@ def test_the_papers_protocol_is_what_it_says(models: tuple[Path, Path], sets: Pa
 
 
 def test_two_models_are_compared_and_a_second_run_reads_the_cache(
-    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    models: tuple[Path, Path],
+    sets: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = [
         *models, "--tasks", "arc_easy", "winogrande", "--data", sets, "--limit", 10, "--cache", tmp_path / "cache", "--compare",
@@ -138,14 +160,33 @@ def test_two_models_are_compared_and_a_second_run_reads_the_cache(
     assert "McNemar" in first
     assert "<- " in first
     assert (tmp_path / "out/table.html").is_file()
-    monkeypatch.setattr("mobilellm.evaluate.engine.NetworkBackend.score", lambda self, items: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "mobilellm.evaluate.engine.NetworkBackend.score",
+        lambda self, items: pytest.fail("computed again"),
+    )
     assert call(capsys, *arguments)[0] == first
 
 
 def test_an_interrupted_run_continues(
-    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    models: tuple[Path, Path],
+    sets: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [models[0], "--tasks", "arc_easy", "--data", sets, "--limit", 20, "--batch-tokens", 500, "--json", "--cache"]
+    arguments = [
+        models[0],
+        "--tasks",
+        "arc_easy",
+        "--data",
+        sets,
+        "--limit",
+        20,
+        "--batch-tokens",
+        500,
+        "--json",
+        "--cache",
+    ]
     expected, _ = call(capsys, *arguments, tmp_path / "whole")
     computed: list[int] = []
     real = NetworkBackend.score
@@ -172,7 +213,18 @@ def test_an_altered_file_is_named_and_its_scores_marked(
     data.mkdir()
     rows = (sets / "openbookqa.jsonl").read_text().splitlines(keepends=True)
     (data / "openbookqa.jsonl").write_text("".join(rows[:40]))
-    out, error = call(capsys, models[0], "--tasks", "openbookqa", "--data", data, "--cache", tmp_path / "cache", "--limit", 3)
+    out, error = call(
+        capsys,
+        models[0],
+        "--tasks",
+        "openbookqa",
+        "--data",
+        data,
+        "--cache",
+        tmp_path / "cache",
+        "--limit",
+        3,
+    )
     assert "openbookqa.jsonl: altered" in error
     assert "40 rows where 500 are known" in error
     assert "data altered" in out
@@ -185,7 +237,19 @@ def test_a_short_context_is_counted_and_said(
     tokenizer: Tokenizer, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny(tmp_path / "short", tokenizer, 3, context=100)
-    out, error = call(capsys, model, "--tasks", "boolq", "--data", sets, "--limit", 4, "--cache", tmp_path / "cache", "--json")
+    out, error = call(
+        capsys,
+        model,
+        "--tasks",
+        "boolq",
+        "--data",
+        sets,
+        "--limit",
+        4,
+        "--cache",
+        tmp_path / "cache",
+        "--json",
+    )
     assert json.loads(out)["boolq"]["truncated"] == 4
     assert "4 items exceed the model's context" in error
 
@@ -196,13 +260,28 @@ def test_wikitext_in_both_ways_of_counting(
     data = tmp_path / "data/wikitext2_raw"
     data.mkdir(parents=True)
     for name in ("wiki.test.raw", "wiki.test.pages.jsonl"):
-        (data / name).write_text("".join((sets / "wikitext2_raw" / name).read_text().splitlines(keepends=True)[:40])[:60_000])
+        (data / name).write_text(
+            "".join((sets / "wikitext2_raw" / name).read_text().splitlines(keepends=True)[:40])[
+                :60_000
+            ]
+        )
     pages = (sets / "wikitext2_raw/wiki.test.pages.jsonl").read_text().splitlines(keepends=True)
     (data / "wiki.test.pages.jsonl").write_text(pages[0])
-    arguments = [models[0], "--tasks", "wikitext2", "wikitext", "--data", data.parent, "--cache", tmp_path / "cache"]
+    arguments = [
+        models[0],
+        "--tasks",
+        "wikitext2",
+        "wikitext",
+        "--data",
+        data.parent,
+        "--cache",
+        tmp_path / "cache",
+    ]
     scores = json.loads(call(capsys, *arguments, "--json")[0])
     assert scores["wikitext2"]["length"] == 1024
-    assert {"word_perplexity", "byte_perplexity", "bits_per_byte", "altered"} <= set(scores["wikitext"])
+    assert {"word_perplexity", "byte_perplexity", "bits_per_byte", "altered"} <= set(
+        scores["wikitext"]
+    )
     shown, _ = call(capsys, *arguments)
     assert "windows of 1024; original; data altered" in shown
     arguments[2:4] = ["wikitext2", "--sequence-length", 256, "--stride", 128]
@@ -227,7 +306,9 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_model_without_tokenizer_is_one_line(models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_without_tokenizer_is_one_line(
+    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys
+) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(models[0], tmp_path / "bare")
     for path in (tmp_path / "bare").glob("*token*"):
         path.unlink()

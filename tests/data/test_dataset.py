@@ -37,7 +37,9 @@ def base(tmp_path: Path) -> Path:
                     ids = rng.integers(1, 300, ROW)
                     ids[20] = ids[ROW - 1] = 0
                     ids[0] = 1 + number
-                    row = {"token_ids": ids.tolist()} | ({"source": "ab"[number % 3]} if number % 3 < 2 else {})
+                    row = {"token_ids": ids.tolist()} | (
+                        {"source": "ab"[number % 3]} if number % 3 < 2 else {}
+                    )
                     file.write(json.dumps(row) + "\n")
                     number += 1
     return tmp_path / "base"
@@ -54,11 +56,19 @@ def firsts(data: SampleFolder) -> dict[str, list[int]]:
 def test_every_row_is_in_one_split_and_stays_whole(base: Path, tokenizer: Tokenizer) -> None:
     data = open_dataset(base, tokenizer)
     assert isinstance(data, SampleFolder)
-    assert (data.row, data.sources(), data.vocab_size, data.eos_id) == (ROW, ["a", "all", "b"], 300, 0)
+    assert (data.row, data.sources(), data.vocab_size, data.eos_id) == (
+        ROW,
+        ["a", "all", "b"],
+        300,
+        0,
+    )
     found = firsts(data)
     assert sorted(found["train"] + found["heldout"]) == list(range(270))
     assert 1 <= len(found["heldout"]) <= 10
-    lengths = {name: sum(len(data.tokens(split, name)) for split in ("train", "heldout")) for name in data.sources()}
+    lengths = {
+        name: sum(len(data.tokens(split, name)) for split in ("train", "heldout"))
+        for name in data.sources()
+    }
     assert lengths == dict.fromkeys(["a", "all", "b"], 90 * ROW)
     texts = [(base / f"{n}/{f}.jsonl").read_text() for n in (1, 2, 10) for f in "xyz"]
     raw = [json.loads(line)["token_ids"] for text in texts for line in text.splitlines()]
@@ -73,7 +83,14 @@ def test_documents_end_at_each_eos(base: Path, tokenizer: Tokenizer) -> None:
     data = open_dataset(base, tokenizer)
     state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
     streams = {name: data.tokens("train", name) for name in data.sources()}
-    mixture = Mixture(streams, [Stage(until_tokens=None, weights={"a": 1, "b": 1})], ROW - 1, 4, state, mask_documents=True)
+    mixture = Mixture(
+        streams,
+        [Stage(until_tokens=None, weights={"a": 1, "b": 1})],
+        ROW - 1,
+        4,
+        state,
+        mask_documents=True,
+    )
     batch, _ = next(iter(mixture))
     assert batch.documents is not None
     for tokens, numbers in zip(batch.inputs, batch.documents, strict=True):
@@ -81,7 +98,9 @@ def test_documents_end_at_each_eos(base: Path, tokenizer: Tokenizer) -> None:
         assert np.array_equal(numbers, expected)
 
 
-def test_the_json_is_read_once(base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_json_is_read_once(
+    base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = open_dataset(base, tokenizer)
 
     def refuse(*_: object) -> None:
@@ -96,7 +115,9 @@ def test_the_json_is_read_once(base: Path, tokenizer: Tokenizer, monkeypatch: py
         open_dataset(base, tokenizer)
 
 
-def test_many_processes_read_the_json(base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_processes_read_the_json(
+    base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = open_dataset(base, tokenizer)
     found = firsts(one)
     shutil.rmtree(base / module.CACHE)
@@ -110,7 +131,9 @@ def test_many_processes_read_the_json(base: Path, tokenizer: Tokenizer, monkeypa
 def test_some_sample_is_held_out_of_few(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1/a.jsonl").write_text("")
-    (tmp_path / "1/b.jsonl").write_text("".join(json.dumps({"token_ids": [i + 1] * 9}) + "\n" for i in range(4)))
+    (tmp_path / "1/b.jsonl").write_text(
+        "".join(json.dumps({"token_ids": [i + 1] * 9}) + "\n" for i in range(4))
+    )
     data = open_dataset(tmp_path, tokenizer)
     assert (len(data.tokens("train")), len(data.tokens("heldout"))) == (27, 9)
     (tmp_path / "1/b.jsonl").write_text(json.dumps({"token_ids": [1] * 9}) + "\n")
@@ -138,7 +161,10 @@ def test_changes_are_seen(base: Path, tokenizer: Tokenizer) -> None:
 def test_a_folder_of_its_own_is_held_out(base: Path, tokenizer: Tokenizer) -> None:
     shutil.move(base / "10", base / "heldout")
     found = firsts(open_dataset(base, tokenizer))
-    assert (sorted(found["train"]), sorted(found["heldout"])) == (list(range(180)), list(range(180, 270)))
+    assert (sorted(found["train"]), sorted(found["heldout"])) == (
+        list(range(180)),
+        list(range(180, 270)),
+    )
 
 
 def test_a_folder_that_may_not_be_written_to(
@@ -158,7 +184,10 @@ def test_a_folder_that_may_not_be_written_to(
         ('{"token_ids": [1, 2.5]}', "not a whole number"),
         ('{"token_ids": [1, [2]]}', "not a whole number"),
         ('{"token_ids": []}', "empty"),
-        (json.dumps({"token_ids": [1] * (ROW - 1) + [300]}), "id 300 at place 64, must be from 0 to 299"),
+        (
+            json.dumps({"token_ids": [1] * (ROW - 1) + [300]}),
+            "id 300 at place 64, must be from 0 to 299",
+        ),
         (json.dumps({"token_ids": [-1] + [1] * (ROW - 1)}), "id -1 at place 0"),
         (json.dumps({"token_ids": [1] * (ROW + 1)}), "66 ids, where the first sample has 65"),
         (json.dumps({"token_ids": [1] * ROW, "source": 5}), "source is 5"),
@@ -184,7 +213,9 @@ def test_the_real_sample(shared: Path, tmp_path: Path) -> None:
         open_dataset(tmp_path, shared / "tokenizer/llama2-32k")
 
 
-def test_a_token_folder_opens_the_same_way(small_data: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_token_folder_opens_the_same_way(
+    small_data: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     data = open_dataset(small_data)
     assert isinstance(data, TokenFolder)
     assert data.sources() == ["text"]

@@ -26,7 +26,9 @@ from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 def corpus(tmp_path: Path, sample_text: str) -> Path:
     for name, base in (("a", 0), ("b", 200_000)):
         texts = [sample_text[i : i + 500] for i in range(base, base + 100_000, 500)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts)
+        )
     train_bpe([sample_text[:100_000]], 500).save(tmp_path / "tokenizer")
     return tmp_path
 
@@ -40,7 +42,9 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 7])
-def test_every_sample_is_in_exactly_one_place(corpus: Path, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sample_is_in_exactly_one_place(
+    corpus: Path, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "FILE_SAMPLES", 20)
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     options = {"tokenizer": tokenizer, "held_out": 0.1, "sequence_length": 128}
@@ -53,13 +57,20 @@ def test_every_sample_is_in_exactly_one_place(corpus: Path, nodes: int, monkeypa
         whole = len(stream) // 129
         expected += [(name, *stream.read(i * 129, 129).tolist()) for i in range(whole)]
         assert manifest["splits"]["train"]["tokens_left_out"][name] == len(stream) - whole * 129
-    per_node = [[r for f in sorted((corpus / f"out/{n}").glob("*.jsonl")) for r in rows(f)] for n in range(1, nodes + 1)]
+    per_node = [
+        [r for f in sorted((corpus / f"out/{n}").glob("*.jsonl")) for r in rows(f)]
+        for n in range(1, nodes + 1)
+    ]
     found = [(row["source"], *row["token_ids"]) for node in per_node for row in node]
     assert sorted(found) == sorted(expected)
     assert found != expected
     assert max(map(len, per_node)) - min(map(len, per_node)) <= 1
     assert {row["source"] for row in per_node[0]} == {"a", "b"}
-    assert sum(len(rows(f)) for f in (corpus / "out/heldout").glob("*.jsonl")) == manifest["splits"]["heldout"]["samples"] > 0
+    assert (
+        sum(len(rows(f)) for f in (corpus / "out/heldout").glob("*.jsonl"))
+        == manifest["splits"]["heldout"]["samples"]
+        > 0
+    )
     report = validate(corpus / "out")
     assert (report.faults, report.faults_in_all) == ([], 0)
     assert report.nodes == [len(node) for node in per_node]
@@ -74,16 +85,39 @@ def test_every_sample_is_in_exactly_one_place(corpus: Path, nodes: int, monkeypa
 
 def test_more_nodes_than_samples(corpus: Path) -> None:
     with pytest.raises(UserError, match="too few for 5000 nodes"):
-        prepare(sources(corpus), corpus / "out", tokenizer=Tokenizer.load(corpus / "tokenizer"), nodes=5000, sequence_length=128)
+        prepare(
+            sources(corpus),
+            corpus / "out",
+            tokenizer=Tokenizer.load(corpus / "tokenizer"),
+            nodes=5000,
+            sequence_length=128,
+        )
 
 
 def test_samples_of_token_ids_are_read(corpus: Path) -> None:
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    prepare(sources(corpus), corpus / "samples", tokenizer=tokenizer, nodes=2, sequence_length=128, held_out=0.1)
-    manifest = prepare([Source("x", [corpus / "samples/1"])], corpus / "d", tokenizer=tokenizer, sequence_length=128, held_out=0.1)
+    prepare(
+        sources(corpus),
+        corpus / "samples",
+        tokenizer=tokenizer,
+        nodes=2,
+        sequence_length=128,
+        held_out=0.1,
+    )
+    manifest = prepare(
+        [Source("x", [corpus / "samples/1"])],
+        corpus / "d",
+        tokenizer=tokenizer,
+        sequence_length=128,
+        held_out=0.1,
+    )
     assert [s["name"] for s in manifest["sources"]] == ["a", "b"]
     given = prepare(
-        [Source("x", [corpus / "samples/1"], given=True)], corpus / "e", tokenizer=tokenizer, sequence_length=128, held_out=0.1
+        [Source("x", [corpus / "samples/1"], given=True)],
+        corpus / "e",
+        tokenizer=tokenizer,
+        sequence_length=128,
+        held_out=0.1,
     )
     assert [s["name"] for s in given["sources"]] == ["x"]
     lines = [row["token_ids"] for row in rows(corpus / "samples/1/00000.jsonl")]
@@ -91,7 +125,9 @@ def test_samples_of_token_ids_are_read(corpus: Path) -> None:
     assert sum(len(folder.tokens(split)) for split in ("train", "heldout")) == 129 * len(lines)
     stream = folder.tokens("train")
     ends = set(stream.ends().tolist())
-    assert {i + 1 for i in np.flatnonzero(stream.read(0, len(stream)) == folder.eos_id).tolist()} <= ends
+    assert {
+        i + 1 for i in np.flatnonzero(stream.read(0, len(stream)) == folder.eos_id).tolist()
+    } <= ends
     with pytest.raises(UserError, match=r"00000\.jsonl:1: 129 ids, a sample has 2048 or 2049"):
         prepare([Source("x", [corpus / "samples/1"])], corpus / "f", tokenizer=tokenizer)
     with pytest.raises(UserError, match="token ids, and no tokenizer named"):
@@ -104,12 +140,18 @@ def test_the_real_bad_sample(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad_sample\.jsonl:4: broken JSON"):
         prepare([bad], tmp_path / "d", tokenizer=tokenizer)
     manifest = prepare([bad], tmp_path / "d", tokenizer=tokenizer, on_bad="skip", held_out=0.2)
-    assert [Path(where).name for where, _ in manifest["skipped"]["first"]] == [f"bad_sample.jsonl:{n}" for n in (4, 9, 10)]
+    assert [Path(where).name for where, _ in manifest["skipped"]["first"]] == [
+        f"bad_sample.jsonl:{n}" for n in (4, 9, 10)
+    ]
     assert "2050 ids" in manifest["skipped"]["first"][1][1]
     (source,) = manifest["sources"]
     assert (source["records"], source["documents"], source["bad"]) == (10, 7, 3)
     report = validate(shared / "amber/bad_sample.jsonl")
-    assert [where for where, _ in report.faults] == ["bad_sample.jsonl:4", "bad_sample.jsonl:9", "bad_sample.jsonl:10"]
+    assert [where for where, _ in report.faults] == [
+        "bad_sample.jsonl:4",
+        "bad_sample.jsonl:9",
+        "bad_sample.jsonl:10",
+    ]
     assert validate(shared / "amber/good_sample.jsonl", tokenizer=tokenizer).faults == []
     assert validate(shared / "amber/good_sample.jsonl", sequence_length=1024).faults_in_all == 9
 
@@ -122,7 +164,9 @@ def damage_ids(path: Path) -> str:
 
 
 def test_faults_of_a_token_folder_are_all_named(corpus: Path) -> None:
-    prepare(sources(corpus), corpus / "d", tokenizer=Tokenizer.load(corpus / "tokenizer"), held_out=0.1)
+    prepare(
+        sources(corpus), corpus / "d", tokenizer=Tokenizer.load(corpus / "tokenizer"), held_out=0.1
+    )
     folder = corpus / "d"
     assert validate(folder).faults == []
     expected = damage_ids(folder / "train/a-00000.npy")
@@ -142,11 +186,25 @@ def test_faults_of_a_token_folder_are_all_named(corpus: Path) -> None:
         assert faults["heldout/stray.npy"] == "not in the manifest"
 
 
-def test_faults_of_the_layout_are_all_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(sources(corpus), corpus / "d", tokenizer=Tokenizer.load(corpus / "tokenizer"), nodes=3, sequence_length=128)
+def test_faults_of_the_layout_are_all_named(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(
+        sources(corpus),
+        corpus / "d",
+        tokenizer=Tokenizer.load(corpus / "tokenizer"),
+        nodes=3,
+        sequence_length=128,
+    )
     (corpus / "d/manifest.json").unlink()
     with open(corpus / "d/2/00000.jsonl", "a") as file:
-        file.write("{\n" + json.dumps({"token_ids": [1] * 128 + [500]}) + "\n\n" + json.dumps({"token_ids": [1] * 12}) + "\n")
+        file.write(
+            "{\n"
+            + json.dumps({"token_ids": [1] * 128 + [500]})
+            + "\n\n"
+            + json.dumps({"token_ids": [1] * 12})
+            + "\n"
+        )
     shutil.rmtree(corpus / "d/1")
     count = len(rows(corpus / "d/3/00000.jsonl"))
     with pytest.raises(SystemExit) as ended:
@@ -174,17 +232,27 @@ class TestKinds:
         import pyarrow.parquet as parquet
 
         content = (corpus / "a.jsonl").read_bytes()
-        (corpus / "g.jsonl.gz").write_bytes(gzip.compress(content[:30_000]) + gzip.compress(content[30_000:]) + b"\0" * 100)
+        (corpus / "g.jsonl.gz").write_bytes(
+            gzip.compress(content[:30_000]) + gzip.compress(content[30_000:]) + b"\0" * 100
+        )
         pack = zstandard.ZstdCompressor().compress
         (corpus / "z.jsonl.zst").write_bytes(pack(content[:30_000]) + pack(content[30_000:]))
         texts = [row["text"] for row in rows(corpus / "a.jsonl")]
-        parquet.write_table(pyarrow.table({"n": range(len(texts)), "text": texts}), corpus / "p.parquet", row_group_size=33)
+        parquet.write_table(
+            pyarrow.table({"n": range(len(texts)), "text": texts}),
+            corpus / "p.parquet",
+            row_group_size=33,
+        )
         prints = set()
         for name in ("a.jsonl", "g.jsonl.gz", "z.jsonl.zst", "p.parquet"):
             tokenizer = Tokenizer.load(corpus / "tokenizer")
-            manifest = prepare([Source("s", [corpus / name])], corpus / name.replace(".", "-"), tokenizer=tokenizer)
+            manifest = prepare(
+                [Source("s", [corpus / name])], corpus / name.replace(".", "-"), tokenizer=tokenizer
+            )
             folder = TokenFolder.open(corpus / name.replace(".", "-"))
-            everything = np.concatenate([folder.tokens(s).read(0, 1 << 40) for s in ("train", "heldout")])
+            everything = np.concatenate(
+                [folder.tokens(s).read(0, 1 << 40) for s in ("train", "heldout")]
+            )
             prints.add(
                 (
                     manifest["sources"][0]["documents"],
@@ -210,7 +278,8 @@ class TestKinds:
             prepare([Source("s", [tmp_path / name])], tmp_path / "d", vocab_size=300)
 
     @pytest.mark.parametrize(
-        ("name", "package"), [("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard"), ("a.md.zst", "zstandard")]
+        ("name", "package"),
+        [("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard"), ("a.md.zst", "zstandard")],
     )
     @pytest.mark.parametrize("on_bad", ["stop", "skip"])
     def test_packages_that_are_not_there_are_named_and_nothing_is_skipped(
@@ -220,7 +289,9 @@ class TestKinds:
         (tmp_path / name).write_bytes(b"x")
         (tmp_path / "b.jsonl").write_text('{"text": "some words"}\n' * 9)
         sources = [Source("s", [tmp_path / "b.jsonl", tmp_path / name])]
-        with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'mobilellm\[data\]'"):
+        with pytest.raises(
+            UserError, match=rf"needs the package {package}; pip install 'mobilellm\[data\]'"
+        ):
             prepare(sources, tmp_path / "d", vocab_size=300, on_bad=on_bad)
 
     def test_columns_that_are_not_there(self, tmp_path: Path) -> None:
@@ -231,7 +302,12 @@ class TestKinds:
         with pytest.raises(UserError, match=r"p\.parquet: column 'text' is int64, not text"):
             prepare([Source("s", [tmp_path / "p.parquet"])], tmp_path / "d", vocab_size=300)
         with pytest.raises(UserError, match=r"no column 'words' \(found body, text\)"):
-            prepare([Source("s", [tmp_path / "p.parquet"])], tmp_path / "d", vocab_size=300, text_field="words")
+            prepare(
+                [Source("s", [tmp_path / "p.parquet"])],
+                tmp_path / "d",
+                vocab_size=300,
+                text_field="words",
+            )
 
 
 class TestNaming:
@@ -275,10 +351,20 @@ class TestNaming:
             parse_sources([], [], tmp_path / "s.toml")
 
 
-def test_the_verb_says_what_went_in_and_out(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_says_what_went_in_and_out(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open(corpus / "a.jsonl", "a") as file:
         file.write('{"text": ""}\n{broken\n')
-    arguments = ["prepare", "--source", f"a={corpus}/a.jsonl", "--out", str(corpus / "d"), "--tokenizer", str(corpus / "tokenizer")]
+    arguments = [
+        "prepare",
+        "--source",
+        f"a={corpus}/a.jsonl",
+        "--out",
+        str(corpus / "d"),
+        "--tokenizer",
+        str(corpus / "tokenizer"),
+    ]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

@@ -46,7 +46,9 @@ def test_epochs_differ_in_order_and_in_borders() -> None:
 def test_resuming_gives_the_batches_that_would_have_followed(stop: int) -> None:
     whole = take(Loader(stream(), 10, 3, START), 80)  # crosses epochs inside batches
     state = whole[stop - 1][1]
-    for (a, sa), (b, sb) in zip(whole[stop:], take(Loader(stream(), 10, 3, state), 80 - stop), strict=True):
+    for (a, sa), (b, sb) in zip(
+        whole[stop:], take(Loader(stream(), 10, 3, state), 80 - stop), strict=True
+    ):
         assert np.array_equal(a.inputs, b.inputs)
         assert sa == sb
 
@@ -62,7 +64,9 @@ def test_processes_share_the_same_global_batches(world: int) -> None:
 
 def test_the_order_does_not_depend_on_how_tokens_lie_in_shards() -> None:
     for (a, _), (b, _) in zip(
-        take(Loader(stream(), 10, 4, START), 60), take(Loader(stream(pieces=11), 10, 4, START), 60), strict=True
+        take(Loader(stream(), 10, 4, START), 60),
+        take(Loader(stream(pieces=11), 10, 4, START), 60),
+        strict=True,
     ):
         assert np.array_equal(a.inputs, b.inputs)
 
@@ -70,7 +74,8 @@ def test_the_order_does_not_depend_on_how_tokens_lie_in_shards() -> None:
 def test_seeds_give_other_orders() -> None:
     other = DataState(seed=6, epoch=0, samples=0, fingerprint="f")
     assert not np.array_equal(
-        take(Loader(stream(), 10, 4, START), 1)[0][0].inputs, take(Loader(stream(), 10, 4, other), 1)[0][0].inputs
+        take(Loader(stream(), 10, 4, START), 1)[0][0].inputs,
+        take(Loader(stream(), 10, 4, other), 1)[0][0].inputs,
     )
 
 
@@ -88,4 +93,7 @@ def test_an_epoch_longer_than_a_block_of_the_order() -> None:
     assert np.bincount(inputs[:3000].ravel(), minlength=30_000).max() == 1
     for stop in (146, 147, 292, 428, 430):
         again = take(Loader(stream(30_000), 10, 7, whole[stop - 1][1]), 3)
-        assert all(np.array_equal(a.inputs, b.inputs) for (a, _), (b, _) in zip(whole[stop:], again, strict=False))
+        assert all(
+            np.array_equal(a.inputs, b.inputs)
+            for (a, _), (b, _) in zip(whole[stop:], again, strict=False)
+        )

@@ -6,7 +6,9 @@ import pytest
 from mobilellm.data.order import derive_key, permute
 
 
-@pytest.mark.parametrize("n", [*range(1, 200), 255, 256, 257, 1009, 4095, 4096, 4097, 65_537, 100_000])
+@pytest.mark.parametrize(
+    "n", [*range(1, 200), 255, 256, 257, 1009, 4095, 4096, 4097, 65_537, 100_000]
+)
 def test_is_a_bijection(n: int) -> None:
     assert np.array_equal(np.sort(permute(np.arange(n), n, key=n)), np.arange(n))
 
@@ -57,7 +59,9 @@ def test_passes_what_numpys_permutation_passes() -> None:
         ]
 
     rng = np.random.default_rng(0)
-    ours = np.array([measures(permute(np.arange(n), n, derive_key("trial", i))) for i in range(trials)])
+    ours = np.array(
+        [measures(permute(np.arange(n), n, derive_key("trial", i))) for i in range(trials)]
+    )
     theirs = np.array([measures(rng.permutation(n)) for _ in range(trials)])
     error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / trials)
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 4.5 * error).all()

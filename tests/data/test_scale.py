@@ -28,7 +28,10 @@ def sparse(folder: Path, like: Path) -> Path:
         for number, start in enumerate(range(0, tokens, SHARD)):
             count = min(SHARD, tokens - start)
             name = folder / split / f"text-{number:05d}.npy"
-            for path, kind, n, last in ((name, dtype, count, number % 250 + 1), (name.with_suffix(".ends.npy"), ENDS, 1, count)):
+            for path, kind, n, last in (
+                (name, dtype, count, number % 250 + 1),
+                (name.with_suffix(".ends.npy"), ENDS, 1, count),
+            ):
                 with open(path, "wb") as file:
                     file.write(ShardWriter(folder, split, "x", kind)._header(n))
                     file.seek(HEADER_BYTES + (n - 1) * kind.itemsize)
@@ -66,11 +69,20 @@ def test_samples_anywhere_in_a_trillion_tokens(trillion: Path) -> None:
     state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
     loader = Loader(stream, 2048, 8, state)
     assert loader.samples_per_epoch == TRILLION // 2048
-    starts = np.concatenate([loader.starts(0, np.arange(n, n + 1000)) for n in (0, 10**8, TRILLION // 2048 - 1000)])
+    starts = np.concatenate(
+        [loader.starts(0, np.arange(n, n + 1000)) for n in (0, 10**8, TRILLION // 2048 - 1000)]
+    )
     assert len(set(starts.tolist())) == 3000
     assert np.ptp(starts) > 0.99 * TRILLION
     late = DataState(seed=0, epoch=3, samples=TRILLION // 2048 - 3, fingerprint=data.fingerprint)
-    mixture = Mixture({"text": stream}, [Stage(until_tokens=None, weights={"text": 1})], 2048, 8, late, mask_documents=True)
+    mixture = Mixture(
+        {"text": stream},
+        [Stage(until_tokens=None, weights={"text": 1})],
+        2048,
+        8,
+        late,
+        mask_documents=True,
+    )
     batch, after = next(iter(mixture))
     assert batch.inputs.shape == (8, 2048)
     assert (after.epoch, after.samples) == (4, 5)
@@ -85,5 +97,7 @@ def test_opening_takes_little_memory(trillion: Path) -> None:
         "b = iter(Loader(s, 2048, 64, DataState(seed=0, epoch=0, samples=0, fingerprint='')))\n"
         "[next(b) for _ in range(5)]\nprint(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(trillion)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(trillion)], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 500_000  # KiB

@@ -31,11 +31,19 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 def test_ends_are_where_the_eos_tokens_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several sources and shards, and across the border of each."""
-    monkeypatch.setattr(tasks, "LEAST_BYTES", 4000)
+    monkeypatch.setattr(tasks, "MIN_BYTES", 4000)
     monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (500,))
     for name in "ab":
-        lines(tmp_path / f"{name}.jsonl", [f"{name} document {i} " + "word " * (i % 60) for i in range(120)])
-    prepare([Source(n, [tmp_path / f"{n}.jsonl"]) for n in "ab"], tmp_path / "d", vocab_size=280, held_out=0.2)
+        lines(
+            tmp_path / f"{name}.jsonl",
+            [f"{name} document {i} " + "word " * (i % 60) for i in range(120)],
+        )
+    prepare(
+        [Source(n, [tmp_path / f"{n}.jsonl"]) for n in "ab"],
+        tmp_path / "d",
+        vocab_size=280,
+        held_out=0.2,
+    )
     folder = TokenFolder.open(tmp_path / "d", verify=True)
     for split in ("train", "heldout"):
         entry = folder.manifest["splits"][split]
@@ -87,8 +95,12 @@ EDITS = {
     "more text": lambda m, s: s.update(bytes=s["bytes"] + 1),
     "sum of tokens": lambda m, s: m["splits"]["train"].update(tokens=5),
     "unknown source": lambda m, s: s.update(source="elsewhere"),
-    "twice": lambda m, s: m["splits"]["train"].update({key: 2 * s[key] for key in ("documents", "tokens", "bytes")}, shards=[s, s]),
-    "a count that is true": lambda m, s: [part.update(bytes=True) for part in (s, m["splits"]["train"])],
+    "twice": lambda m, s: m["splits"]["train"].update(
+        {key: 2 * s[key] for key in ("documents", "tokens", "bytes")}, shards=[s, s]
+    ),
+    "a count that is true": lambda m, s: [
+        part.update(bytes=True) for part in (s, m["splits"]["train"])
+    ],
     "a negative count": lambda m, s: [part.update(bytes=-5) for part in (s, m["splits"]["train"])],
     "bos without an id": lambda m, s: m.update(bos=True),
     "eos a word": lambda m, s: m.update(eos="yes"),
@@ -116,15 +128,28 @@ def test_a_rewritten_manifest_is_not_refused_for_being_rewritten(data: Path) -> 
 def test_manifests_are_checked_under_python_o_too(data: Path) -> None:
     rewrite(data, EDITS["out of the folder"])
     code = "import sys, pathlib; from mobilellm.data.shards import TokenFolder; TokenFolder.open(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-O", "-c", code, str(data)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code, str(data)], capture_output=True, text=True, check=False
+    )
     assert "a shard named 'train/../../secret.npy'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train/text-00000.npy", "heldout/text-00000.npy", "train/text-00000.ends.npy"])
 @pytest.mark.parametrize(
-    ("old", "new"), [(b"(", b"["), (b"'<u", b"'<i"), (b"False", b"True "), (b"NUMPY\x01", b"NUMPY\x02"), (b"v\x00{", b"u\x00{")]
+    "name", ["train/text-00000.npy", "heldout/text-00000.npy", "train/text-00000.ends.npy"]
 )
-def test_a_header_that_lies_is_refused_at_opening(data: Path, name: str, old: bytes, new: bytes) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(", b"["),
+        (b"'<u", b"'<i"),
+        (b"False", b"True "),
+        (b"NUMPY\x01", b"NUMPY\x02"),
+        (b"v\x00{", b"u\x00{"),
+    ],
+)
+def test_a_header_that_lies_is_refused_at_opening(
+    data: Path, name: str, old: bytes, new: bytes
+) -> None:
     content = (data / name).read_bytes()
     assert old in content[:128]
     (data / name).write_bytes(content.replace(old, new, 1))
@@ -141,7 +166,9 @@ def test_ends_that_were_changed_are_found(data: Path) -> None:
         TokenFolder.open(data, verify=True)
 
 
-def test_a_disk_that_fills_up_while_a_shard_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_a_shard_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second write of a shard fails, as a full disk does in the middle."""
     (tmp_path / "t.txt").write_text("words " * 1000)
 
@@ -159,7 +186,10 @@ def test_a_disk_that_fills_up_while_a_shard_is_written(tmp_path: Path, monkeypat
 
     real = open
     monkeypatch.setattr(
-        shards, "open", lambda path, mode: Full(real(path, mode)) if "w" in mode else real(path, mode), raising=False
+        shards,
+        "open",
+        lambda path, mode: Full(real(path, mode)) if "w" in mode else real(path, mode),
+        raising=False,
     )
     with pytest.raises(UserError, match="no space left while writing"):
         prepare([Source("s", [tmp_path / "t.txt"])], tmp_path / "d", vocab_size=300)

@@ -21,9 +21,13 @@ def data(tmp_path: Path, sample_text: str) -> Path:
     for name, size in (("a", 300), ("b", 1100)):
         texts = [sample_text[i : i + size + i % 97] for i in range(0, 120_000, size)]
         texts[3] = "<script>alert(1)</script> & <|endoftext|> " * 20
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts)
+        )
     prepare(
-        [Source(n, [tmp_path / f"{n}.jsonl"], weight) for n, weight in (("a", 0.25), ("b", 0.75))], tmp_path / "d", vocab_size=500
+        [Source(n, [tmp_path / f"{n}.jsonl"], weight) for n, weight in (("a", 0.25), ("b", 0.75))],
+        tmp_path / "d",
+        vocab_size=500,
     )
     return tmp_path / "d"
 
@@ -40,8 +44,16 @@ def test_the_figures_are_those_of_the_tokens(data: Path) -> None:
         zip(*np.unique(tokens, return_counts=True), strict=True)
     )
     lengths = np.diff(stream.ends(), prepend=0)
-    assert figures["length"] == {"least": lengths.min(), "mean": pytest.approx(lengths.mean()), "most": lengths.max()}
-    assert sum(row["documents"] for row in figures["lengths"]) == len(lengths) == figures["splits"]["train"]["documents"]
+    assert figures["length"] == {
+        "least": lengths.min(),
+        "mean": pytest.approx(lengths.mean()),
+        "most": lengths.max(),
+    }
+    assert (
+        sum(row["documents"] for row in figures["lengths"])
+        == len(lengths)
+        == figures["splits"]["train"]["documents"]
+    )
     for row in figures["lengths"]:
         assert row["documents"] == ((lengths >= row["from"]) & (lengths < row["below"])).sum()
     assert [(s["name"], s["weight"], s["tokens"]) for s in figures["sources"]] == [
@@ -58,7 +70,9 @@ def test_the_figures_are_those_of_the_tokens(data: Path) -> None:
     assert all(sample["cut"] or sample["text"] in whole for sample in figures["samples"])
 
 
-def test_the_page_and_the_verb(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_and_the_verb(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["data-stats", str(data), "--html", str(tmp_path / "page.html"), "--seed", "4"])
     assert ended.value.code == 0
@@ -77,7 +91,13 @@ def test_the_page_and_the_verb(data: Path, tmp_path: Path, capsys: pytest.Captur
 def test_samples_have_the_same_figures(data: Path, tmp_path: Path, sample_text: str) -> None:
     tokenizer = Tokenizer.load(data / "tokenizer")
     (tmp_path / "t.txt").write_text(sample_text[:100_000])
-    prepare([Source("t", [tmp_path / "t.txt"], given=True)], tmp_path / "s", tokenizer=tokenizer, nodes=2, sequence_length=64)
+    prepare(
+        [Source("t", [tmp_path / "t.txt"], given=True)],
+        tmp_path / "s",
+        tokenizer=tokenizer,
+        nodes=2,
+        sequence_length=64,
+    )
     figures = statistics(open_dataset(tmp_path / "s"))
     assert figures["kind"] == "samples"
     assert figures["splits"]["train"]["tokens"] % 65 == 0
@@ -87,6 +107,10 @@ def test_samples_have_the_same_figures(data: Path, tmp_path: Path, sample_text: 
 @pytest.mark.parametrize("which", ["bpe", "mistral-v1-32k"])
 def test_bytes_of_tokens(shared: Path, sample_text: str, which: str) -> None:
     text = sample_text[:5000] + " naïve 日本語 😀\t x"
-    tokenizer = train_bpe([text], 600) if which == "bpe" else Tokenizer.load(shared / "tokenizer" / which)
+    tokenizer = (
+        train_bpe([text], 600) if which == "bpe" else Tokenizer.load(shared / "tokenizer" / which)
+    )
     size = int(byte_lengths(tokenizer)[tokenizer.encode(text)].sum())
-    assert size - len(text.encode()) == (0 if which == "bpe" else 1)  # SentencePiece puts a space before each text
+    assert size - len(text.encode()) == (
+        0 if which == "bpe" else 1
+    )  # SentencePiece puts a space before each text

@@ -32,17 +32,26 @@ def items_of(sample_text: str, count: int, seed: int) -> tuple[list[tuple[str, s
         for choice in range(draw.randrange(1, 6)):
             at = draw.randrange(40_000)
             text = " " + sample_text[at : at + draw.randrange(1, 40)]
-            pairs.append((context, pairs[-1][1] + " and more" if choice == 1 and draw.random() < 0.5 else text))
+            pairs.append(
+                (
+                    context,
+                    pairs[-1][1] + " and more" if choice == 1 and draw.random() < 0.5 else text,
+                )
+            )
             keys.append(item)
     return pairs, keys
 
 
-def harness_results(folder: Path, pairs: list[tuple[str, str]], **more: object) -> list[tuple[float, bool]]:
+def harness_results(
+    folder: Path, pairs: list[tuple[str, str]], **more: object
+) -> list[tuple[float, bool]]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4, **more)
-    instances = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
+    instances = [
+        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs
+    ]
     return model.loglikelihood(instances, disable_tqdm=True)
 
 

@@ -27,7 +27,12 @@ def network(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Network:
     torch.manual_seed(1)
     more = {"tie_word_embeddings": request.param == "plain"}
     config = ModelConfig.preset(
-        "1M", vocab_size=tokenizer.vocab_size, num_hidden_layers=3, max_position_embeddings=CONTEXT, initializer_range=0.2, **more
+        "1M",
+        vocab_size=tokenizer.vocab_size,
+        num_hidden_layers=3,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+        **more,
     )
     return Network(config).eval()
 
@@ -40,13 +45,17 @@ def test_scores_equal_the_harness(
     drawn, keys = items_of(sample_text, 25, batch_tokens)
     pairs = PAIRS + drawn
     requests = encode(pairs, OwnEncoder(tokenizer), CONTEXT)
-    found = Engine(NetworkBackend(network), batch_tokens).score(requests, [*range(-len(PAIRS), 0), *keys])
+    found = Engine(NetworkBackend(network), batch_tokens).score(
+        requests, [*range(-len(PAIRS), 0), *keys]
+    )
     agree(found, harness_results(tmp_path, pairs))
     assert any(result.cut for result in requests)
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 21])
-def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "LOGITS_AT_ONCE", at_once)
     torch.manual_seed(4)
     hidden, weight = 4 * torch.randn(60, 16), torch.randn(3000, 16)
@@ -55,7 +64,9 @@ def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(at_once: int, monkey
     assert set((likeliest // 1024).tolist()) == {0, 1, 2}  # every part has its winners
     targets = torch.where(torch.arange(60) % 2 == 0, likeliest, torch.randint(3000, (60,)))
     values, greedy = token_loglikelihoods(hidden, weight, targets)
-    torch.testing.assert_close(values.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        values.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4
+    )
     assert greedy.tolist() == (likeliest == targets).tolist()
 
 
@@ -63,17 +74,27 @@ def test_greedy_is_noticed(network: Network) -> None:
     beginning = [1, 2, 3]
     best = list(network.generate(beginning, 4, stop=[]))
     wrong = [*best[:3], (best[3] + 1) % network.config.vocab_size]
-    found = Engine(NetworkBackend(network)).score([request(beginning + end, 4, CONTEXT) for end in (best, wrong)], [0, 0])
+    found = Engine(NetworkBackend(network)).score(
+        [request(beginning + end, 4, CONTEXT) for end in (best, wrong)], [0, 0]
+    )
     assert [result.greedy for result in found] == [True, False]
 
 
-@pytest.mark.parametrize("more", [{"layer_repeats": 2, "shared_kv": "own"}, {"layer_repeats": 2, "shared_kv": "first"}])
-def test_shared_layers_score_as_one_sequence_at_a_time(tokenizer: Tokenizer, sample_text: str, more: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "more", [{"layer_repeats": 2, "shared_kv": "own"}, {"layer_repeats": 2, "shared_kv": "first"}]
+)
+def test_shared_layers_score_as_one_sequence_at_a_time(
+    tokenizer: Tokenizer, sample_text: str, more: dict[str, object]
+) -> None:
     torch.manual_seed(2)
-    network = Network(ModelConfig.preset("1M", vocab_size=400, num_hidden_layers=2, initializer_range=0.2, **more)).eval()
+    network = Network(
+        ModelConfig.preset("1M", vocab_size=400, num_hidden_layers=2, initializer_range=0.2, **more)
+    ).eval()
     pairs, keys = items_of(sample_text, 10, 5)
     requests = encode(pairs, OwnEncoder(tokenizer), 512)
-    for each, result in zip(requests, Engine(NetworkBackend(network), 300).score(requests, keys), strict=True):
+    for each, result in zip(
+        requests, Engine(NetworkBackend(network), 300).score(requests, keys), strict=True
+    ):
         with torch.no_grad():
             logprobs = network(torch.tensor([each.inputs]))[0, -each.scored :].log_softmax(-1)
         expected = logprobs.gather(1, torch.tensor(each.targets)[:, None]).sum().item()
@@ -100,7 +121,9 @@ class Counting:
         if tokens > self.most:
             raise MemoryError
         self.batches.append(tokens)
-        return [[Result(-float(each.tokens[-1]), False) for each in item.requests] for item in items]
+        return [
+            [Result(-float(each.tokens[-1]), False) for each in item.requests] for item in items
+        ]
 
 
 def test_a_context_is_computed_once_and_one_token_choices_add_nothing() -> None:
@@ -133,7 +156,9 @@ def test_equal_requests_are_computed_once() -> None:
 def test_what_cannot_be_scored_is_named(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="no token of its own"):
         encode([("a context", "")], OwnEncoder(tokenizer), 64)
-    assert encode([("  ", "x")], OwnEncoder(tokenizer), 64) == encode([("", "  x")], OwnEncoder(tokenizer), 64)
+    assert encode([("  ", "x")], OwnEncoder(tokenizer), 64) == encode(
+        [("", "  x")], OwnEncoder(tokenizer), 64
+    )
     with pytest.raises(UserError, match="context is 8"):
         encode([("a", "x" * 200)], OwnEncoder(tokenizer), 8)
 
@@ -145,7 +170,12 @@ def test_the_cache_continues_behind_a_torn_line(tmp_path: Path) -> None:
         cache.add(requests[:3], [Result(-0.125 * n, n == 1) for n in range(3)])
     path.write_bytes(path.read_bytes()[:-4])
     with ResultCache(path) as cache:
-        assert [cache.get(each) for each in requests] == [Result(0.0, False), Result(-0.125, True), None, None]
+        assert [cache.get(each) for each in requests] == [
+            Result(0.0, False),
+            Result(-0.125, True),
+            None,
+            None,
+        ]
         cache.add(requests[2:], [Result(-2.5, True), Result(-3.5, False)])
     with ResultCache(path) as cache:
         assert cache.get(requests[2]) == Result(-2.5, True)

@@ -32,10 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
 def instances(kind: str, arguments: list[tuple[object, ...]]) -> list[object]:
     from lm_eval.api.instance import Instance
 
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("t", i, 1)) for i, each in enumerate(arguments)]
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("t", i, 1))
+        for i, each in enumerate(arguments)
+    ]
 
 
-def test_the_registered_model_answers_as_the_hugging_face_backend(folder: Path, sample_text: str) -> None:
+def test_the_registered_model_answers_as_the_hugging_face_backend(
+    folder: Path, sample_text: str
+) -> None:
     from lm_eval.api.registry import get_model
     from lm_eval.models.huggingface import HFLM
 
@@ -43,31 +48,58 @@ def test_the_registered_model_answers_as_the_hugging_face_backend(folder: Path, 
     ours = get_model("mobilellm")(pretrained=str(folder))
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2)
     for mine, other in zip(
-        ours.loglikelihood(instances("loglikelihood", PAIRS)), theirs.loglikelihood(instances("loglikelihood", PAIRS)), strict=True
+        ours.loglikelihood(instances("loglikelihood", PAIRS)),
+        theirs.loglikelihood(instances("loglikelihood", PAIRS)),
+        strict=True,
     ):
         assert mine[0] == pytest.approx(other[0], abs=1e-3)
         assert mine[1] == other[1]
     texts = [(sample_text[:900],), ("short",), (sample_text[2000:2300],)]
     rolling = instances("loglikelihood_rolling", texts)
-    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), abs=2e-3)
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+        theirs.loglikelihood_rolling(rolling), abs=2e-3
+    )
     for until in (["e"], ["\n", " the"], ["never said at all"]):
-        asked = instances("generate_until", [("First Citizen:", {"until": until, "max_gen_toks": 12, "do_sample": False})])
+        asked = instances(
+            "generate_until",
+            [("First Citizen:", {"until": until, "max_gen_toks": 12, "do_sample": False})],
+        )
         assert ours.generate_until(asked) == theirs.generate_until(asked)
 
 
 @pytest.mark.long
-def test_the_harnesss_command_line_knows_the_model(folder: Path, sample_text: str, tmp_path: Path) -> None:
+def test_the_harnesss_command_line_knows_the_model(
+    folder: Path, sample_text: str, tmp_path: Path
+) -> None:
     """A task of one's own, so that nothing is downloaded."""
-    rows = [{"q": sample_text[i : i + 30], "a": [" one", " two three"], "right": i % 2} for i in range(0, 70, 7)]
+    rows = [
+        {"q": sample_text[i : i + 30], "a": [" one", " two three"], "right": i % 2}
+        for i in range(0, 70, 7)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text(
         f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/rows.jsonl\n"
         "output_type: multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_target: right\ndoc_to_choice: a\n"
     )
-    command = [sys.executable, "-c", "from mobilellm.cli.eval import harness_main; harness_main()", "--tasks", "own"]
-    command += ["--model", "mobilellm", "--model_args", f"pretrained={folder}", "--include_path", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        "from mobilellm.cli.eval import harness_main; harness_main()",
+        "--tasks",
+        "own",
+    ]
+    command += [
+        "--model",
+        "mobilellm",
+        "--model_args",
+        f"pretrained={folder}",
+        "--include_path",
+        str(tmp_path),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|own" in done.stdout
     assert "|acc" in done.stdout.replace(" ", "")

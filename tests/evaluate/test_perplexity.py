@@ -17,7 +17,9 @@ from mobilellm.model.network import Network
 @pytest.fixture(scope="module")
 def network() -> Network:
     torch.manual_seed(0)
-    found = Network(ModelConfig.preset("1M", vocab_size=64, num_hidden_layers=2, initializer_range=0.1))
+    found = Network(
+        ModelConfig.preset("1M", vocab_size=64, num_hidden_layers=2, initializer_range=0.1)
+    )
     return found.eval()
 
 
@@ -25,9 +27,13 @@ TOKENS = np.random.default_rng(0).integers(0, 64, 1000)
 
 
 @pytest.mark.parametrize("prefix", [None, 0])
-@pytest.mark.parametrize(("length", "stride"), [(64, 64), (64, 16), (7, 7), (7, 1), (512, 512), (512, 100)])
+@pytest.mark.parametrize(
+    ("length", "stride"), [(64, 64), (64, 16), (7, 7), (7, 1), (512, 512), (512, 100)]
+)
 @pytest.mark.parametrize("count", [2, 7, 8, 64, 65, 1000])
-def test_every_token_is_a_target_exactly_once(length: int, stride: int, prefix: int | None, count: int) -> None:
+def test_every_token_is_a_target_exactly_once(
+    length: int, stride: int, prefix: int | None, count: int
+) -> None:
     stream = np.arange(count) + 1
     scored: list[int] = []
     for inputs, targets in windows(TokenList(stream), length, 256, prefix, stride):
@@ -56,7 +62,10 @@ def test_equals_a_plain_loop(network: Network) -> None:
 
 
 def test_batch_size_does_not_change_the_score(network: Network) -> None:
-    scores = [perplexity(network, TokenList(TOKENS), 2000, sequence_length=32, batch_tokens=n).loss for n in (32, 320, 10_000)]
+    scores = [
+        perplexity(network, TokenList(TOKENS), 2000, sequence_length=32, batch_tokens=n).loss
+        for n in (32, 320, 10_000)
+    ]
     assert scores == pytest.approx([scores[0]] * 3, rel=1e-6)
 
 
@@ -65,7 +74,10 @@ def test_more_context_is_used_with_a_stride(network: Network) -> None:
     score = perplexity(network, TokenList(TOKENS[:100]), 100, sequence_length=16, stride=1)
     ids = torch.from_numpy(TOKENS[:100])
     with torch.no_grad():
-        nats = [F.cross_entropy(network(ids[None, max(0, i - 16) : i])[0, -1:], ids[i : i + 1]).item() for i in range(1, 100)]
+        nats = [
+            F.cross_entropy(network(ids[None, max(0, i - 16) : i])[0, -1:], ids[i : i + 1]).item()
+            for i in range(1, 100)
+        ]
     assert score.loss == pytest.approx(np.mean(nats), rel=1e-5)
 
 

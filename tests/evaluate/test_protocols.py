@@ -40,5 +40,8 @@ def test_the_papers_rules(shared: Path) -> None:
                 scores = [given[i].loglikelihood - given[i + 4].loglikelihood for i in range(4)]
             else:
                 assert len(asked) == 4
-                scores = [r.loglikelihood / len(text.removeprefix(" ")) for r, (_, text) in zip(given, asked, strict=True)]
+                scores = [
+                    r.loglikelihood / len(text.removeprefix(" "))
+                    for r, (_, text) in zip(given, asked, strict=True)
+                ]
             assert found.chosen == max(range(4), key=scores.__getitem__)

@@ -41,7 +41,9 @@ def peer(gguf: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[
 
     folder = tmp_path_factory.mktemp("smollm2") / "hf"
     convert(gguf, folder, "hf")
-    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4, softmax_dtype="float64")
+    return HFLM(
+        pretrained=str(folder), device="cpu", dtype="float32", batch_size=4, softmax_dtype="float64"
+    )
 
 
 @pytest.mark.parametrize("name", list(COMMONSENSE))
@@ -49,18 +51,26 @@ def test_each_item_scores_as_in_the_harness(name: str, ours: Loaded, peer, share
     from lm_eval.api.instance import Instance
 
     task = load_tasks([name], shared / "eval")[name]
-    documents = sorted(task.items(1000), key=lambda document: sum(len(a) + len(b) for a, b in document.pairs))
+    documents = sorted(
+        task.items(1000), key=lambda document: sum(len(a) + len(b) for a, b in document.pairs)
+    )
     documents = documents[: ITEMS - LONGEST] + documents[-LONGEST:]
     assert len(documents) == ITEMS
     assert ours.tokenizer is not None
     pairs = [pair for document in documents for pair in document.pairs]
     owners = [document.index for document in documents for _ in document.pairs]
     engine = Engine(NetworkBackend(ours.network))
-    found = engine.score(encode(pairs, OwnEncoder(ours.tokenizer), engine.backend.max_length), owners)
+    found = engine.score(
+        encode(pairs, OwnEncoder(ours.tokenizer), engine.backend.max_length), owners
+    )
     with torch.inference_mode():
-        made = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
+        made = [
+            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs
+        ]
         expected = peer.loglikelihood(made, disable_tqdm=True)
-    worst = max(abs(mine.loglikelihood - value) for mine, (value, _) in zip(found, expected, strict=True))
+    worst = max(
+        abs(mine.loglikelihood - value) for mine, (value, _) in zip(found, expected, strict=True)
+    )
     print(f"{name}: log-likelihoods differ by at most {worst:.2g} nats")
     agree(found, expected)
     mine, theirs = iter(found), iter(expected)

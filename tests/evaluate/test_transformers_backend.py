@@ -60,13 +60,19 @@ def test_every_family_scores_as_in_the_harness(
     backend, encoder = load_transformers(model_of(kind, tokenizer, tmp_path))
     assert backend.shares
     drawn, keys = items_of(sample_text, 20, 7)
-    pairs = PAIRS + drawn if kind != "bloom" else drawn  # without a limit of its own the harness gives BLOOM 2048
+    pairs = (
+        PAIRS + drawn if kind != "bloom" else drawn
+    )  # without a limit of its own the harness gives BLOOM 2048
     requests = encode(pairs, encoder, backend.max_length)
-    found = Engine(backend, batch_tokens).score(requests, [*range(len(drawn) - len(pairs), 0), *keys])
+    found = Engine(backend, batch_tokens).score(
+        requests, [*range(len(drawn) - len(pairs), 0), *keys]
+    )
     agree(found, harness_results(tmp_path, pairs))
 
 
-def test_a_model_without_a_cache_to_share_reads_everything(tokenizer: Tokenizer, sample_text: str, tmp_path: Path) -> None:
+def test_a_model_without_a_cache_to_share_reads_everything(
+    tokenizer: Tokenizer, sample_text: str, tmp_path: Path
+) -> None:
     backend, encoder = load_transformers(model_of("mamba", tokenizer, tmp_path))
     assert not backend.shares
     drawn, keys = items_of(sample_text, 6, 8)
@@ -74,18 +80,26 @@ def test_a_model_without_a_cache_to_share_reads_everything(tokenizer: Tokenizer,
     agree(found, harness_results(tmp_path, drawn))
 
 
-def test_missing_weights_are_an_error_and_not_drawn_at_random(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_and_not_drawn_at_random(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = model_of("opt", tokenizer, tmp_path)
     weights = load_file(folder / "model.safetensors")
     lost = sorted(name for name in weights if "fc1" in name)[0]
-    save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(UserError, match=r"1 weights of a opt model are missing \(.*fc1"):
         load_transformers(folder)
 
 
-def test_mobillama_has_one_feed_forward_for_all_layers(tokenizer: Tokenizer, sample_text: str, tmp_path: Path) -> None:
+def test_mobillama_has_one_feed_forward_for_all_layers(
+    tokenizer: Tokenizer, sample_text: str, tmp_path: Path
+) -> None:
     import transformers
     from safetensors.torch import save_model
 
@@ -108,7 +122,10 @@ def test_mobillama_has_one_feed_forward_for_all_layers(tokenizer: Tokenizer, sam
     with pytest.raises(UserError, match="mlp"):
         load(folder)
     values = read_json(folder / "config.json")
-    write_json(folder / "config.json", values | {"auto_map": {"AutoModelForCausalLM": "modelling_mobillama.LlamaForCausalLM"}})
+    write_json(
+        folder / "config.json",
+        values | {"auto_map": {"AutoModelForCausalLM": "modelling_mobillama.LlamaForCausalLM"}},
+    )
     loaded = load(folder)
     assert loaded.tokenizer is not None
     drawn, keys = items_of(sample_text, 10, 9)

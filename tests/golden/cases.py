@@ -31,15 +31,15 @@ BASE: dict[str, dict[str, Any]] = {
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "adamw": {},
-    "adamw_no_clipping": {"optimizer": {"clip": 0.0, "schedule": "linear", "betas": [0.8, 0.9], "eps": 1e-6}},
+    "adamw_no_clipping": {"optimizer": {"max_grad_norm": 0.0, "schedule": "linear", "betas": [0.8, 0.9], "eps": 1e-6}},
     "muon": {
         "model": {"initial_residual": "zero"},
-        "optimizer": {"kind": "muon", "momentum": 0.9, "weight_decay": 0.3, "embedding_learning_rate": 6e-3},
+        "optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.3, "embedding_learning_rate": 6e-3},
     },
     "masked_documents": {"data": {"mask_documents": True}},
     "mixture": {
         "data": {
-            "stage": [
+            "stages": [
                 {"until_tokens": 2048, "weights": {"first": 0.75, "second": 0.25}},
                 {"weights": {"first": 0.2, "second": 0.8}},
             ]
@@ -47,8 +47,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sharing_own": {"model": {"layer_repeats": 2, "shared_kv": "own"}},
     "sharing_first": {"model": {"layer_repeats": 2, "shared_kv": "first"}},
-    "accumulation": {"train": {"micro_batch": 2}, "optimizer": {"clip": 0.5}},
-    "wsd": {"optimizer": {"schedule": "wsd", "decay_steps": 4, "decay_shape": "sqrt", "final_fraction": 0.0}},
+    "accumulation": {"train": {"micro_batch_size": 2}, "optimizer": {"max_grad_norm": 0.5}},
+    "wsd": {"optimizer": {"schedule": "wsd", "decay_steps": 4, "decay_shape": "sqrt", "final_lr_fraction": 0.0}},
     "z_loss_qk_norm": {"model": {"qk_norm": True}, "optimizer": {"z_loss": 1e-3}},
     "scaled_batch": {
         "optimizer": {
@@ -64,7 +64,9 @@ def make_data(folder: Path) -> Path:
     from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
 
-    text = gzip.decompress((ROOT / "src/mobilellm/sample/tiny_shakespeare.txt.gz").read_bytes()).decode()[:80_000]
+    text = gzip.decompress(
+        (ROOT / "src/mobilellm/sample/tiny_shakespeare.txt.gz").read_bytes()
+    ).decode()[:80_000]
     speeches = text.split("\n\n")
     half = len(speeches) // 2
     sources = []
@@ -79,7 +81,10 @@ def make_data(folder: Path) -> Path:
 def settings(name: str) -> dict[str, dict[str, Any]]:
     """The recipe of a case, as TOML has it, without its data's path."""
     sections = BASE.keys() | CASES[name].keys()
-    return {section: BASE.get(section, {}) | CASES[name].get(section, {}) for section in sorted(sections)}
+    return {
+        section: BASE.get(section, {}) | CASES[name].get(section, {})
+        for section in sorted(sections)
+    }
 
 
 def run_case(name: str, data: Path, run: Path) -> dict[str, Any]:
@@ -110,7 +115,10 @@ def machine() -> dict[str, str]:
 
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags")
     try:
-        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()]
+        lines = [
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        ]
         facts = {key.strip(): value.strip() for key, value in lines if key.strip() in wanted}
     except (OSError, ValueError):
         facts = {"processor": platform.processor(), "machine": platform.machine()}

@@ -30,7 +30,9 @@ def test_losses_are_the_golden_ones(name: str, golden_data: Path, tmp_path: Path
         assert found == kept
     else:
         for key, values in kept.items():
-            assert found[key] == pytest.approx(values, rel=BF16 if name == "bf16" else ELSEWHERE[key]), key
+            assert found[key] == pytest.approx(
+                values, rel=BF16 if name == "bf16" else ELSEWHERE[key]
+            ), key
 
 
 def test_every_case_has_a_trace_of_its_own() -> None:

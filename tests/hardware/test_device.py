@@ -19,7 +19,9 @@ def test_bf16_is_taken_only_where_it_is_well_faster(
 ) -> None:
     def speed(_: torch.device, dtype: torch.dtype, size: int, repeats: int = 7) -> float:
         ratio = small if size < 512 else large
-        assert ratio is not None, "a large product was tried where a small one had shown that bf16 is slow"
+        assert ratio is not None, (
+            "a large product was tried where a small one had shown that bf16 is slow"
+        )
         return ratio * 1e11 if dtype == torch.bfloat16 else 1e11
 
     monkeypatch.setattr(device, "matmul_flops", speed)

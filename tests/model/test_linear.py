@@ -33,7 +33,9 @@ def test_it_is_the_same_product(shape: tuple[int, ...], calls: list[tuple[int, .
             torch.testing.assert_close(linear(x, rows), F.linear(x, rows), rtol=1e-5, atol=1e-5)
     with torch.inference_mode():
         turned = torch.randn(24, 7).t()
-        torch.testing.assert_close(linear(turned, weight), F.linear(turned, weight), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            linear(turned, weight), F.linear(turned, weight), rtol=1e-5, atol=1e-5
+        )
     assert len(calls) == 5
 
 

@@ -19,7 +19,9 @@ def inputs(tokens: int = 333, width: int = 24, vocabulary: int = 1000):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("chunk", [1 << 22, 40_000, 1])
-def test_value_and_gradients_equal_the_plain_way(monkeypatch: pytest.MonkeyPatch, reduction: str, chunk: int) -> None:
+def test_value_and_gradients_equal_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch, reduction: str, chunk: int
+) -> None:
     monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk)
     hidden, weight, targets = inputs()
     ours = linear_cross_entropy(hidden, weight, targets, reduction)
@@ -32,7 +34,9 @@ def test_value_and_gradients_equal_the_plain_way(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 40_000])
-def test_z_loss_adds_its_gradient_and_leaves_the_value(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_z_loss_adds_its_gradient_and_leaves_the_value(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk)
     hidden, weight, targets = inputs()
     ours = linear_cross_entropy(hidden, weight, targets, "sum", z_loss=0.01)
@@ -41,7 +45,9 @@ def test_z_loss_adds_its_gradient_and_leaves_the_value(monkeypatch: pytest.Monke
     plain = F.cross_entropy(logits, targets, reduction="sum")
     z = 0.01 * (logits.logsumexp(1).square() * (targets != -100)).sum()
     assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
-    for mine, theirs in zip(gradients, torch.autograd.grad(plain + z, (hidden, weight)), strict=True):
+    for mine, theirs in zip(
+        gradients, torch.autograd.grad(plain + z, (hidden, weight)), strict=True
+    ):
         assert (mine - theirs).abs().max() <= 2e-6 * theirs.abs().max() + 1e-7
 
 
@@ -74,7 +80,10 @@ def test_autocast_computes_in_its_precision() -> None:
 def test_logits_are_never_whole_in_memory() -> None:
     """Peak allocation stays far below tokens x vocabulary floats."""
     tokens, vocabulary = 4096, 16_384
-    hidden, weight = torch.randn(tokens, 16, requires_grad=True), torch.randn(vocabulary, 16, requires_grad=True)
+    hidden, weight = (
+        torch.randn(tokens, 16, requires_grad=True),
+        torch.randn(vocabulary, 16, requires_grad=True),
+    )
     targets = torch.randint(0, vocabulary, (tokens,))
     with torch.profiler.profile(profile_memory=True) as profile:
         linear_cross_entropy(hidden, weight, targets).backward()

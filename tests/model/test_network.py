@@ -13,7 +13,13 @@ from mobilellm.model.generation import Sampling, draw
 from mobilellm.model.network import KVCache, Network
 from mobilellm.model.weights import load_weights, stacks, to_named
 
-SCALED = {"vocab_size": 320, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "max_position_embeddings": 128}
+SCALED = {
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 128,
+}
 SHAPES = [
     {"num_attention_heads": 3, "num_key_value_heads": 1},
     {"num_attention_heads": 6, "num_key_value_heads": 2},
@@ -46,7 +52,11 @@ def llama(network: Network):
     scaling = values.pop("rope_scaling")
     theta = values.pop("rope_theta")
     rope = {"rope_theta": theta, **(scaling or {"rope_type": "default"})}
-    kind = (Qwen3ForCausalLM, Qwen3Config) if network.config.qk_norm else (LlamaForCausalLM, LlamaConfig)
+    kind = (
+        (Qwen3ForCausalLM, Qwen3Config)
+        if network.config.qk_norm
+        else (LlamaForCausalLM, LlamaConfig)
+    )
     theirs = kind[0](kind[1](**values, rope_parameters=rope)).eval()
     named = to_named(network.config, dict(network.named_parameters()))
     missing, unexpected = theirs.load_state_dict(named, strict=False)
@@ -64,7 +74,9 @@ def test_logits_equal_transformers_with_and_without_cache(shape: dict) -> None:
         theirs, ours = llama(network)(ids).logits, network(ids)
         cache = KVCache(network.config, 2, 100, like=network.embed_tokens.weight)
         cuts = [0, 40, 57, *range(58, 101)]
-        stepped = torch.cat([network(ids[:, a:b], cache) for a, b in itertools.pairwise(cuts)], dim=1)
+        stepped = torch.cat(
+            [network(ids[:, a:b], cache) for a, b in itertools.pairwise(cuts)], dim=1
+        )
     scale = theirs.std()
     assert (ours - theirs).abs().max() < 1e-5 * max(1, scale)
     assert (stepped - theirs).abs().max() < 1e-5 * max(1, scale)
@@ -74,18 +86,28 @@ def test_logits_equal_transformers_with_and_without_cache(shape: dict) -> None:
 @pytest.mark.parametrize("shared_kv", ["own", "first"])
 def test_cache_equals_no_cache_when_layers_are_shared(repeats: int, shared_kv: str) -> None:
     shape = {"num_attention_heads": 6, "num_key_value_heads": 2}
-    network = random_network(ModelConfig(**SCALED, **shape, layer_repeats=repeats, shared_kv=shared_kv))
+    network = random_network(
+        ModelConfig(**SCALED, **shape, layer_repeats=repeats, shared_kv=shared_kv)
+    )
     ids = torch.randint(0, 320, (2, 60))
     with torch.no_grad():
         cache = KVCache(network.config, 2, 60, like=network.embed_tokens.weight)
-        stepped = torch.cat([network(ids[:, :30], cache), *(network(ids[:, i : i + 1], cache) for i in range(30, 60))], dim=1)
+        stepped = torch.cat(
+            [
+                network(ids[:, :30], cache),
+                *(network(ids[:, i : i + 1], cache) for i in range(30, 60)),
+            ],
+            dim=1,
+        )
         assert (network(ids) - stepped).abs().max() < 2e-5
     assert cache.store.shape[1] == 3 * (repeats if shared_kv == "own" else 1)
 
 
 def test_the_two_kinds_of_sharing_are_different_networks() -> None:
     shape = {"num_attention_heads": 6, "num_key_value_heads": 2, "layer_repeats": 2}
-    own, first = (random_network(ModelConfig(**SCALED, **shape, shared_kv=kind)) for kind in ("own", "first"))
+    own, first = (
+        random_network(ModelConfig(**SCALED, **shape, shared_kv=kind)) for kind in ("own", "first")
+    )
     ids = torch.randint(0, 320, (1, 20))
     with torch.no_grad():
         assert (own(ids) - first(ids)).abs().max() > 0.1
@@ -104,7 +126,10 @@ def test_reference_tensors_of_the_original(case: str, changes: dict) -> None:
     from safetensors.torch import load_file
 
     folder = Path(__file__).parent.parent / "parity"
-    meta, expected = json.loads((folder / "meta.json").read_text()), load_file(folder / "expected.safetensors")
+    meta, expected = (
+        json.loads((folder / "meta.json").read_text()),
+        load_file(folder / "expected.safetensors"),
+    )
     config = ModelConfig.from_dict({**meta["config"], "tie_word_embeddings": True, **changes})
     network = Network(config)
     load_weights(network, load_file(folder / "weights.safetensors"))
@@ -127,7 +152,9 @@ def test_names_on_disk_round_trip() -> None:
     network = random_network(ModelConfig(**SCALED, num_attention_heads=6, num_key_value_heads=2))
     copy = Network(network.config)
     load_weights(copy, to_named(network.config, dict(network.named_parameters())))
-    for (name, ours), (_, theirs) in zip(network.named_parameters(), copy.named_parameters(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        network.named_parameters(), copy.named_parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
     assert set(stacks(network.config)) == {name for name, _ in network.named_parameters()}
 
@@ -139,14 +166,24 @@ def test_every_wrong_tensor_is_named() -> None:
     named["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
     with pytest.raises(UserError) as caught:
         load_weights(network, named, "file")
-    for word in ("missing model.norm.weight", "unexpected extra", "model.layers.1.mlp.up_proj.weight (3, 3) instead of (256, 96)"):
+    for word in (
+        "missing model.norm.weight",
+        "unexpected extra",
+        "model.layers.1.mlp.up_proj.weight (3, 3) instead of (256, 96)",
+    ):
         assert word in str(caught.value)
 
 
 def test_greedy_generation_equals_transformers() -> None:
     network = random_network(ModelConfig(**SCALED, num_attention_heads=6, num_key_value_heads=2))
     prompt = [5, 17, 200]
-    theirs = llama(network).generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
+    theirs = llama(network).generate(
+        torch.tensor([prompt]),
+        max_new_tokens=40,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     assert list(network.generate(prompt, 40)) == theirs[0, 3:].tolist()
 
 
@@ -167,11 +204,16 @@ def test_sampling_cuts_match_transformers() -> None:
     cut = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(10)(None, logits / 0.7))
     allowed = set(torch.isfinite(cut[0]).nonzero().flatten().tolist())
     generator = torch.Generator().manual_seed(1)
-    drawn = {draw(logits[0], Sampling(temperature=0.7, top_k=10, top_p=0.8), generator) for _ in range(500)}
+    drawn = {
+        draw(logits[0], Sampling(temperature=0.7, top_k=10, top_p=0.8), generator)
+        for _ in range(500)
+    }
     assert drawn == allowed
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"temperature": float("nan")}]
+)
 def test_bad_sampling_is_refused(bad: dict) -> None:
     with pytest.raises(UserError):
         Sampling(**bad)

@@ -8,7 +8,7 @@ import torch
 from mobilellm.cli import main
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import autocast
-from mobilellm.hardware.devices import DEVICES, recognise
+from mobilellm.hardware.devices import DEVICES, recognize
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.plan.memory import estimate
@@ -25,7 +25,20 @@ DAYS = {"125M": 3, "350M": 6, "600M": 8, "1B": 12, "1.5B": 18}
 @pytest.mark.parametrize("model", DAYS)
 def test_the_originals_training_times(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["plan", "--model", model, "--tokens", "1e12", "--gpus", "32", "--device", "a100-80g", "--json"])
+        main(
+            [
+                "plan",
+                "--model",
+                model,
+                "--tokens",
+                "1e12",
+                "--gpus",
+                "32",
+                "--device",
+                "a100-80g",
+                "--json",
+            ]
+        )
     assert ended.value.code == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["days"] == pytest.approx(DAYS[model], rel=0.2)
@@ -37,10 +50,16 @@ def test_the_originals_training_times(model: str, capsys: pytest.CaptureFixture[
 
 def test_a_plan_in_words_and_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        (["--price-per-gpu-hour", "2"], ["0.9 x width", "device hours", "cost", "fits", "datasheet"]),
-        (["--model", "1.5B", "--device", "rtx-3090", "--micro-batch", "32"], ["DOES NOT FIT"]),
+        (
+            ["--price-per-gpu-hour", "2"],
+            ["0.9 x width", "device hours", "cost", "fits", "datasheet"],
+        ),
+        (["--model", "1.5B", "--device", "rtx-3090", "--micro-batch-size", "32"], ["DOES NOT FIT"]),
         (["--device", "list"], list(DEVICES)),
-        (["--model", "1M", "--measure", "--sequence-length", "64", "--tokens", "1e6"], ["measured here", "step"]),
+        (
+            ["--model", "1M", "--measure", "--sequence-length", "64", "--tokens", "1e6"],
+            ["measured here", "step"],
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["plan", *arguments])
@@ -65,13 +84,13 @@ def test_plans_that_cannot_be_are_one_line(changes: dict, words: str) -> None:
         plan_run(ModelConfig.preset("125M"), **values)
 
 
-def test_devices_are_recognised_by_torchs_names() -> None:
+def test_devices_are_recognized_by_torchs_names() -> None:
     for name, key in (
         ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA A100-SXM4-80GB", "a100-80g"),
         ("NVIDIA A100 80GB PCIe", "a100-80g-pcie"), ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA H200", "h200"),
     ):  # fmt: skip
-        assert recognise(name) is DEVICES[key]
-    assert recognise("Quadro P2000") is None
+        assert recognize(name) is DEVICES[key]
+    assert recognize("Quadro P2000") is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +99,9 @@ def test_devices_are_recognised_by_torchs_names() -> None:
         ("5M", 256, 8, {}),
         ("1M", 128, 2, {"vocab_size": 32000}),
         pytest.param("5M", 256, 4, {"layer_repeats": 2}, marks=pytest.mark.long),
-        pytest.param("5M", 256, 4, {"layer_repeats": 2, "shared_kv": "first"}, marks=pytest.mark.long),
+        pytest.param(
+            "5M", 256, 4, {"layer_repeats": 2, "shared_kv": "first"}, marks=pytest.mark.long
+        ),
         pytest.param("5M", 256, 4, {"qk_norm": True}, marks=pytest.mark.long),
         pytest.param("15M", 512, 4, {}, marks=pytest.mark.long),
     ],
@@ -92,7 +113,7 @@ def test_memory_is_what_was_held(
 ) -> None:
     config = ModelConfig.preset(preset, **changes)
     network = Network(config)
-    optimizers = build(network, OptimizerSection(kind=optimizer), precision)
+    optimizers = build(network, OptimizerSection(name=optimizer), precision)
     ids = torch.zeros(rows, length, dtype=torch.long)
     held = Tracked()
     for parameter in network.parameters():
@@ -108,6 +129,11 @@ def test_memory_is_what_was_held(
                 each.step()
                 each.zero_grad(set_to_none=True)
     expected = estimate(
-        config, sequence_length=length, micro_batch=rows, precision=precision, optimizer=optimizer, accumulating=passes > 1
+        config,
+        sequence_length=length,
+        micro_batch_size=rows,
+        precision=precision,
+        optimizer=optimizer,
+        accumulating=passes > 1,
     )
     assert expected.peak == pytest.approx(held.peak, rel=0.15)

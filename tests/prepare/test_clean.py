@@ -19,7 +19,9 @@ from mobilellm.prepare.prepare import prepare
 def sentence(seed: int, words: int = 120) -> str:
     rng = np.random.default_rng(seed)
     known = [
-        f"{a}{b}" for a in ("ba", "co", "di", "fu", "ge", "ha", "ki") for b in ("lor", "men", "nis", "pat", "rus", "ta", "vox")
+        f"{a}{b}"
+        for a in ("ba", "co", "di", "fu", "ge", "ha", "ki")
+        for b in ("lor", "men", "nis", "pat", "rus", "ta", "vox")
     ]
     return " ".join(known[i] for i in rng.integers(0, len(known), words)) + "."
 
@@ -31,22 +33,47 @@ def corpus(tmp_path: Path) -> Path:
     near = good[3].split()
     near[7] = "changed"
     rows = {
-        "a": [*good[:40], good[0], "too short", "1234 5678 90 " * 30, "the same line again\n" * 30, "", "bad\ufffd" * 40],
-        "b": [*good[40:], good[5] + "  \n", " ".join(near), f"{sentence(901)} {quiz} {sentence(902)}"],
+        "a": [
+            *good[:40],
+            good[0],
+            "too short",
+            "1234 5678 90 " * 30,
+            "the same line again\n" * 30,
+            "",
+            "bad\ufffd" * 40,
+        ],
+        "b": [
+            *good[40:],
+            good[5] + "  \n",
+            " ".join(near),
+            f"{sentence(901)} {quiz} {sentence(902)}",
+        ],
     }
     for name, texts in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts)
+        )
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval/quiz.jsonl").write_text(json.dumps({"question": quiz, "choices": {"text": ["yes", "no"]}}) + "\n")
+    (tmp_path / "eval/quiz.jsonl").write_text(
+        json.dumps({"question": quiz, "choices": {"text": ["yes", "no"]}}) + "\n"
+    )
     return tmp_path
 
 
-def test_each_step_drops_what_it_is_for_and_nothing_is_lost(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "LEAST_BYTES", 8000)
+def test_each_step_drops_what_it_is_for_and_nothing_is_lost(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MIN_BYTES", 8000)
     sources = [Source(name, [corpus / f"{name}.jsonl"]) for name in "ab"]
     report, cleaned = clean(sources, corpus / "work", decontaminate=corpus / "eval")
     dropped = {step: entry["documents"] for step, entry in report["dropped"].items()}
-    assert dropped == {"unreadable": 0, "quality": 5, "decontamination": 1, "exact duplicate": 2, "near duplicate": 1}
+    assert dropped == {
+        "unreadable": 0,
+        "quality": 5,
+        "decontamination": 1,
+        "exact duplicate": 2,
+        "near duplicate": 1,
+    }
     assert (report["documents_read"], report["documents_kept"]) == (69, 60)
     reasons = report["dropped"]["quality"]["reasons"]
     assert reasons == {"broken characters": 1, "few letters": 1, "repeated lines": 1, "short": 2}
@@ -58,7 +85,9 @@ def test_each_step_drops_what_it_is_for_and_nothing_is_lost(corpus: Path, monkey
     before = {p: p.stat().st_mtime_ns for p in (corpus / "work").rglob("cleaned/**/*.jsonl")}
     again, _ = clean(sources, corpus / "work", decontaminate=corpus / "eval")
     assert again == report
-    assert {p: p.stat().st_mtime_ns for p in (corpus / "work").rglob("cleaned/**/*.jsonl")} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in (corpus / "work").rglob("cleaned/**/*.jsonl")
+    } == before
     other, _ = clean(sources, corpus / "work")  # other settings take nothing over
     assert other["dropped"]["decontamination"]["documents"] == 0
     assert other["documents_kept"] == 61
@@ -89,7 +118,9 @@ def test_runs_of_words_are_told_apart_and_found_in_any_script() -> None:
     hashes = ngram_hashes("a b c d e a b c d", 4)
     assert hashes[0] == hashes[5]
     assert len(set(hashes.tolist())) == 5
-    assert np.array_equal(ngram_hashes("Hello, WORLD one", 2), ngram_hashes("hello world... ONE!", 2))
+    assert np.array_equal(
+        ngram_hashes("Hello, WORLD one", 2), ngram_hashes("hello world... ONE!", 2)
+    )
     assert len(ngram_hashes("日本語の文章", 3)) == 4
     assert ngram_hashes("a b", 2) != ngram_hashes("b a", 2)
 
@@ -110,7 +141,7 @@ def test_folders_without_evaluation_sets_are_named(tmp_path: Path) -> None:
         cleaning.evaluation_ngrams(tmp_path)
 
 
-def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
+def test_tokenizing_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
     from mobilellm.data.shards import TokenFolder
@@ -118,15 +149,23 @@ def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     from mobilellm.prepare.pipeline import FinishShards, TokenShards
     from mobilellm.tokenizer.tokenizer import train_bpe
 
-    texts = [json.loads(line)["text"] for name in "ab" for line in (corpus / f"{name}.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"]
+        for name in "ab"
+        for line in (corpus / f"{name}.jsonl").read_text().splitlines()
+    ]
     train_bpe(texts, 300).save(corpus / "tokenizer")
     shards = TokenShards(corpus / "data", corpus / "tokenizer", held_out=0.1)
     sources = [Source(name, [corpus / f"{name}.jsonl"]) for name in "ab"]
     reader = cleaning.ReadSources(sources, corpus / "work", "text", "stop")
     with pytest.raises(UserError, match="0 of 2 tasks"):
         list(FinishShards(shards, 2).run())
-    LocalPipelineExecutor(pipeline=[reader, shards], tasks=2, workers=1, logging_dir=str(corpus / "log1")).run()
-    LocalPipelineExecutor(pipeline=[FinishShards(shards, 2)], tasks=1, workers=1, logging_dir=str(corpus / "log2")).run()
+    LocalPipelineExecutor(
+        pipeline=[reader, shards], tasks=2, workers=1, logging_dir=str(corpus / "log1")
+    ).run()
+    LocalPipelineExecutor(
+        pipeline=[FinishShards(shards, 2)], tasks=1, workers=1, logging_dir=str(corpus / "log2")
+    ).run()
     folder = TokenFolder.open(corpus / "data", verify=True)
     assert folder.sources() == ["a", "b"]
     assert validate(corpus / "data").faults_in_all == 0
@@ -141,7 +180,9 @@ def test_tokenising_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     assert not (corpus / "data.preparing").exists()
 
 
-def test_the_verb_cleans_in_several_processes(corpus: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_cleans_in_several_processes(
+    corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from mobilellm.cli import main
 
     for name in "ab":
@@ -160,7 +201,10 @@ def test_the_verb_cleans_in_several_processes(corpus: Path, capfd: pytest.Captur
         main([*arguments, "--clean", "--decontaminate", str(corpus / "eval"), "--workers", "2"])
     shown = capfd.readouterr()
     assert ended.value.code == 0, shown.err
-    assert "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near duplicate" in shown.out
+    assert (
+        "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near duplicate"
+        in shown.out
+    )
     assert "INFO" not in shown.err
     manifest = json.loads((corpus / "out/manifest.json").read_text())
     assert manifest["cleaning"]["dropped"]["near duplicate"]["examples"][0]["text"]

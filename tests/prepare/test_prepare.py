@@ -38,7 +38,9 @@ def documents_of(folder: TokenFolder, split: str) -> list[str]:
 
 def test_a_single_text_is_split_as_nanogpt_splits_it(tmp_path: Path, sample_text: str) -> None:
     (tmp_path / "t.txt").write_text(sample_text)
-    manifest = prepare([Source("t", [tmp_path / "t.txt"])], tmp_path / "d", vocab_size=1000, held_out=0.1)
+    manifest = prepare(
+        [Source("t", [tmp_path / "t.txt"])], tmp_path / "d", vocab_size=1000, held_out=0.1
+    )
     data = TokenFolder.open(tmp_path / "d", verify=True)
     cut = int(len(sample_text) * 0.9)
     assert documents_of(data, "train") == [sample_text[:cut]]
@@ -54,7 +56,10 @@ def test_documents_are_held_out_whole_and_none_is_lost(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wb") as file:
         file.write(lines(tmp_path / "b.tmp", texts[250:]).read_bytes())
     manifest = prepare(
-        parse_sources([str(tmp_path / "a.jsonl"), f"bee={tmp_path / 'b.jsonl.gz'}"]), tmp_path / "d", vocab_size=400, held_out=0.1
+        parse_sources([str(tmp_path / "a.jsonl"), f"bee={tmp_path / 'b.jsonl.gz'}"]),
+        tmp_path / "d",
+        vocab_size=400,
+        held_out=0.1,
     )
     data = TokenFolder.open(tmp_path / "d", verify=True)
     train, held_out = documents_of(data, "train"), documents_of(data, "heldout")
@@ -63,20 +68,26 @@ def test_documents_are_held_out_whole_and_none_is_lost(tmp_path: Path) -> None:
     assert [s["name"] for s in manifest["sources"]] == ["a", "bee"]
     assert sum(s["documents"] for s in manifest["sources"]) == 400
     assert sum(s["bytes"] for s in manifest["sources"]) == sum(len(t.encode()) for t in texts)
-    assert sum(split["tokens"] for split in manifest["splits"].values()) == sum(s["tokens"] for s in manifest["sources"])
+    assert sum(split["tokens"] for split in manifest["splits"].values()) == sum(
+        s["tokens"] for s in manifest["sources"]
+    )
 
 
 def test_the_same_text_gives_the_same_bytes_and_another_seed_another_split(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", [f"text number {i}" for i in range(200)])
     sources = [Source("a", [tmp_path / "a.jsonl"])]
     one, two, other = (
-        prepare(sources, tmp_path / name, vocab_size=300, held_out=0.1, seed=s) for name, s in (("1", 0), ("2", 0), ("3", 1))
+        prepare(sources, tmp_path / name, vocab_size=300, held_out=0.1, seed=s)
+        for name, s in (("1", 0), ("2", 0), ("3", 1))
     )
     assert one == two
     assert one["fingerprint"] != other["fingerprint"]
     for path in (tmp_path / "1").rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
+            assert (
+                path.read_bytes()
+                == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
+            )
 
 
 def test_a_tokenizer_never_sees_held_out_text(tmp_path: Path) -> None:
@@ -84,7 +95,9 @@ def test_a_tokenizer_never_sees_held_out_text(tmp_path: Path) -> None:
     for name, tail in (("a", "zebra " * 100), ("b", "quokka" * 100)):
         (tmp_path / f"{name}.txt").write_text("the cat sat on the mat. " * 225 + tail)
     ids = [
-        prepare([Source("t", [tmp_path / f"{n}.txt"])], tmp_path / n, vocab_size=300, held_out=0.1)["tokenizer"]["sha256"]
+        prepare([Source("t", [tmp_path / f"{n}.txt"])], tmp_path / n, vocab_size=300, held_out=0.1)[
+            "tokenizer"
+        ]["sha256"]
         for n in "ab"
     ]
     assert ids[0] == ids[1]
@@ -94,22 +107,32 @@ def test_few_documents_leave_neither_side_empty(tmp_path: Path) -> None:
     for seed in range(20):
         lines(tmp_path / "a.jsonl", ["one", "two", "three"])
         out = tmp_path / f"d{seed}"
-        manifest = prepare([Source("a", [tmp_path / "a.jsonl"])], out, vocab_size=260, held_out=0.5, seed=seed)
+        manifest = prepare(
+            [Source("a", [tmp_path / "a.jsonl"])], out, vocab_size=260, held_out=0.5, seed=seed
+        )
         assert all(split["documents"] for split in manifest["splits"].values())
 
 
-def test_a_source_that_is_a_single_text_is_cut_beside_others_that_are_not(tmp_path: Path, sample_text: str) -> None:
+def test_a_source_that_is_a_single_text_is_cut_beside_others_that_are_not(
+    tmp_path: Path, sample_text: str
+) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"{name} " + sample_text[:4000])
     lines(tmp_path / "c.jsonl", [f"document {i}" for i in range(50)])
     books = [Source(name, [tmp_path / f"{name}.txt"]) for name in "ab"]
-    for out, sources, rule in (("d", books, "tail"), ("e", [*books, Source("c", [tmp_path / "c.jsonl"])], "documents")):
+    for out, sources, rule in (
+        ("d", books, "tail"),
+        ("e", [*books, Source("c", [tmp_path / "c.jsonl"])], "documents"),
+    ):
         manifest = prepare(sources, tmp_path / out, vocab_size=300, held_out=0.1)
         assert manifest["held_out"] == {"rule": rule, "fraction": 0.1, "tails": ["a", "b"]}
         folder = TokenFolder.open(tmp_path / out)
         for name in "ab":
             own = [folder.tokens(split, name) for split in ("train", "heldout")]
-            texts = [folder.tokenizer().decode(stream.read(0, len(stream) - 1).tolist()) for stream in own]
+            texts = [
+                folder.tokenizer().decode(stream.read(0, len(stream) - 1).tolist())
+                for stream in own
+            ]
             assert "".join(texts) == (tmp_path / f"{name}.txt").read_text()
             assert len(texts[1]) == pytest.approx(400, abs=2)
 
@@ -141,15 +164,24 @@ def test_byte_level_bpe_is_lossless() -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_saved_tokenizer_is_the_same_and_loads_in_transformers(tmp_path: Path, sample_text: str) -> None:
+def test_saved_tokenizer_is_the_same_and_loads_in_transformers(
+    tmp_path: Path, sample_text: str
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = train_bpe([sample_text[:50_000]], 500)
     tokenizer.save(tmp_path)
     again = Tokenizer.load(tmp_path)
-    assert (again.sha256, again.eos_id, again.bos_id, again.vocab_size) == (tokenizer.sha256, tokenizer.eos_id, None, 500)
+    assert (again.sha256, again.eos_id, again.bos_id, again.vocab_size) == (
+        tokenizer.sha256,
+        tokenizer.eos_id,
+        None,
+        500,
+    )
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs(sample_text[:5000], add_special_tokens=False).input_ids == tokenizer.encode(sample_text[:5000])
+    assert theirs(sample_text[:5000], add_special_tokens=False).input_ids == tokenizer.encode(
+        sample_text[:5000]
+    )
     assert theirs.eos_token_id == tokenizer.eos_id
 
 
@@ -161,7 +193,11 @@ def test_shards_are_plain_npy_with_document_ends(tmp_path: Path) -> None:
     assert [s["tokens"] for s in shards] == [9, 2, 25]
     arrays = [np.load(tmp_path / s["file"]) for s in shards]
     assert np.concatenate(arrays).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4, 5, 6, *[7] * 25]
-    assert [np.load((tmp_path / s["file"]).with_suffix(".ends.npy")).tolist() for s in shards] == [[3, 9], [2], [25]]
+    assert [np.load((tmp_path / s["file"]).with_suffix(".ends.npy")).tolist() for s in shards] == [
+        [3, 9],
+        [2],
+        [25],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +208,11 @@ def test_shards_are_plain_npy_with_document_ends(tmp_path: Path) -> None:
         ("binary.txt", b"\x7fELF\xff\xfe", ["not UTF-8", "byte 4"]),
         ("nul.txt", b"abc\0def" * 100, ["NUL", "character 3"]),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', [":2", "broken JSON"]),
-        ("field.jsonl", b'{"content": "a"}\n', [":1", "no field 'text'", "content", "--text-field"]),
+        (
+            "field.jsonl",
+            b'{"content": "a"}\n',
+            [":1", "no field 'text'", "content", "--text-field"],
+        ),
         ("type.jsonl", b'{"text": "a"}\n{"text": 5}\n', [":2", "int"]),
         ("list.jsonl", b"[1]\n", [":1", "list"]),
         ("cut.txt.gz", gzip.compress(os.urandom(5000).hex().encode())[:2000], ["gzip"]),
@@ -180,7 +220,9 @@ def test_shards_are_plain_npy_with_document_ends(tmp_path: Path) -> None:
         ("image.png", b"x", ["of a kind that is not read"]),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, name: str, content: bytes, words: list[str]
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         prepare([Source("s", [tmp_path / name])], tmp_path / "d", vocab_size=300, held_out=0.1)
@@ -203,11 +245,18 @@ def test_missing_files_and_existing_folders_are_refused(tmp_path: Path) -> None:
 
 def test_empty_documents_are_counted_and_skipped(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", ["one", "", "two", "", "three"])
-    manifest = prepare([Source("a", [tmp_path / "a.jsonl"])], tmp_path / "d", vocab_size=260, held_out=0.3)
-    assert (manifest["sources"][0]["documents"], manifest["sources"][0]["documents_skipped"]) == (3, 2)
+    manifest = prepare(
+        [Source("a", [tmp_path / "a.jsonl"])], tmp_path / "d", vocab_size=260, held_out=0.3
+    )
+    assert (manifest["sources"][0]["documents"], manifest["sources"][0]["documents_skipped"]) == (
+        3,
+        2,
+    )
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t.txt").write_text("words " * 1000)
 
     def full(*_: object) -> None:
@@ -234,7 +283,10 @@ class TestDamage:
         content = self.shard(data).read_bytes()
         for changed in (content[:-2], content + b"\0\0"):
             self.shard(data).write_bytes(changed)
-            with pytest.raises(UserError, match=f"text-00000.npy: {len(changed)} bytes where {len(content)} were written"):
+            with pytest.raises(
+                UserError,
+                match=f"text-00000.npy: {len(changed)} bytes where {len(content)} were written",
+            ):
                 TokenFolder.open(data)
 
     def test_a_flipped_bit(self, data: Path) -> None:

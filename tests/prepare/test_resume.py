@@ -30,7 +30,7 @@ from pathlib import Path
 from mobilellm.prepare import tasks
 from mobilellm.prepare.prepare import parse_sources, prepare
 from mobilellm.tokenizer.tokenizer import Tokenizer
-tasks.LEAST_BYTES = int(os.environ.get("LEAST_BYTES", 30_000))
+tasks.MIN_BYTES = int(os.environ.get("MIN_BYTES", 30_000))
 out, workers, *named = sys.argv[1:]
 prepare(parse_sources([], named), Path(out), tokenizer=Tokenizer.load(Path("tokenizer")), workers=int(workers), held_out=0.05)
 """
@@ -58,14 +58,20 @@ def corpus(tmp_path: Path, sample_text: str) -> Path:
 NAMED = ["a=plain.jsonl", "b=many", "c=packed.jsonl.gz"]
 
 
-def start(corpus: Path, out: str, workers: int, task_bytes: int = 30_000) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"LEAST_BYTES": str(task_bytes)}
+def start(
+    corpus: Path, out: str, workers: int, task_bytes: int = 30_000
+) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"MIN_BYTES": str(task_bytes)}
     arguments = [sys.executable, "-c", SCRIPT, out, str(workers), *NAMED]
     return subprocess.Popen(arguments, cwd=corpus, stderr=subprocess.PIPE, env=environment)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(corpus: Path) -> None:
@@ -89,7 +95,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(corpus: Path) -> None
         wanted = before_kill + rng.randint(1, 3)
         deadline = time.time() + 60
         while run.poll() is None and time.time() < deadline:
-            done = [path for path in work.glob("*/result.json") if not path.parent.name.startswith(".")] if work.is_dir() else []
+            done = (
+                [
+                    path
+                    for path in work.glob("*/result.json")
+                    if not path.parent.name.startswith(".")
+                ]
+                if work.is_dir()
+                else []
+            )
             if len(done) >= wanted:
                 break
             time.sleep(0.001)
@@ -120,10 +134,19 @@ def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
         tokenizer=str(corpus / "tokenizer"), tokenizer_sha256="", library="tokenizers", library_version="", bos=False, eos=True,
         split=tasks.SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
     )  # fmt: skip
-    message = {"kind": "tokenise", "job": asdict(job), "task": asdict(task), "key": "k", "folder": str(corpus)}
+    message = {
+        "kind": "tokenize",
+        "job": asdict(job),
+        "task": asdict(task),
+        "key": "k",
+        "folder": str(corpus),
+    }
     for given in (b"", json.dumps(message).encode() + b"\n"):
         worker = subprocess.Popen(
-            [sys.executable, "-m", "mobilellm.jobs.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "mobilellm.jobs.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert worker.stdin is not None
         worker.stdin.write(given)
@@ -144,8 +167,10 @@ def test_two_runs_into_one_folder(corpus: Path) -> None:
     prepare([Source("a", [corpus / "plain.jsonl"])], corpus / "out", vocab_size=300)
 
 
-def test_what_was_finished_before_a_fault_is_kept(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "LEAST_BYTES", 30_000)
+def test_what_was_finished_before_a_fault_is_kept(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MIN_BYTES", 30_000)
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     bad = corpus / "bad.jsonl"
     bad.write_text('{"text": "good"}\n' * 2 + '{"text": \n')
@@ -156,7 +181,13 @@ def test_what_was_finished_before_a_fault_is_kept(corpus: Path, monkeypatch: pyt
     assert len(kept) > 5
     done: list[float] = []
     bad.write_text('{"text": "good"}\n' * 3)
-    prepare(sources, corpus / "out", tokenizer=tokenizer, held_out=0.05, progress=lambda d, t: done.append(d / t))
+    prepare(
+        sources,
+        corpus / "out",
+        tokenizer=tokenizer,
+        held_out=0.05,
+        progress=lambda d, t: done.append(d / t),
+    )
     assert done[0] > 0.9  # of the work was there already
 
 
@@ -188,7 +219,9 @@ def test_a_worker_that_is_killed_is_named(corpus: Path) -> None:
     assert b"a worker process ended" in run.communicate()[1]
 
 
-def test_wrong_ids_of_the_fast_library_are_found_and_it_is_given_up(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_ids_of_the_fast_library_are_found_and_it_is_given_up(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("fastokens")
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     sources = [Source("a", [corpus / "plain.jsonl"])]
@@ -201,7 +234,11 @@ def test_wrong_ids_of_the_fast_library_are_found_and_it_is_given_up(corpus: Path
 
     def wrong(self: encoding.Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, lengths = real(self, texts)
-        if self.library == encoding.FAST and len(texts) > 20 and "http://a.b/c?d=e&f#g" not in texts:
+        if (
+            self.library == encoding.FAST
+            and len(texts) > 20
+            and "http://a.b/c?d=e&f#g" not in texts
+        ):
             ids = ids.copy()
             ids[0] ^= 1
         return ids, lengths
@@ -216,9 +253,13 @@ def test_wrong_ids_of_the_fast_library_are_found_and_it_is_given_up(corpus: Path
 
 
 @pytest.mark.parametrize("which", ["bpe", "mistral-v1-32k", "llama2-32k"])
-def test_the_fast_library_gives_the_same_ids(corpus: Path, shared: Path, sample_text: str, which: str) -> None:
+def test_the_fast_library_gives_the_same_ids(
+    corpus: Path, shared: Path, sample_text: str, which: str
+) -> None:
     pytest.importorskip("fastokens")
-    tokenizer = Tokenizer.load(corpus / "tokenizer" if which == "bpe" else shared / "tokenizer" / which)
+    tokenizer = Tokenizer.load(
+        corpus / "tokenizer" if which == "bpe" else shared / "tokenizer" / which
+    )
     assert encoding.choose(tokenizer) == (encoding.FAST, "")
     rng = random.Random(1)
     kinds = [(32, 126), (160, 0x2FFF), (0x1F300, 0x1F6FF), (32, 32), (10, 10)]
@@ -231,11 +272,18 @@ def test_the_fast_library_gives_the_same_ids(corpus: Path, shared: Path, sample_
 @pytest.mark.parametrize("which", ["bpe", "mistral-v1-32k"])
 @pytest.mark.parametrize("text", ["english", "lines", "unbroken"])
 def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
-    corpus: Path, shared: Path, sample_text: str, which: str, text: str, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    shared: Path,
+    sample_text: str,
+    which: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(encoding, "PIECE", 20_000)
     monkeypatch.setattr(encoding, "REACH", 2_000)
-    tokenizer = Tokenizer.load(corpus / "tokenizer" if which == "bpe" else shared / "tokenizer" / which)
+    tokenizer = Tokenizer.load(
+        corpus / "tokenizer" if which == "bpe" else shared / "tokenizer" / which
+    )
     whole = {
         "english": sample_text[:150_000],
         "lines": "".join(f"日本語の文章{i}です。\n漢字\n\n" for i in range(9000)),
@@ -244,12 +292,16 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
     encoder = encoding.Encoder(tokenizer, "tokenizers")
     pieces = [whole[i : i + 7_777] for i in range(0, len(whole), 7_777)]
     found = list(encoder.long(iter(pieces)))
-    assert np.concatenate(list(encoder.long([whole, ""]))).tolist() == np.concatenate(found).tolist()
+    assert (
+        np.concatenate(list(encoder.long([whole, ""]))).tolist() == np.concatenate(found).tolist()
+    )
     assert np.concatenate(found).tolist() == tokenizer.encode(whole)
     assert (len(found) > 3) == (text != "unbroken")
 
 
-def test_long_documents_are_read_in_pieces_and_kept_whole(corpus: Path, sample_text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_read_in_pieces_and_kept_whole(
+    corpus: Path, sample_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mobilellm.prepare import documents
 
     tokenizer = Tokenizer.load(corpus / "tokenizer")
@@ -258,7 +310,7 @@ def test_long_documents_are_read_in_pieces_and_kept_whole(corpus: Path, sample_t
     lines(corpus / "mixed.jsonl", ["short one", long[:250_000], "short two", "", "three"])
     sources = [Source("a", [corpus / "mixed.jsonl", corpus / "long.txt", corpus / "many"])]
     usual = prepare(sources, corpus / "usual", tokenizer=tokenizer, held_out=0.1)
-    for name, value in (("LONG", 50_000), ("LEAST_BYTES", 1 << 24)):
+    for name, value in (("LONG", 50_000), ("MIN_BYTES", 1 << 24)):
         monkeypatch.setattr(tasks, name, value)
     for name, value in (("WHOLE", 40_000), ("UNPACKED", 9_999)):
         monkeypatch.setattr(documents, name, value)
@@ -267,9 +319,13 @@ def test_long_documents_are_read_in_pieces_and_kept_whole(corpus: Path, sample_t
     pieces = prepare(sources, corpus / "pieces", tokenizer=tokenizer, held_out=0.1)
     assert pieces["sources"][0]["documents"] == usual["sources"][0]["documents"] == 55
     for key in ("tokens", "bytes", "documents"):
-        assert [pieces["splits"][s][key] for s in ("train", "heldout")] == [usual["splits"][s][key] for s in ("train", "heldout")]
+        assert [pieces["splits"][s][key] for s in ("train", "heldout")] == [
+            usual["splits"][s][key] for s in ("train", "heldout")
+        ]
     a, b = (TokenFolder.open(corpus / name).tokens("train") for name in ("usual", "pieces"))
-    assert sorted(map(bytes, np.split(a.read(0, len(a)), a.ends()))) == sorted(map(bytes, np.split(b.read(0, len(b)), b.ends())))
+    assert sorted(map(bytes, np.split(a.read(0, len(a)), a.ends()))) == sorted(
+        map(bytes, np.split(b.read(0, len(b)), b.ends()))
+    )
 
 
 def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> None:
@@ -289,7 +345,9 @@ def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> 
         "print(most() - before)"
     )
     pytest.importorskip("fastokens")
-    done = subprocess.run([sys.executable, "-c", script], cwd=corpus, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=corpus, capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 120_000  # KiB
 
 
@@ -305,35 +363,64 @@ class TestSkipping:
         )
         (folder / "b.txt").write_bytes(b"\xff\xfe no")
         (folder / "c.txt").write_bytes(b"\0" * 5000)
-        whole = gzip.compress("".join(json.dumps({"text": f"number {i} {'x' * 50}"}) + "\n" for i in range(2000)).encode())
+        whole = gzip.compress(
+            "".join(
+                json.dumps({"text": f"number {i} {'x' * 50}"}) + "\n" for i in range(2000)
+            ).encode()
+        )
         (folder / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
         (folder / "e.jsonl").write_bytes(b"\0" * 5000)
-        (folder / "f.jsonl").write_text("".join(json.dumps({"text": f"fine {i}"}) + "\n" for i in range(300)))
+        (folder / "f.jsonl").write_text(
+            "".join(json.dumps({"text": f"fine {i}"}) + "\n" for i in range(300))
+        )
         return folder
 
     def test_all_is_counted(self, bad: Path, corpus: Path) -> None:
-        manifest = prepare([Source("s", [bad])], corpus / "out", tokenizer=Tokenizer.load(corpus / "tokenizer"), on_bad="skip")
+        manifest = prepare(
+            [Source("s", [bad])],
+            corpus / "out",
+            tokenizer=Tokenizer.load(corpus / "tokenizer"),
+            on_bad="skip",
+        )
         (source,) = manifest["sources"]
         assert (source["empty"], source["bad"]) == (1, 5 + 1 + 1 + 1 + 1)
         assert source["records"] == source["documents"] + 10
         assert source["documents"] > 302 + 500
         places = {Path(where).name: why for where, why in manifest["skipped"]["first"]}
-        assert {"a.jsonl:2", "a.jsonl:5", "a.jsonl:6", "a.jsonl:7", "a.jsonl:9", "b.txt", "c.txt", "e.jsonl:1"} <= set(places)
+        assert {
+            "a.jsonl:2",
+            "a.jsonl:5",
+            "a.jsonl:6",
+            "a.jsonl:7",
+            "a.jsonl:9",
+            "b.txt",
+            "c.txt",
+            "e.jsonl:1",
+        } <= set(places)
         (cut,) = [name for name in places if name.startswith("d.jsonl.gz:")]
         assert "nothing from here on can be read" in places[cut]
         assert int(cut.split(":")[1]) == source["documents"] - 302 + 1
 
-    def test_numbers_of_lines_hold_in_every_span(self, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        rows = [f'{{"text": "fine and well, line {i}"}}' if i % 97 else "{broken" for i in range(1, 2000)]
+    def test_numbers_of_lines_hold_in_every_span(
+        self, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [
+            f'{{"text": "fine and well, line {i}"}}' if i % 97 else "{broken"
+            for i in range(1, 2000)
+        ]
         (corpus / "x.jsonl").write_text("\n".join(rows))
         with gzip.open(corpus / "y.jsonl.gz", "wt") as file:
             file.write("\n".join(rows))
-        monkeypatch.setattr(tasks, "LEAST_BYTES", 3000)
+        monkeypatch.setattr(tasks, "MIN_BYTES", 3000)
         sources = [Source("x", [corpus / "x.jsonl"]), Source("y", [corpus / "y.jsonl.gz"])]
-        manifest = prepare(sources, corpus / "out", tokenizer=Tokenizer.load(corpus / "tokenizer"), on_bad="skip")
+        manifest = prepare(
+            sources, corpus / "out", tokenizer=Tokenizer.load(corpus / "tokenizer"), on_bad="skip"
+        )
         assert len(list((corpus / "out/train").glob("x-*[0-9].npy"))) > 10
         found = [Path(where).name for where, _ in manifest["skipped"]["first"]]
-        assert found == [f"{name}:{i}" for name in ("x.jsonl", "y.jsonl.gz") for i in range(97, 2000, 97)]
+        assert found == [
+            f"{name}:{i}" for name in ("x.jsonl", "y.jsonl.gz") for i in range(97, 2000, 97)
+        ]
         assert [s["documents"] for s in manifest["sources"]] == [1979, 1979]
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -341,10 +428,14 @@ class TestSkipping:
         (corpus / "many/03.txt").chmod(0)
         with pytest.raises(UserError, match=r"03\.txt: cannot be read \(Permission denied\)"):
             prepare([Source("s", [corpus / "many"])], corpus / "out", vocab_size=300)
-        manifest = prepare([Source("s", [corpus / "many"])], corpus / "out", vocab_size=300, on_bad="skip")
+        manifest = prepare(
+            [Source("s", [corpus / "many"])], corpus / "out", vocab_size=300, on_bad="skip"
+        )
         assert manifest["sources"][0]["bad"] == 1
 
-    def test_a_file_that_changes_meanwhile_is_noticed(self, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_that_changes_meanwhile_is_noticed(
+        self, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         real = tasks.TaskRun.take
 
         def touching(self: tasks.TaskRun, record: object, part: object) -> None:
@@ -358,9 +449,14 @@ class TestSkipping:
 
 def test_a_disk_that_fills_up_in_a_worker(corpus: Path) -> None:
     """With a limit on the size of files, which the system reports much as a full disk."""
-    script = SCRIPT.replace("tasks.LEAST_BYTES =", "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-                            "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); tasks.LEAST_BYTES =")  # fmt: skip
-    run = subprocess.run([sys.executable, "-c", script, "out", "2", *NAMED], cwd=corpus, capture_output=True, text=True)
+    script = SCRIPT.replace("tasks.MIN_BYTES =", "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                            "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); tasks.MIN_BYTES =")  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", script, "out", "2", *NAMED],
+        cwd=corpus,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode != 0
     assert "File too large" in run.stderr
     assert not (corpus / "out").exists()
@@ -370,7 +466,10 @@ def test_threads_may_prepare_at_once(corpus: Path) -> None:
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     sources = [Source("a", [corpus / "plain.jsonl"])]
     threads = [
-        threading.Thread(target=prepare, args=(sources, corpus / f"t{i}"), kwargs={"tokenizer": tokenizer}) for i in range(3)
+        threading.Thread(
+            target=prepare, args=(sources, corpus / f"t{i}"), kwargs={"tokenizer": tokenizer}
+        )
+        for i in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -379,9 +478,13 @@ def test_threads_may_prepare_at_once(corpus: Path) -> None:
     assert len({TokenFolder.open(corpus / f"t{i}").fingerprint for i in range(3)}) == 1
 
 
-def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(corpus: Path, sample_text: str) -> None:
+def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(
+    corpus: Path, sample_text: str
+) -> None:
     sources = [Source("a", [corpus / "plain.jsonl"])]
-    first, second = (train_bpe([text], 400) for text in (sample_text[:50_000], sample_text[200_000:250_000]))
+    first, second = (
+        train_bpe([text], 400) for text in (sample_text[:50_000], sample_text[200_000:250_000])
+    )
     expected = prepare(sources, corpus / "other", tokenizer=second)
     prepare(sources, corpus / "out", tokenizer=first)
     shutil.rmtree(corpus / "out")

@@ -41,12 +41,19 @@ def test_the_manifest_holds_checksums_of_files_and_of_sources(tmp_path: Path) ->
     (tmp_path / "in/deeper").mkdir(parents=True)
     for name in ("b.txt", "a.md", "deeper/README", ".hidden.txt", "image.png"):
         (tmp_path / "in" / name).write_text(f"the text of {name} " * 50)
-    manifest = prepare([Source("s", [tmp_path / "in"])], tmp_path / "d", vocab_size=300, held_out=0.4)
+    manifest = prepare(
+        [Source("s", [tmp_path / "in"])], tmp_path / "d", vocab_size=300, held_out=0.4
+    )
     (source,) = manifest["sources"]
     assert [file["path"] for file in source["files"]] == ["a.md", "b.txt", "README"]
-    digests = [hashlib.sha256((tmp_path / "in" / n).read_bytes()).hexdigest() for n in ("a.md", "b.txt", "deeper/README")]
+    digests = [
+        hashlib.sha256((tmp_path / "in" / n).read_bytes()).hexdigest()
+        for n in ("a.md", "b.txt", "deeper/README")
+    ]
     assert [file["sha256"] for file in source["files"]] == digests
-    assert source["sha256"] == hashlib.sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest()
+    assert (
+        source["sha256"] == hashlib.sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest()
+    )
     assert source["documents"] == 3
 
 
@@ -74,7 +81,9 @@ def test_a_compressed_file_is_streamed(tmp_path: Path, monkeypatch: pytest.Monke
             for i in range(count):
                 file.write(json.dumps({"text": f"the quick brown fox {i} " * 300}) + "\n")
         tracemalloc.start()
-        prepare([Source("a", [tmp_path / f"{name}.jsonl.gz"])], tmp_path / name, tokenizer=tokenizer)
+        prepare(
+            [Source("a", [tmp_path / f"{name}.jsonl.gz"])], tmp_path / name, tokenizer=tokenizer
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.2 * peaks[1]

@@ -47,17 +47,29 @@ def make_run(folder: Path, steps: int, result: bool = True) -> Path:
             row = {"step": step, "loss": 7 / step**0.2, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": step * 100,
                    "tokens_per_second": 5000.0, "seconds": step}  # fmt: skip
             if step % max(1, steps // 10) == 0:
-                row |= {"held_out_loss": 3.0, "held_out_bits_per_byte": 2.0, "held_out_perplexity": 20.0}
+                row |= {
+                    "held_out_loss": 3.0,
+                    "held_out_bits_per_byte": 2.0,
+                    "held_out_perplexity": 20.0,
+                }
             file.write(json.dumps(row) + "\n")
         file.write('{"step": 99, "lo')  # a kill cut it off
     (folder / "recipe.toml").write_text("[train]\nsteps = 5 # <b>\n")
-    (folder / "environment.json").write_text(json.dumps({"torch": "2", "command": ["a", "b"], "commit": None}))
+    (folder / "environment.json").write_text(
+        json.dumps({"torch": "2", "command": ["a", "b"], "commit": None})
+    )
     if result:
         model = {"preset": "1M", "layers": 6, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
                  "intermediate_size": 352, "vocab_size": 300, "max_position_embeddings": 512, "layer_repeats": 2,
                  "parameters": {"embedding": 10, "attention": 20, "lm_head": 0, "total": 30}, "memory_bytes": {"fp32": 120},
                  "flops_per_token": {"six_n": 180, "palm": 300}, "kv_cache_bytes_per_token": 64}  # fmt: skip
-        sample = {"prompt": "<script>alert(1)</script>", "text": "</blockquote>&amp;", "temperature": 1, "top_p": 1, "seed": 0}
+        sample = {
+            "prompt": "<script>alert(1)</script>",
+            "text": "</blockquote>&amp;",
+            "temperature": 1,
+            "top_p": 1,
+            "seed": 0,
+        }
         values = {
             "name": "<i>run</i>", "finished": "2026-01-01T00:00:00+00:00", "checkpoint": "c", "model": model, "samples": [sample],
             "held_out": {"loss": 3.0, "perplexity": 20.0, "bits_per_byte": 2.0, "tokens": 10, "bytes": 40},
@@ -82,7 +94,9 @@ def check(path: Path) -> Checker:
     return checker
 
 
-@pytest.mark.parametrize(("steps", "result"), [(50, True), (50, False), (1, False), (0, False), (0, True)])
+@pytest.mark.parametrize(
+    ("steps", "result"), [(50, True), (50, False), (1, False), (0, False), (0, True)]
+)
 def test_page_is_whole_self_contained_and_escaped(tmp_path: Path, steps: int, result: bool) -> None:
     checker = check(write_report(make_run(tmp_path / "run", steps, result)))
     assert "<script>alert(1)</script>" not in (tmp_path / "run/report.html").read_text()
@@ -119,10 +133,14 @@ def test_thinning_keeps_every_spike() -> None:
 
 
 def test_smoothing_of_a_constant_is_the_constant() -> None:
-    assert [y for _, y in smooth([(float(i), 3.0) for i in range(10)], 4)] == pytest.approx([3.0] * 10)
+    assert [y for _, y in smooth([(float(i), 3.0) for i in range(10)], 4)] == pytest.approx(
+        [3.0] * 10
+    )
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (2.3, 7.9), (0, 1e-3), (-5, 5), (1000, 120_000), (3, 3)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (2.3, 7.9), (0, 1e-3), (-5, 5), (1000, 120_000), (3, 3)]
+)
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     found = ticks(low, high)
     assert all(low - 1e-9 <= t <= high + 1e-9 for t in found)

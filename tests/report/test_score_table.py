@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from mobilellm.report.published import COLUMNS, GROUPS, Published, published
-from mobilellm.report.score_table import as_csv, groups, markdown, measured_row, page, published_rows, set_in, write_tables
+from mobilellm.report.score_table import (
+    as_csv,
+    groups,
+    markdown,
+    measured_row,
+    page,
+    published_rows,
+    set_in,
+    write_tables,
+)
 
 SCORES = {
     "arc_easy": {"acc": 0.5, "acc_stderr": 0.01, "acc_norm": 0.4321, "acc_norm_stderr": 0.012},
@@ -17,46 +26,86 @@ FACTS = {"protocol": "harness", "harness": "0.4.13", "split": "test", "count": 2
 
 
 def measured() -> dict[str, dict[str, object]]:
-    average = {"average": {"acc": 0.55, "acc_norm": 0.5211, "protocol": "harness", "harness": "0.4.13"}}
+    average = {
+        "average": {"acc": 0.55, "acc_norm": 0.5211, "protocol": "harness", "harness": "0.4.13"}
+    }
     return {name: score | FACTS for name, score in SCORES.items()} | average
 
 
 @pytest.mark.parametrize("row", published(), ids=lambda row: row.model)
 def test_each_published_average_is_that_of_its_row(row: Published) -> None:
-    assert sum(row.values.values()) / 8 == pytest.approx(row.average, abs=0.1001)  # of rounded parts, itself rounded
+    assert sum(row.values.values()) / 8 == pytest.approx(
+        row.average, abs=0.1001
+    )  # of rounded parts, itself rounded
 
 
 def test_the_rows_are_all_there_under_the_right_columns() -> None:
     rows = published()
-    assert [sum(row.group == group and row.own for row in rows) for group in GROUPS] == [2, 2, 1, 1, 1]
+    assert [sum(row.group == group and row.own for row in rows) for group in GROUPS] == [
+        2,
+        2,
+        1,
+        1,
+        1,
+    ]
     assert sum(not row.own for row in rows) == 33
     assert len({row.model for row in rows}) == len(rows)
     # BoolQ's share of "yes" bounds it from below for any model that says anything; ARC-c never passes ARC-e
-    assert all(row.values["arc_challenge"] < row.values["arc_easy"] < row.values["piqa"] for row in rows)
-    assert list(COLUMNS.values()) == ["ARC-e", "ARC-c", "BoolQ", "PIQA", "SIQA", "HellaSwag", "OBQA", "WinoGrande"]
+    assert all(
+        row.values["arc_challenge"] < row.values["arc_easy"] < row.values["piqa"] for row in rows
+    )
+    assert list(COLUMNS.values()) == [
+        "ARC-e",
+        "ARC-c",
+        "BoolQ",
+        "PIQA",
+        "SIQA",
+        "HellaSwag",
+        "OBQA",
+        "WinoGrande",
+    ]
 
 
 def test_the_rows_equal_the_originals_text(shared: Path) -> None:
     original = shared.parent / "reference/mobilellm-readme.txt"
     if not original.is_file():
         pytest.skip("no copy of the original's text")
-    lines = {line.split()[0].lower(): line.split()[1:] for line in original.read_text().splitlines() if len(line.split()) == 10}
+    lines = {
+        line.split()[0].lower(): line.split()[1:]
+        for line in original.read_text().splitlines()
+        if len(line.split()) == 10
+    }
     for row in published():
         if "README" in row.source:
-            assert [float(n) for n in lines[row.model.lower()]] == [*row.values.values(), row.average]
+            assert [float(n) for n in lines[row.model.lower()]] == [
+                *row.values.values(),
+                row.average,
+            ]
 
 
 def test_a_measured_row_says_how_it_was_measured() -> None:
     row = measured_row("mine", measured())
     assert row.values == {"arc_easy": pytest.approx(43.21), "boolq": pytest.approx(61.0)}
     assert row.average == pytest.approx(52.11)
-    for word in ("measured here", "protocol harness", "lm-eval 0.4.13", "arc_easy test[200]", "boolq ALTERED"):
+    for word in (
+        "measured here",
+        "protocol harness",
+        "lm-eval 0.4.13",
+        "arc_easy test[200]",
+        "boolq ALTERED",
+    ):
         assert word in row.source
 
 
 @pytest.mark.parametrize(
     ("parameters", "group"),
-    [(1_000_000, "125M"), (134_515_008, "125M"), (361_821_120, "350M"), (1_100_000_000, "1B"), (3_000_000_000, "1.5B")],
+    [
+        (1_000_000, "125M"),
+        (134_515_008, "125M"),
+        (361_821_120, "350M"),
+        (1_100_000_000, "1B"),
+        (3_000_000_000, "1.5B"),
+    ],
 )
 def test_a_measured_row_stands_in_front_of_those_of_its_size(parameters: int, group: str) -> None:
     rows = set_in([measured_row("mine", measured(), parameters)], published_rows())
@@ -73,7 +122,12 @@ def test_markdown_csv_and_page_hold_every_row(tmp_path: Path) -> None:
     assert own.rstrip(" |").endswith("measured here (1)")
     assert " 52.1 of 2 |" in own  # not the published rows' eight
     assert "\n1. measured here: protocol harness, lm-eval 0.4.13" in text
-    assert text.index("**125M**") < text.index("<mine>") < text.index("OPT-125M") < text.index("**1.5B**")
+    assert (
+        text.index("**125M**")
+        < text.index("<mine>")
+        < text.index("OPT-125M")
+        < text.index("**1.5B**")
+    )
     table = text.split("**350M**")[0].split("\n\n")[1].splitlines()
     assert len({len(line) for line in table}) == 1  # aligned
     assert "**measured here**" in markdown([measured_row("<mine>", measured())])

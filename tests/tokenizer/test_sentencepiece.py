@@ -59,7 +59,11 @@ def test_arbitrary_unicode(pair: tuple, text: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*" \n\t▁<>/sae0x", "</s>", "the", "é", "😀"]), max_size=40).map("".join))
+@given(
+    st.lists(st.sampled_from([*" \n\t▁<>/sae0x", "</s>", "the", "é", "😀"]), max_size=40).map(
+        "".join
+    )
+)
 def test_arbitrary_runs_of_what_matters(pair: tuple, text: str) -> None:
     agree(pair, text)
 
@@ -113,9 +117,15 @@ def test_damaged_models_are_refused(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "word"),
-    [("model_type", 1, "not a BPE"), ("charsmap", b"x", "normalisation"), ("byte_fallback", False, "fallback")],
+    [
+        ("model_type", 1, "not a BPE"),
+        ("charsmap", b"x", "normalization"),
+        ("byte_fallback", False, "fallback"),
+    ],
 )
-def test_models_that_cannot_be_equalled_are_refused(shared: Path, field: str, value: object, word: str) -> None:
+def test_models_that_cannot_be_equalled_are_refused(
+    shared: Path, field: str, value: object, word: str
+) -> None:
     from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
 
     model = read_model(shared / "tokenizer" / MODELS[0] / "tokenizer.model")

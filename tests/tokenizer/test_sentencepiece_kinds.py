@@ -12,7 +12,20 @@ from mobilellm.tokenizer import sentencepiece as own
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece")
-ALPHABET = [*"the ano  \n\t▁é😀<>/s\0x", "</s>", "<unk>", "<s>", "the ", "--", "<0x0A>", "<sep>", "<ctl>", "ing", "s>", "  "]
+ALPHABET = [
+    *"the ano  \n\t▁é😀<>/s\0x",
+    "</s>",
+    "<unk>",
+    "<s>",
+    "the ",
+    "--",
+    "<0x0A>",
+    "<sep>",
+    "<ctl>",
+    "ing",
+    "s>",
+    "  ",
+]
 
 
 def train(sample_text: str, **settings: object) -> bytes:
@@ -43,8 +56,15 @@ def load(content: bytes, folder: Path) -> Tokenizer:
         {"pad_id": 3},
         {"unk_id": 5, "bos_id": 1, "eos_id": 0},
         {"control_symbols": ["<ctl>", "<sep>"]},
-        {"add_dummy_prefix": False, "user_defined_symbols": ["<sep>", "ing", "<sep>x", "\n\n", "▁▁"]},
-        {"add_dummy_prefix": False, "user_defined_symbols": ["s>", "<se", "▁▁▁"], "control_symbols": ["<sep>"]},
+        {
+            "add_dummy_prefix": False,
+            "user_defined_symbols": ["<sep>", "ing", "<sep>x", "\n\n", "▁▁"],
+        },
+        {
+            "add_dummy_prefix": False,
+            "user_defined_symbols": ["s>", "<se", "▁▁▁"],
+            "control_symbols": ["<sep>"],
+        },
     ],
     ids=str,
 )
@@ -55,7 +75,10 @@ def test_ids_are_sentencepieces_own(settings: dict, sample_text: str, tmp_path: 
     ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_id(), theirs.eos_id())
     ours.save(tmp_path / "saved")
-    again, auto = Tokenizer.load(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
+    again, auto = (
+        Tokenizer.load(tmp_path / "saved"),
+        AutoTokenizer.from_pretrained(tmp_path / "saved"),
+    )
     assert again.sha256 == ours.sha256
     assert auto.unk_token_id == theirs.unk_id()
     rng = random.Random(0)
@@ -65,7 +88,9 @@ def test_ids_are_sentencepieces_own(settings: dict, sample_text: str, tmp_path: 
         assert ours.encode(text) == again.encode(text) == ids, repr(text)
         assert ours.decode(ids) == theirs.decode(ids)
     plain = " \nof user-defined <sep>x pieces,\n\n   coming and going"
-    if not settings.get("control_symbols"):  # those transformers would read as the tokens they spell
+    if not settings.get(
+        "control_symbols"
+    ):  # those transformers would read as the tokens they spell
         assert auto(plain, add_special_tokens=False).input_ids == theirs.encode(plain)
 
 
@@ -73,17 +98,22 @@ def test_ids_are_sentencepieces_own(settings: dict, sample_text: str, tmp_path: 
     ("settings", "words"),
     [
         ({"user_defined_symbols": ["<sep>"]}, "user-defined pieces together with a space before"),
-        ({"add_dummy_prefix": False, "user_defined_symbols": ["a b"]}, "a user-defined piece with a plain space"),
+        (
+            {"add_dummy_prefix": False, "user_defined_symbols": ["a b"]},
+            "a user-defined piece with a plain space",
+        ),
         ({"control_symbols": ["a"]}, "a control piece of one character"),
         ({"treat_whitespace_as_suffix": True}, "spaces behind words"),
-        ({"normalization_rule_name": "nmt_nfkc"}, r"its own character normalisation \(nmt_nfkc\)"),
+        ({"normalization_rule_name": "nmt_nfkc"}, r"its own character normalization \(nmt_nfkc\)"),
         ({"remove_extra_whitespaces": True}, "removes repeated spaces"),
         ({"model_type": "unigram"}, "not a BPE model"),
         ({"byte_fallback": False}, "no byte fallback"),
     ],
     ids=str,
 )
-def test_what_cannot_be_equalled_is_refused(settings: dict, words: str, sample_text: str, tmp_path: Path) -> None:
+def test_what_cannot_be_equalled_is_refused(
+    settings: dict, words: str, sample_text: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=rf"tokenizer\.model: {words}"):
         load(train(sample_text, **settings), tmp_path)
 
@@ -95,7 +125,15 @@ def plain(sample_text: str) -> bytes:
 
 def piece(text: str, score: float, kind: int) -> bytes:
     """One piece as the file holds it."""
-    body = b"\x0a" + varint(len(text.encode())) + text.encode() + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
+    body = (
+        b"\x0a"
+        + varint(len(text.encode()))
+        + text.encode()
+        + b"\x15"
+        + struct.pack("<f", score)
+        + b"\x18"
+        + bytes([kind])
+    )
     return b"\x0a" + varint(len(body)) + body
 
 
@@ -120,13 +158,17 @@ def varint(number: int) -> bytes:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_odd_piece_is_refused_at_once(added: bytes, words: str, plain: bytes, tmp_path: Path) -> None:
+def test_an_odd_piece_is_refused_at_once(
+    added: bytes, words: str, plain: bytes, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=words):
         load(plain + added, tmp_path)
 
 
-def test_a_file_of_millions_of_pieces_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "MOST_PIECES", 1000)
+def test_a_file_of_millions_of_pieces_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "MAX_PIECES", 1000)
     with pytest.raises(UserError, match="more than 1000 pieces"):
         load(b"".join(piece(f"{i:x}", -float(i), own.NORMAL) for i in range(1001)), tmp_path)
     monkeypatch.setattr(own, "LARGEST_FILE", 1000)
@@ -136,21 +178,31 @@ def test_a_file_of_millions_of_pieces_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_equal_scores_join_the_leftmost_first_or_are_refused(plain: bytes, tmp_path: Path) -> None:
     """Runs of spaces of one score, as Llama has them, are tried; where the two ways part, the model is refused."""
-    content = plain + b"".join(piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 4, 8, 5, 6, 3, 7))
+    content = plain + b"".join(
+        piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 4, 8, 5, 6, 3, 7)
+    )
     ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
     for count in range(100):
         for text in (" " * count, "a" + " " * count, " " * count + "b\n" + " " * count):
             assert ours.encode(text) == theirs.encode(text)
     # In this order of the file, merges would make threes of all pairs before any four.
-    content = plain + b"".join(piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 3, 4, 5, 6, 7, 8))
+    content = plain + b"".join(
+        piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 3, 4, 5, 6, 7, 8)
+    )
     with pytest.raises(UserError, match=r"runs of \d spaces"):
         load(content, tmp_path)
 
 
-def test_the_slow_definition_is_sentencepieces_own(plain: bytes, tmp_path: Path, sample_text: str) -> None:
+def test_the_slow_definition_is_sentencepieces_own(
+    plain: bytes, tmp_path: Path, sample_text: str
+) -> None:
     (tmp_path / "tokenizer.model").write_bytes(plain)
     model = own.read_model(tmp_path / "tokenizer.model")
-    score = {p: s for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == own.NORMAL}
+    score = {
+        p: s
+        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
+        if kind == own.NORMAL
+    }
     theirs = spm.SentencePieceProcessor(model_proto=plain)
     for line in sample_text.splitlines()[:200]:
         if line:
@@ -161,10 +213,19 @@ def test_the_slow_definition_is_sentencepieces_own(plain: bytes, tmp_path: Path,
 
 def test_what_a_model_says_is_what_sentencepiece_reads(plain: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(plain)
-    model, theirs = own.read_model(tmp_path / "tokenizer.model"), spm.SentencePieceProcessor(model_proto=plain)
+    model, theirs = (
+        own.read_model(tmp_path / "tokenizer.model"),
+        spm.SentencePieceProcessor(model_proto=plain),
+    )
     count = theirs.get_piece_size()
     assert model.pieces == [theirs.id_to_piece(i) for i in range(count)]
     assert model.scores == [theirs.get_score(i) for i in range(count)]
     assert [kind == own.BYTE for kind in model.types] == [theirs.is_byte(i) for i in range(count)]
-    assert [kind == own.CONTROL for kind in model.types] == [theirs.is_control(i) for i in range(count)]
-    assert (model.normalizer_name, model.charsmap, model.add_dummy_prefix) == ("identity", b"", True)
+    assert [kind == own.CONTROL for kind in model.types] == [
+        theirs.is_control(i) for i in range(count)
+    ]
+    assert (model.normalizer_name, model.charsmap, model.add_dummy_prefix) == (
+        "identity",
+        b"",
+        True,
+    )

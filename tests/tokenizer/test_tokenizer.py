@@ -29,7 +29,9 @@ def test_byte_level_bpe_is_lossless_on_any_text(bpe: Tokenizer, text: str) -> No
     assert bpe.encode_batch([text, text]) == [ids, ids]
 
 
-def test_training_is_deterministic_and_fills_the_vocabulary(bpe: Tokenizer, sample_text: str) -> None:
+def test_training_is_deterministic_and_fills_the_vocabulary(
+    bpe: Tokenizer, sample_text: str
+) -> None:
     again = train_bpe(iter([sample_text[:50_000]]), 600)
     assert again.sha256 == bpe.sha256
     assert (bpe.vocab_size, bpe.eos_id, bpe.bos_id, bpe.token(0)) == (600, 0, None, END_OF_TEXT)
@@ -49,28 +51,52 @@ def test_the_smallest_vocabulary_is_all_bytes_and_the_end(sample_text: str) -> N
     [
         ({}, (None, 0)),
         ({"config.json": {"eos_token_id": [7, 8], "bos_token_id": 9}}, (9, 7)),
-        ({"config.json": {"eos_token_id": 7}, "tokenizer_config.json": {"eos_token": "A"}}, (None, "A")),
-        ({"special_tokens_map.json": {"bos_token": {"content": "A"}, "eos_token": "B"}}, ("A", "B")),
-        ({"special_tokens_map.json": {"eos_token": "A"}, "tokenizer_config.json": {"eos_token": {"content": "B"}}}, (None, "B")),
-        ({"tokenizer_config.json": {"eos_token": "not a token"}, "config.json": {"eos_token_id": 7}}, (None, 7)),
+        (
+            {"config.json": {"eos_token_id": 7}, "tokenizer_config.json": {"eos_token": "A"}},
+            (None, "A"),
+        ),
+        (
+            {"special_tokens_map.json": {"bos_token": {"content": "A"}, "eos_token": "B"}},
+            ("A", "B"),
+        ),
+        (
+            {
+                "special_tokens_map.json": {"eos_token": "A"},
+                "tokenizer_config.json": {"eos_token": {"content": "B"}},
+            },
+            (None, "B"),
+        ),
+        (
+            {
+                "tokenizer_config.json": {"eos_token": "not a token"},
+                "config.json": {"eos_token_id": 7},
+            },
+            (None, 7),
+        ),
         ({"config.json": {"eos_token_id": True, "bos_token_id": -1}}, (None, None)),
         ({"config.json": {"eos_token_id": 600, "bos_token_id": "1"}}, (None, None)),
         ({"config.json": {"eos_token_id": 1 << 70, "bos_token_id": []}}, (None, None)),
         ({"config.json": [], "tokenizer_config.json": {"chat_template": "{{ x }}"}}, (None, 0)),
     ],
 )
-def test_which_ids_delimit_documents(bpe: Tokenizer, tmp_path: Path, files: dict, ids: tuple) -> None:
+def test_which_ids_delimit_documents(
+    bpe: Tokenizer, tmp_path: Path, files: dict, ids: tuple
+) -> None:
     bpe.save(tmp_path)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink()
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.bos_id, loaded.eos_id) == tuple(bpe.fast.token_to_id(i) if isinstance(i, str) else i for i in ids)
+    assert (loaded.bos_id, loaded.eos_id) == tuple(
+        bpe.fast.token_to_id(i) if isinstance(i, str) else i for i in ids
+    )
     assert loaded.name == tmp_path.name
 
 
-def test_a_file_by_a_bare_name_is_named_after_its_folder(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_by_a_bare_name_is_named_after_its_folder(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     monkeypatch.chdir(tmp_path)
@@ -98,18 +124,37 @@ def damaged(good: dict) -> dict[str, object]:
 
     change("no vocabulary", model=good["model"] | {"vocab": {}})
     change("a merge of unknown pieces", model=good["model"] | {"merges": [["zz", "qq"]]})
-    change("an id of four billion", model=good["model"] | {"vocab": good["model"]["vocab"] | {"big": 4_000_000_000}})
+    change(
+        "an id of four billion",
+        model=good["model"] | {"vocab": good["model"]["vocab"] | {"big": 4_000_000_000}},
+    )
     change("a negative id", model=good["model"] | {"vocab": good["model"]["vocab"] | {"neg": -1}})
     change("a library panic", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
-    change("a broken pattern", pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False})
+    change(
+        "a broken pattern",
+        pre_tokenizer={
+            "type": "Split",
+            "pattern": {"Regex": "("},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    )
     return cases
 
 
 def test_damaged_files_are_one_line(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path)
     file = tmp_path / "tokenizer.json"
-    contents: dict[str, bytes] = {name: json.dumps(case).encode() for name, case in damaged(json.loads(file.read_text())).items()}
-    contents |= {"binary": bytes(range(256)), "empty": b"", "cut off": file.read_bytes()[:-300], "zeros": bytes(100)}
+    contents: dict[str, bytes] = {
+        name: json.dumps(case).encode()
+        for name, case in damaged(json.loads(file.read_text())).items()
+    }
+    contents |= {
+        "binary": bytes(range(256)),
+        "empty": b"",
+        "cut off": file.read_bytes()[:-300],
+        "zeros": bytes(100),
+    }
     for name, content in contents.items():
         file.write_bytes(content)
         with pytest.raises(UserError) as caught:
@@ -121,7 +166,9 @@ def test_damaged_files_are_one_line(bpe: Tokenizer, tmp_path: Path) -> None:
             Tokenizer.load(folder)
 
 
-def test_interrupts_are_not_taken_for_damage(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupts_are_not_taken_for_damage(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bpe.save(tmp_path)
 
     def interrupted(*_: object, **__: object) -> str:
@@ -134,9 +181,15 @@ def test_interrupts_are_not_taken_for_damage(bpe: Tokenizer, tmp_path: Path, mon
 
 def test_text_without_a_token_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}})
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"},
+            }
+        )
     )
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("a") == [0]
-    with pytest.raises(UserError, match="cannot tokenise this text"):
+    with pytest.raises(UserError, match="cannot tokenize this text"):
         tokenizer.encode("b")

@@ -52,11 +52,18 @@ def test_the_scripts_pass_shellcheck() -> None:
     tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if tool is None:
         pytest.skip("no shellcheck")
-    done = subprocess.run([tool, SCRIPTS / "pretrain.sh", SCRIPTS / "train.sbatch"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool, SCRIPTS / "pretrain.sh", SCRIPTS / "train.sbatch"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 
-def test_pretrain_sh_starts_and_goes_on(recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_pretrain_sh_starts_and_goes_on(
+    recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
     command = [str(SCRIPTS / "pretrain.sh"), str(recipe), str(small_data), str(tmp_path / "run")]
     for _ in range(2):  # the second finds the run at its end
         done = subprocess.run(
@@ -71,10 +78,23 @@ def test_pretrain_sh_starts_and_goes_on(recipe: Path, small_data: Path, tmp_path
     assert "usage" in done.stderr
 
 
-def test_torchx_runs_the_component(recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_torchx_runs_the_component(
+    recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
     pytest.importorskip("torchx")
     component = f"{SCRIPTS / 'torchx_pretrain.py'}:pretrain"
-    arguments = ["--recipe", recipe, "--data", small_data, "--run", tmp_path / "run", "-j", "1x2", "--max_retries", "0"]
+    arguments = [
+        "--recipe",
+        recipe,
+        "--data",
+        small_data,
+        "--run",
+        tmp_path / "run",
+        "-j",
+        "1x2",
+        "--max_retries",
+        "0",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "torchx.cli.main", "run", "-s", "local_cwd", "--wait", "--log", component, *map(str, arguments)],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
@@ -120,7 +140,9 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Iterator[dict[str, str
         ports = one.getsockname()[1], two.getsockname()[1]
     for name in ("state", "spool"):
         (tmp_path / name).mkdir()
-    (tmp_path / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=tmp_path, port=ports[0], other=ports[1]))
+    (tmp_path / "slurm.conf").write_text(
+        CONFIGURATION.format(host=host, folder=tmp_path, port=ports[0], other=ports[1])
+    )
     environment = environment | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
@@ -130,10 +152,23 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Iterator[dict[str, str
     daemons = []
     try:
         for name in ("slurmctld", "slurmd"):
-            daemons.append(subprocess.Popen([name, "-D"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            daemons.append(
+                subprocess.Popen(
+                    [name, "-D"],
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
             time.sleep(2)
         for _ in range(30):
-            shown = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False)
+            shown = subprocess.run(
+                ["sinfo", "-h", "-o", "%T"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if shown.stdout.strip() == "idle":
                 break
             time.sleep(1)
@@ -150,9 +185,16 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Iterator[dict[str, str
 
 
 @pytest.mark.long
-def test_slurm_requeues_a_run_whose_time_is_up(recipe: Path, small_data: Path, tmp_path: Path, slurm: dict[str, str]) -> None:
+def test_slurm_requeues_a_run_whose_time_is_up(
+    recipe: Path, small_data: Path, tmp_path: Path, slurm: dict[str, str]
+) -> None:
     run = tmp_path / "run"
-    one_gpu_less = ["--ntasks-per-node=2", "--gpus-per-task=0", "--cpus-per-task=1", f"--output={tmp_path}/job.log"]
+    one_gpu_less = [
+        "--ntasks-per-node=2",
+        "--gpus-per-task=0",
+        "--cpus-per-task=1",
+        f"--output={tmp_path}/job.log",
+    ]
     done = subprocess.run(
         ["sbatch", "--parsable", *one_gpu_less, str(SCRIPTS / "train.sbatch"), str(recipe), str(small_data), str(run),
          "--train.steps", "100000"],
@@ -165,11 +207,15 @@ def test_slurm_requeues_a_run_whose_time_is_up(recipe: Path, small_data: Path, t
         deadline = time.monotonic() + seconds
         while not condition():
             log = tmp_path / "job.log"
-            assert time.monotonic() < deadline, log.read_text()[-3000:] if log.exists() else "the job never began"
+            assert time.monotonic() < deadline, (
+                log.read_text()[-3000:] if log.exists() else "the job never began"
+            )
             time.sleep(0.5)
 
     wait_for(lambda: len(metrics(run)) > 20, 90)
-    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # what --signal does before the time limit
+    subprocess.run(
+        ["scancel", "--signal=USR1", job], env=slurm, check=True
+    )  # what --signal does before the time limit
     wait_for(lambda: "asking to be queued anew" in (tmp_path / "job.log").read_text(), 60)
     saved = len(metrics(run))
     assert (run / f"checkpoints/step-{saved:08d}").is_dir()

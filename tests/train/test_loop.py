@@ -29,7 +29,13 @@ def recipe(small_data: Path) -> Recipe:
         model=ModelSection(preset="1M", num_hidden_layers=2),
         data=DataSection(path=str(small_data), sequence_length=32),
         train=TrainSection(
-            steps=24, batch_tokens=128, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5, log_every=3
+            steps=24,
+            batch_tokens=128,
+            precision="fp32",
+            compile="off",
+            evaluate_every=8,
+            checkpoint_every=5,
+            log_every=3,
         ),
         optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
     )
@@ -44,15 +50,23 @@ def metrics(run: Path) -> list[dict]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Weights, optimiser and state, bit for bit. (Where in its file a tensor stands is no one's concern.)"""
+    """Weights, optimizer and state, bit for bit. (Where in its file a tensor stands is no one's concern.)"""
 
     def moments(path: Path) -> dict[str, torch.Tensor]:
-        return {k: v for p in (path / "train_state").glob("*.safetensors") for k, v in load_file(p).items()}
+        return {
+            k: v
+            for p in (path / "train_state").glob("*.safetensors")
+            for k, v in load_file(p).items()
+        }
 
     mine, theirs = weights(a) | moments(a), weights(b) | moments(b)
     assert len(mine) > 20
     states = [(p / "train_state/state.json").read_bytes() for p in (a, b)]
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine) and states[0] == states[1]
+    return (
+        mine.keys() == theirs.keys()
+        and all(torch.equal(mine[k], theirs[k]) for k in mine)
+        and states[0] == states[1]
+    )
 
 
 class StopAt(Watcher):
@@ -71,14 +85,22 @@ def test_a_run_documents_itself(recipe: Recipe, tmp_path: Path) -> None:
     assert (outcome.step, outcome.interrupted) == (24, None)
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, 25))
-    assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"} <= set(rows[0])
+    assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"} <= set(
+        rows[0]
+    )
     assert [row["step"] for row in rows if "held_out_loss" in row] == [8, 16, 24]
     assert rows[-1]["tokens"] == 24 * 128
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    assert Recipe.read(tmp_path / "run/recipe.toml") == recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
+    assert Recipe.read(tmp_path / "run/recipe.toml") == recipe.replace(
+        "data", path=str(Path(recipe.data.path).resolve())
+    )
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert {"torch", "device", "commit", "data_fingerprint", "precision"} <= set(environment)
-    assert [p.name for p in checkpoint.complete(tmp_path / "run")] == ["step-00000015", "step-00000020", "step-00000024"]
+    assert [p.name for p in checkpoint.complete(tmp_path / "run")] == [
+        "step-00000015",
+        "step-00000020",
+        "step-00000024",
+    ]
 
 
 def test_one_seed_is_one_run_and_another_is_another(recipe: Recipe, tmp_path: Path) -> None:
@@ -90,8 +112,10 @@ def test_one_seed_is_one_run_and_another_is_another(recipe: Recipe, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("stop", [1, 7, 23])
-def test_interrupted_and_resumed_equals_undisturbed(recipe: Recipe, tmp_path: Path, kind: str, stop: int) -> None:
-    recipe = recipe.replace("optimizer", kind=kind).replace("train", log_every=1)
+def test_interrupted_and_resumed_equals_undisturbed(
+    recipe: Recipe, tmp_path: Path, kind: str, stop: int
+) -> None:
+    recipe = recipe.replace("optimizer", name=kind).replace("train", log_every=1)
     whole = train(tmp_path / "whole", recipe)
     first = train(tmp_path / "run", recipe, StopAt(stop))
     assert (first.step, first.interrupted) == (stop, "SIGINT")
@@ -105,7 +129,9 @@ def test_interrupted_and_resumed_equals_undisturbed(recipe: Recipe, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_killed_at_arbitrary_steps_and_resumed_equals_undisturbed(recipe: Recipe, tmp_path: Path) -> None:
+def test_killed_at_arbitrary_steps_and_resumed_equals_undisturbed(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     """SIGKILL, five times, wherever it hits: between steps, while evaluating, while writing a checkpoint."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=7, evaluate_every=10, log_every=1)
     whole = train(tmp_path / "whole", recipe)
@@ -142,22 +168,28 @@ def test_killed_before_the_first_checkpoint_starts_over(recipe: Recipe, tmp_path
     assert same(whole.checkpoint, resume(tmp_path / "run").checkpoint)
 
 
-def test_accumulated_micro_batches_give_the_gradients_of_the_whole(recipe: Recipe, small_data: Path) -> None:
+def test_accumulated_micro_batches_give_the_gradients_of_the_whole(
+    recipe: Recipe, small_data: Path
+) -> None:
     from mobilellm.data.shards import TokenFolder
 
     data = TokenFolder.open(small_data)
     gradients = []
     for micro in (4, 1):
-        trainer = loop.Trainer(recipe.replace("train", micro_batch=micro), data)
+        trainer = loop.Trainer(recipe.replace("train", micro_batch_size=micro), data)
         batch, _ = next(iter(trainer.loader()))
-        loss = trainer.forward_backward(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets))
+        loss = trainer.forward_backward(
+            torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+        )
         gradients.append((loss, [p.grad.clone() for p in trainer.network.parameters()]))
     assert gradients[0][0].item() == pytest.approx(gradients[1][0].item(), rel=1e-6)
     for a, b in zip(gradients[0][1], gradients[1][1], strict=True):
         assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-9
 
 
-def test_held_out_text_is_never_trained_on(recipe: Recipe, tmp_path: Path, small_data: Path) -> None:
+def test_held_out_text_is_never_trained_on(
+    recipe: Recipe, tmp_path: Path, small_data: Path
+) -> None:
     from mobilellm.data.shards import TokenFolder
 
     data = TokenFolder.open(small_data)
@@ -182,10 +214,14 @@ def test_checkpoints_load_in_transformers_as_they_stand(recipe: Recipe, tmp_path
         assert (theirs(ids).logits - ours.network(ids)).abs().max() < 1e-5
 
 
-def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    path = train(tmp_path / "run", recipe.replace("model", layer_repeats=2, shared_kv="first")).checkpoint
+    path = train(
+        tmp_path / "run", recipe.replace("model", layer_repeats=2, shared_kv="first")
+    ).checkpoint
     assert json.loads((path / "config.json").read_text())["model_type"] == "mobilellm"
     with pytest.raises(ValueError, match="mobilellm"):
         AutoModelForCausalLM.from_pretrained(path)
@@ -213,7 +249,9 @@ def test_a_bad_step_is_skipped_and_counted(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
 ) -> None:
     monkeypatch.setattr("mobilellm.train.guard.FIRST", 5)
-    recipe = recipe.replace("optimizer", kind=kind).replace("train", skip_spikes=20.0, checkpoint_every=1, keep_checkpoints=0)
+    recipe = recipe.replace("optimizer", name=kind).replace(
+        "train", spike_threshold=20.0, checkpoint_every=1, keep_checkpoints=0
+    )
     poison(monkeypatch, {8}, value)
     lines: list[str] = []
 
@@ -225,11 +263,20 @@ def test_a_bad_step_is_skipped_and_counted(
     rows = metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [0] * 7 + [1] * 17
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    assert [line for line in lines if "skipped" in line] == [line for line in lines if line.startswith("step 8: loss")]
+    assert [line for line in lines if "skipped" in line] == [
+        line for line in lines if line.startswith("step 8: loss")
+    ]
     assert "epoch 0, samples from 28 on" in next(line for line in lines if "skipped" in line)
-    before, after = (load_file(tmp_path / f"run/checkpoints/step-{n:08d}/model.safetensors") for n in (7, 8))
+    before, after = (
+        load_file(tmp_path / f"run/checkpoints/step-{n:08d}/model.safetensors") for n in (7, 8)
+    )
     assert all(torch.equal(before[name], after[name]) for name in before)
-    moments = [load_file(next((tmp_path / f"run/checkpoints/step-{n:08d}/train_state").glob("*.safetensors"))) for n in (7, 8)]
+    moments = [
+        load_file(
+            next((tmp_path / f"run/checkpoints/step-{n:08d}/train_state").glob("*.safetensors"))
+        )
+        for n in (7, 8)
+    ]
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
 
 
@@ -238,11 +285,24 @@ def test_too_many_bad_steps_in_a_row_stop_and_name_the_samples(
 ) -> None:
     poison(monkeypatch, {2, 3, 9, 10, 11, 12})
     with pytest.raises(
-        UserError, match=r"step 11: loss nan.* 3 steps skipped in a row .*samples from 40 on, 4 a step.* last good.*step-00000010"
+        UserError,
+        match=r"step 11: loss nan.* 3 steps skipped in a row .*samples from 40 on, 4 a step.* last good.*step-00000010",
     ):
-        train(tmp_path / "run", recipe.replace("train", most_skipped=3))
+        train(tmp_path / "run", recipe.replace("train", max_skipped_in_a_row=3))
     assert metrics(tmp_path / "run")[-1]["loss"] is None
-    assert [row["skipped"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 5]
+    assert [row["skipped"] for row in metrics(tmp_path / "run")] == [
+        0,
+        1,
+        2,
+        2,
+        2,
+        2,
+        2,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
@@ -265,20 +325,34 @@ def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
     outcome = train(tmp_path / "run", recipe, Listen())
     assert sizes == [4, *[2] * 48]
     assert lines == ["out of memory: the micro-batch is 2 sequences from now on"]
-    a, b = load_file(whole.checkpoint / "model.safetensors"), load_file(outcome.checkpoint / "model.safetensors")
+    a, b = (
+        load_file(whole.checkpoint / "model.safetensors"),
+        load_file(outcome.checkpoint / "model.safetensors"),
+    )
     assert all((a[name] - b[name]).abs().max() < 1e-3 for name in a)
-    monkeypatch.setattr(Parallel, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        Parallel,
+        "__call__",
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+    )
     with pytest.raises(UserError, match="out of memory with a micro-batch of 1 x 32 tokens"):
         train(tmp_path / "none", recipe)
 
 
-FULL = (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)"))
+FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+)
 
 
 @pytest.mark.parametrize("error", FULL)
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_while_saving_is_loud_and_training_goes_on(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, background: bool
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    background: bool,
 ) -> None:
     whole = train(tmp_path / "whole", recipe)
     real, calls, lines = checkpoint.write_checkpoint, [], []
@@ -294,16 +368,22 @@ def test_a_full_disk_while_saving_is_loud_and_training_goes_on(
             lines.append(line)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", full)
-    outcome = train(tmp_path / "run", recipe.replace("train", async_checkpoints=background), Listen())
+    outcome = train(
+        tmp_path / "run", recipe.replace("train", async_checkpoints=background), Listen()
+    )
     assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == [
         "step-00000005", "step-00000020", "step-00000024"
     ]  # fmt: skip
     assert len(lines) == 2
-    assert all("CHECKPOINT NOT WRITTEN" in line and "no space left while writing" in line for line in lines)
+    assert all(
+        "CHECKPOINT NOT WRITTEN" in line and "no space left while writing" in line for line in lines
+    )
     assert same(whole.checkpoint, outcome.checkpoint)
 
 
-def test_a_disk_that_stays_full_ends_in_one_line(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_ends_in_one_line(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = checkpoint.write_checkpoint, []
 
     def full(*arguments, **keywords):
@@ -313,14 +393,19 @@ def test_a_disk_that_stays_full_ends_in_one_line(recipe: Recipe, tmp_path: Path,
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", full)
-    with pytest.raises(UserError, match=r"the last checkpoint was not written: .*no space left.*last good one: .*step-00000005"):
+    with pytest.raises(
+        UserError,
+        match=r"the last checkpoint was not written: .*no space left.*last good one: .*step-00000005",
+    ):
         train(tmp_path / "run", recipe)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000005"]
     monkeypatch.undo()
     assert resume(tmp_path / "run").step == 24
 
 
-def test_a_write_error_of_the_optimizer_state_is_loud_too(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_error_of_the_optimizer_state_is_loud_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     real, calls, lines = HuggingFaceStorageWriter.write_data, [], []
@@ -344,7 +429,10 @@ def test_a_write_error_of_the_optimizer_state_is_loud_too(recipe: Recipe, tmp_pa
 
 
 def test_every_nth_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:
-    train(tmp_path / "run", recipe.replace("train", checkpoint_every=2, keep_checkpoints=2, keep_every=8))
+    train(
+        tmp_path / "run",
+        recipe.replace("train", checkpoint_every=2, keep_checkpoints=2, keep_every=8),
+    )
     assert [p.name for p in checkpoint.complete(tmp_path / "run")] == [
         "step-00000008", "step-00000016", "step-00000022", "step-00000024"
     ]  # fmt: skip
@@ -358,7 +446,12 @@ def test_nothing_of_a_checkpoint_is_a_pickle(recipe: Recipe, tmp_path: Path) -> 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "train_state/shard-00001-model-00001-of-00001.safetensors", "train_state/state.json", "checksums.json"],
+    [
+        "model.safetensors",
+        "train_state/shard-00001-model-00001-of-00001.safetensors",
+        "train_state/state.json",
+        "checksums.json",
+    ],
 )
 def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(
     recipe: Recipe, tmp_path: Path, damage: str, name: str
@@ -400,7 +493,10 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds another run"):
         train(tmp_path / "run", recipe)
     with pytest.raises(UserError, match="exceeds the model's context of 512"):
-        train(tmp_path / "x", recipe.replace("data", sequence_length=1024).replace("train", batch_tokens=1024))
+        train(
+            tmp_path / "x",
+            recipe.replace("data", sequence_length=1024).replace("train", batch_tokens=1024),
+        )
     with pytest.raises(UserError, match="less than one sample"):
         train(
             tmp_path / "x",
@@ -417,7 +513,9 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_changed_data_is_refused_on_resume(recipe: Recipe, tmp_path: Path, sample_text: str) -> None:
+def test_changed_data_is_refused_on_resume(
+    recipe: Recipe, tmp_path: Path, sample_text: str
+) -> None:
     from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
 

@@ -1,4 +1,4 @@
-"""Optimisers and schedule against torch's own and the formulas."""
+"""Optimizers and schedule against torch's own and the formulas."""
 
 import math
 
@@ -7,20 +7,24 @@ import torch
 
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.train.muon import Muon, orthogonalise
+from mobilellm.train.muon import Muon, orthogonalize
 from mobilellm.train.optimizer import build, schedule, set_learning_rate
 from mobilellm.train.recipe import OptimizerSection
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 def test_schedule(kind: str) -> None:
-    section = OptimizerSection(warmup_steps=10, schedule=kind, final_fraction=0.1)  # type: ignore[arg-type]
+    section = OptimizerSection(warmup_steps=10, schedule=kind, final_lr_fraction=0.1)  # type: ignore[arg-type]
     factors = [schedule(step, 110, section) for step in range(110)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(factors) == 1.0
     assert factors[-1] == pytest.approx(1.0 if kind == "constant" else 0.1)
     middle = schedule(10 + 33, 110, section)
-    wanted = {"cosine": 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 3)), "linear": 0.1 + 0.9 * 2 / 3, "constant": 1.0}
+    wanted = {
+        "cosine": 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 3)),
+        "linear": 0.1 + 0.9 * 2 / 3,
+        "constant": 1.0,
+    }
     assert middle == pytest.approx(wanted[kind])
 
 
@@ -33,7 +37,14 @@ def test_muon_equals_torchs_on_each_part() -> None:
     separate = [torch.nn.Parameter(p.clone()) for p in parts]
     groups = [{"params": [stacked], "parts": [48, 16, 16]}, {"params": [plain]}]
     ours = Muon(groups, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
-    theirs = torch.optim.Muon(separate, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    theirs = torch.optim.Muon(
+        separate,
+        lr=0.02,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        adjust_lr_fn="match_rms_adamw",
+    )
     for _ in range(5):
         gradients = [torch.randn(size) for size in sizes]
         stacked.grad, plain.grad = torch.cat(gradients[:3]), gradients[3].clone()
@@ -41,13 +52,17 @@ def test_muon_equals_torchs_on_each_part() -> None:
             parameter.grad = gradient.clone()
         ours.step()
         theirs.step()
-    for mine, their in zip([*stacked.detach().split([48, 16, 16]), plain.detach()], separate, strict=True):
+    for mine, their in zip(
+        [*stacked.detach().split([48, 16, 16]), plain.detach()], separate, strict=True
+    ):
         moved = (their - parts[sizes.index(tuple(their.shape))]).norm()
         assert (mine - their).norm() < 0.02 * moved
 
 
-def test_orthogonalised_updates_have_singular_values_near_one() -> None:
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))))
+def test_orthogonalized_updates_have_singular_values_near_one() -> None:
+    values = torch.linalg.svdvals(
+        orthogonalize(torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0)))
+    )
     assert values.min() > 0.6
     assert values.max() < 1.3
 
@@ -56,14 +71,25 @@ def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None
     network = Network(ModelConfig.preset("1M", vocab_size=64, tie_word_embeddings=False))
     names = {id(p): name for name, p in network.named_parameters()}
     for kind in ("adamw", "muon"):
-        optimizers = build(network, OptimizerSection(kind=kind, weight_decay=0.1), "fp32")  # type: ignore[arg-type]
+        optimizers = build(network, OptimizerSection(name=kind, weight_decay=0.1), "fp32")  # type: ignore[arg-type]
         seen = [names[id(p)] for o in optimizers for g in o.param_groups for p in g["params"]]
         assert sorted(seen) == sorted(names.values())
-        decay = {names[id(p)]: g["weight_decay"] for o in optimizers for g in o.param_groups for p in g["params"]}
+        decay = {
+            names[id(p)]: g["weight_decay"]
+            for o in optimizers
+            for g in o.param_groups
+            for p in g["params"]
+        }
         assert all(value == 0 for name, value in decay.items() if name.endswith("norm.weight"))
-        assert all(value == 0.1 for name, value in decay.items() if name.startswith("layers.") and "norm" not in name)
+        assert all(
+            value == 0.1
+            for name, value in decay.items()
+            if name.startswith("layers.") and "norm" not in name
+        )
     set_learning_rate(optimizers, 0.5)
-    assert {g["lr"] for o in optimizers for g in o.param_groups} == {OptimizerSection().learning_rate / 2}
+    assert {g["lr"] for o in optimizers for g in o.param_groups} == {
+        OptimizerSection().learning_rate / 2
+    }
 
 
 def test_adamw_is_torchs_with_the_papers_settings() -> None:

@@ -18,10 +18,21 @@ from safetensors.torch import load_file
 from mobilellm.errors import UserError
 from mobilellm.train import checkpoint
 from mobilellm.train.loop import resume, train
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, ParallelSection, Recipe, TrainSection
+from mobilellm.train.recipe import (
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    ParallelSection,
+    Recipe,
+    TrainSection,
+)
 
 WORKER = Path(__file__).with_name("worker.py")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 @pytest.fixture
@@ -30,7 +41,7 @@ def recipe(small_data: Path) -> Recipe:
         model=ModelSection(preset="1M", num_hidden_layers=2),
         data=DataSection(path=str(small_data), sequence_length=32),
         train=TrainSection(
-            steps=24, batch_tokens=384, micro_batch=2, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5,
+            steps=24, batch_tokens=384, micro_batch_size=2, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5,
             log_every=1, threads=1,
         ),
         optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
@@ -53,13 +64,17 @@ def job(processes: int, scenario: str, recipe: Recipe, folder: Path) -> None:
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    moments = {k: v for p in (path / "train_state").glob("*.safetensors") for k, v in load_file(p).items()}
+    moments = {
+        k: v for p in (path / "train_state").glob("*.safetensors") for k, v in load_file(p).items()
+    }
     return load_file(path / "model.safetensors") | moments
 
 
 def same(a: Path, b: Path) -> bool:
     mine, theirs = tensors(a), tensors(b)
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
 
 
 def metrics(run: Path) -> list[dict]:
@@ -79,20 +94,35 @@ def test_gradients_are_those_of_one_process(recipe: Recipe, tmp_path: Path, proc
         pytest.param("adamw", (3, "ddp", 0), marks=pytest.mark.long),
     ],
 )
-def test_resumed_in_another_world_and_in_the_same(recipe: Recipe, tmp_path: Path, kind: str, go_on: tuple[int, str, int]) -> None:
-    recipe = recipe.replace("optimizer", kind=kind).replace("train", steps=60)
+def test_resumed_in_another_world_and_in_the_same(
+    recipe: Recipe, tmp_path: Path, kind: str, go_on: tuple[int, str, int]
+) -> None:
+    recipe = recipe.replace("optimizer", name=kind).replace("train", steps=60)
     alone = train(tmp_path / "alone", recipe)
     job(2, "whole-and-stopped", recipe, tmp_path)
-    last = [checkpoint.complete(tmp_path / name)[-1] for name in ("whole", "stopped-here", "stopped")]
-    assert [p.name for p in last] == ["step-00000060", "step-00000060", "step-00000011"]  # one step behind the signal
+    last = [
+        checkpoint.complete(tmp_path / name)[-1] for name in ("whole", "stopped-here", "stopped")
+    ]
+    assert [p.name for p in last] == [
+        "step-00000060",
+        "step-00000060",
+        "step-00000011",
+    ]  # one step behind the signal
     assert same(last[0], last[1])  # bit for bit in the same world
     processes, parallel, within = go_on
-    job(processes, "go-on", recipe.replace("parallel", kind=parallel, shard_within=within), tmp_path)
+    job(
+        processes,
+        "go-on",
+        recipe.replace("parallel", kind=parallel, shard_group_size=within),
+        tmp_path,
+    )
     for name in ("whole", "stopped"):
         for mine, theirs in zip(metrics(tmp_path / name), metrics(alone.run), strict=True):
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
             assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-        assert metrics(tmp_path / name)[-1]["held_out_loss"] == pytest.approx(alone.held_out.loss, rel=1e-5)
+        assert metrics(tmp_path / name)[-1]["held_out_loss"] == pytest.approx(
+            alone.held_out.loss, rel=1e-5
+        )
     # And what several processes wrote, one goes on with.
     assert resume(tmp_path / "stopped").step == 60
 
@@ -103,7 +133,17 @@ class Job:
     def __init__(self, recipe: Recipe, folder: Path, *more: str, restarts: int = 0) -> None:
         recipe.write(folder / "recipe.toml")
         self.run = folder / "run"
-        arguments = ("-m", "mobilellm", "train", folder / "recipe.toml", "--out", self.run, "--resume", "auto", *more)
+        arguments = (
+            "-m",
+            "mobilellm",
+            "train",
+            folder / "recipe.toml",
+            "--out",
+            self.run,
+            "--resume",
+            "auto",
+            *more,
+        )
         self.process = subprocess.Popen(
             torchrun(2, *arguments, more=("--max-restarts", str(restarts), "--monitor-interval", "0.1")),
             env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -119,14 +159,20 @@ class Job:
                 environment = (folder / "environ").read_bytes().decode().split("\0")
             except OSError:
                 continue
-            ranks = [int(entry.removeprefix("RANK=")) for entry in environment if entry.startswith("RANK=")]
+            ranks = [
+                int(entry.removeprefix("RANK="))
+                for entry in environment
+                if entry.startswith("RANK=")
+            ]
             found.update({rank: int(folder.name) for rank in ranks})
         return [found[rank] for rank in sorted(found)]
 
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + 100
         while self.process.poll() is None and time.monotonic() < deadline:
-            if (self.run / "metrics.jsonl").is_file() and len((self.run / "metrics.jsonl").read_bytes().splitlines()) >= step:
+            if (self.run / "metrics.jsonl").is_file() and len(
+                (self.run / "metrics.jsonl").read_bytes().splitlines()
+            ) >= step:
                 return
             time.sleep(0.01)
         raise AssertionError(f"step {step} was never reached: {self.end()[-3000:]}")
@@ -151,7 +197,9 @@ def jobs() -> Iterator[list[Job]]:
             os.killpg(one.process.pid, signal.SIGKILL)
 
 
-def test_a_rank_that_dies_is_brought_back_by_torchrun(recipe: Recipe, tmp_path: Path, jobs: list[Job]) -> None:
+def test_a_rank_that_dies_is_brought_back_by_torchrun(
+    recipe: Recipe, tmp_path: Path, jobs: list[Job]
+) -> None:
     recipe = recipe.replace("train", steps=400, checkpoint_every=50, evaluate_every=0)
     jobs.append(job := Job(recipe, tmp_path, restarts=2))
     job.wait_for_step(120)
@@ -169,36 +217,80 @@ def test_a_rank_that_hangs_is_named(recipe: Recipe, tmp_path: Path, jobs: list[J
     hanging = job.workers()[1]
     os.kill(hanging, signal.SIGSTOP)
     start = time.monotonic()
-    while job.process.poll() is None and time.monotonic() - start < 60 and job.workers()[:1] != [hanging]:
+    while (
+        job.process.poll() is None
+        and time.monotonic() - start < 60
+        and job.workers()[:1] != [hanging]
+    ):
         time.sleep(0.2)
     os.kill(hanging, signal.SIGKILL)  # torchrun cannot end a stopped process by asking
     said = job.end()
-    assert re.search(r"mobilellm: rank 0 has waited \d+ s in step \d+ for rank 1 \(last seen before step \d+\)", said), said[-3000:]
+    assert re.search(
+        r"mobilellm: rank 0 has waited \d+ s in step \d+ for rank 1 \(last seen before step \d+\)",
+        said,
+    ), said[-3000:]
 
 
-def test_signals_save_and_end_with_a_status_that_schedulers_know(recipe: Recipe, tmp_path: Path) -> None:
-    recipe.replace("train", steps=100_000, evaluate_every=0, checkpoint_every=10_000).write(tmp_path / "recipe.toml")
-    arguments = [sys.executable, "-m", "mobilellm", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+def test_signals_save_and_end_with_a_status_that_schedulers_know(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe.replace("train", steps=100_000, evaluate_every=0, checkpoint_every=10_000).write(
+        tmp_path / "recipe.toml"
+    )
+    arguments = [
+        sys.executable,
+        "-m",
+        "mobilellm",
+        "train",
+        str(tmp_path / "recipe.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     for number, status in ((signal.SIGUSR1, 75), (signal.SIGTERM, 143)):
-        process = subprocess.Popen([*arguments, "--resume", "auto"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*arguments, "--resume", "auto"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
         rows = len(metrics(tmp_path / "run")) if (tmp_path / "run/metrics.jsonl").exists() else 0
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
-            if (tmp_path / "run/metrics.jsonl").exists() and len(metrics(tmp_path / "run")) > rows + 5:
+            if (tmp_path / "run/metrics.jsonl").exists() and len(
+                metrics(tmp_path / "run")
+            ) > rows + 5:
                 break
             time.sleep(0.05)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
         assert process.returncode == status, said
-        assert checkpoint.complete(tmp_path / "run")[-1].name == f"step-{metrics(tmp_path / 'run')[-1]['step']:08d}"
+        assert (
+            checkpoint.complete(tmp_path / "run")[-1].name
+            == f"step-{metrics(tmp_path / 'run')[-1]['step']:08d}"
+        )
 
 
 def test_a_missing_rank_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
     recipe.write(tmp_path / "recipe.toml")
-    arguments = [sys.executable, "-m", "mobilellm", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
-    world = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29683"}
+    arguments = [
+        sys.executable,
+        "-m",
+        "mobilellm",
+        "train",
+        str(tmp_path / "recipe.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    world = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29683",
+    }
     done = subprocess.run(
-        [*arguments, "--parallel.timeout", "1"], env=ENVIRONMENT | world, capture_output=True, text=True, timeout=100
+        [*arguments, "--parallel.timeout", "1"],
+        env=ENVIRONMENT | world,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("mobilellm: ")]
@@ -209,13 +301,24 @@ def test_a_missing_rank_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_what_may_change_on_resume_and_what_may_not(recipe: Recipe, tmp_path: Path) -> None:
     train(tmp_path / "run", recipe.replace("train", steps=3))
-    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.003 there, 0.5 here; train.steps is 3 there, 24 here"):
+    with pytest.raises(
+        UserError,
+        match=r"optimizer.learning_rate is 0.003 there, 0.5 here; train.steps is 3 there, 24 here",
+    ):
         resume(tmp_path / "run", changes=recipe.replace("optimizer", learning_rate=0.5))
-    assert resume(tmp_path / "run", changes=recipe.replace("train", steps=3, micro_batch=1, precision="auto")).step == 3
+    assert (
+        resume(
+            tmp_path / "run",
+            changes=recipe.replace("train", steps=3, micro_batch_size=1, precision="auto"),
+        ).step
+        == 3
+    )
 
 
 @pytest.mark.long
-def test_twenty_random_kills_change_nothing(recipe: Recipe, tmp_path: Path, jobs: list[Job]) -> None:
+def test_twenty_random_kills_change_nothing(
+    recipe: Recipe, tmp_path: Path, jobs: list[Job]
+) -> None:
     """A rank dies twenty times in 300 steps of two processes, wherever it hits; the weights are those of a quiet run."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=9, evaluate_every=40)
     (tmp_path / "quiet").mkdir()
@@ -242,5 +345,7 @@ def test_twenty_random_kills_change_nothing(recipe: Recipe, tmp_path: Path, jobs
     assert job.process.returncode == 0, said[-3000:]
     assert same(checkpoint.complete(quiet.run)[-1], checkpoint.complete(job.run)[-1])
     keys = ("step", "loss", "grad_norm", "tokens", "held_out_loss")
-    assert [[r.get(k) for k in keys] for r in metrics(job.run)] == [[r.get(k) for k in keys] for r in metrics(quiet.run)]
+    assert [[r.get(k) for k in keys] for r in metrics(job.run)] == [
+        [r.get(k) for k in keys] for r in metrics(quiet.run)
+    ]
     assert not list(job.run.rglob("*.partial-*"))

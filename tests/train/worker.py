@@ -34,16 +34,28 @@ def gradients(recipe: Recipe, world: World) -> None:
     kinds = [("ddp", 0), ("fsdp", 0)] + ([("fsdp", 2)] if world.size == 4 else [])
     for kind, within in kinds:
         for micro in (1, 99):
-            settings = recipe.replace("parallel", kind=kind, shard_within=within).replace("train", micro_batch=micro)
+            settings = recipe.replace("parallel", kind=kind, shard_group_size=within).replace(
+                "train", micro_batch_size=micro
+            )
             trainer = Trainer(settings, data, world=world)
             mine, _ = next(iter(trainer.loader()))
             rows = len(inputs) // world.size
-            assert mine.inputs.tolist() == inputs[world.rank * rows : (world.rank + 1) * rows].tolist()
-            loss = trainer.forward_backward(torch.from_numpy(mine.inputs), torch.from_numpy(mine.targets))
+            assert (
+                mine.inputs.tolist() == inputs[world.rank * rows : (world.rank + 1) * rows].tolist()
+            )
+            loss = trainer.forward_backward(
+                torch.from_numpy(mine.inputs), torch.from_numpy(mine.targets)
+            )
             assert abs(loss - expected) < 1e-6 * expected, (kind, micro, loss, expected)
-            for (name, p), q in zip(trainer.network.named_parameters(), alone.network.parameters(), strict=True):
+            for (name, p), q in zip(
+                trainer.network.named_parameters(), alone.network.parameters(), strict=True
+            ):
                 gradient = full(p.grad)
-                assert (gradient - q.grad).abs().max() <= 3e-6 * q.grad.abs().max() + 1e-9, (kind, micro, name)
+                assert (gradient - q.grad).abs().max() <= 3e-6 * q.grad.abs().max() + 1e-9, (
+                    kind,
+                    micro,
+                    name,
+                )
     kept = Trainer(recipe, data, world=world)
     x, y = (torch.from_numpy(a)[:1] for a in (mine.inputs, mine.targets))
     with kept.parallel.accumulating():
@@ -51,7 +63,9 @@ def gradients(recipe: Recipe, world: World) -> None:
     alone.network.zero_grad()
     (alone.network.loss(x, y, "sum") * world.size).backward()
     for p, q in zip(kept.network.parameters(), alone.network.parameters(), strict=True):
-        assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max(), "gradients travelled while accumulating"
+        assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max(), (
+            "gradients travelled while accumulating"
+        )
 
 
 def main(scenario: str, recipe: Recipe, folder: Path) -> None:
@@ -60,7 +74,12 @@ def main(scenario: str, recipe: Recipe, folder: Path) -> None:
             gradients(recipe, world)
         elif scenario == "whole-and-stopped":
             for name in ("whole", "stopped", "stopped-here"):
-                loop.train(folder / name, recipe, StopAt(10) if world.main and name != "whole" else None, world)
+                loop.train(
+                    folder / name,
+                    recipe,
+                    StopAt(10) if world.main and name != "whole" else None,
+                    world,
+                )
             loop.resume(folder / "stopped-here", world=world)
         elif scenario == "go-on":
             loop.resume(folder / "stopped", world=world, changes=recipe)

@@ -64,7 +64,9 @@ def run(arguments: list[str]) -> int:
         return 0
     defaults: dict[type, Any] = {}
     if arguments[:1] == ["train"]:
-        defaults[Train] = from_recipe(arguments[1:])  # the recipe's values are what the flags override
+        defaults[Train] = from_recipe(
+            arguments[1:]
+        )  # the recipe's values are what the flags override
     verbs = [
         Annotated[
             verb,
@@ -73,7 +75,19 @@ def run(arguments: list[str]) -> int:
                 **({"default": defaults[verb]} if verb in defaults else {}),
             ),
         ]
-        for verb in (Prepare, DataStats, Plan, Train, Watch, Report, Eval, Generate, Info, Convert, Quickstart)
+        for verb in (
+            Prepare,
+            DataStats,
+            Plan,
+            Train,
+            Watch,
+            Report,
+            Eval,
+            Generate,
+            Info,
+            Convert,
+            Quickstart,
+        )
     ]
     union: Any = functools.reduce(operator.or_, verbs)
     parsed: Any = tyro.cli(union, prog="mobilellm", description=DESCRIPTION, args=arguments)

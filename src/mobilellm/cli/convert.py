@@ -31,7 +31,7 @@ class Convert:
     precision: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"] = "F32"
     """Of a GGUF's matrices."""
     fold: bool = False
-    """Recognise equal neighbouring blocks as one block that is repeated."""
+    """Recognize equal neighbouring blocks as one block that is repeated."""
     shared_kv: Literal["own", "first"] | None = None
     """Kind of layer sharing of a checkpoint that does not say: each application's own keys and values, or the first one's."""
     text: Path | None = None
@@ -59,9 +59,14 @@ class Convert:
             measured = self.measure(self.text)
             shared_kv = measured["trained_for"]
             losses = ", ".join(f"{kind} {loss:.4f}" for kind, loss in measured["loss"].items())
-            say(f"layer sharing: loss {losses} nats a token over {measured['tokens']:,} tokens: trained for {shared_kv!r}")
+            say(
+                f"layer sharing: loss {losses} nats a token over {measured['tokens']:,} tokens: trained for {shared_kv!r}"
+            )
         if self.tokenizer_out is not None and self.to != "llama2c":
-            raise UserError("--tokenizer-out is for --to llama2c", mend="other formats hold the tokenizer themselves")
+            raise UserError(
+                "--tokenizer-out is for --to llama2c",
+                hint="other formats hold the tokenizer themselves",
+            )
         result = convert(
             self.source, self.out, self.to, precision=self.precision, fold=self.fold, shared_kv=shared_kv,
             approximate=self.approximate, tokenizer=self.tokenizer, llama2c_version=self.llama2c_version, verify=self.verify,
@@ -77,7 +82,9 @@ class Convert:
         if self.json:
             print_json(dataclasses.asdict(result) | {"measured_sharing": measured})
             return 0
-        print(f"{result.out}: {result.to}" + (f" {result.precision}" if result.to == "gguf" else ""))
+        print(
+            f"{result.out}: {result.to}" + (f" {result.precision}" if result.to == "gguf" else "")
+        )
         for note in result.notes:
             print(f"- {note}")
         if result.largest_difference is not None:
@@ -94,9 +101,12 @@ class Convert:
         from mobilellm.interop.checkpoint import load
 
         if self.shared_kv is not None:
-            raise UserError("--shared-kv and --text are both given", mend="give one of them")
+            raise UserError("--shared-kv and --text are both given", hint="give one of them")
         loaded = load(self.source, shared_kv="own", tokenizer=self.tokenizer)
         if loaded.tokenizer is None or loaded.config.layer_repeats == 1:
             lacks = "tokenizer" if loaded.tokenizer is None else "shared layers"
-            raise UserError(f"{self.source}: has no {lacks}, so that there is nothing to measure", mend="leave out --text")
+            raise UserError(
+                f"{self.source}: has no {lacks}, so that there is nothing to measure",
+                hint="leave out --text",
+            )
         return measure_sharing(loaded.network, loaded.tokenizer, read_text(text))

@@ -60,11 +60,17 @@ class DataStats:
             )
         vocabulary, length = figures["vocabulary"], figures["length"]
         size = figures["tokenizer"]["vocab_size"]
-        print(f"vocabulary  {vocabulary['used']:,} of {size:,} used, {vocabulary['entropy_bits']:.2f} bits of entropy a token")
-        print(f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {length['least']:,} to {length['most']:,})")
+        print(
+            f"vocabulary  {vocabulary['used']:,} of {size:,} used, {vocabulary['entropy_bits']:.2f} bits of entropy a token"
+        )
+        print(
+            f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {length['least']:,} to {length['most']:,})"
+        )
         most = max((row["documents"] for row in figures["lengths"]), default=1)
         for row in figures["lengths"]:
-            print(f"{row['from']:>11,}  {row['documents']:>11,}  {'#' * max(1, round(40 * row['documents'] / most))}")
+            print(
+                f"{row['from']:>11,}  {row['documents']:>11,}  {'#' * max(1, round(40 * row['documents'] / most))}"
+            )
         print("\nsources")
         for source in figures["sources"]:
             weight = "" if source["weight"] is None else f"  weight {source['weight']:g}"
@@ -76,6 +82,8 @@ class DataStats:
         for row in figures["frequent"][:10]:
             print(f"  {row['id']:>7} {row['piece']!r:16} {row['count']:>13,} {row['share']:>6.2%}")
         for sample in figures["samples"][:3]:
-            print(f"\n{sample['source']}, {sample['tokens']:,} tokens: {' '.join(sample['text'].split())[:300]}")
+            print(
+                f"\n{sample['source']}, {sample['tokens']:,} tokens: {' '.join(sample['text'].split())[:300]}"
+            )
         if self.html is not None:
             print(f"\npage  {self.html}")

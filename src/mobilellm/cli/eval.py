@@ -66,15 +66,23 @@ class Eval:
     def run(self) -> int:
         """Score and print."""
         if not self.models:
-            raise UserError("no model given", mend="give a run, a checkpoint, a Hugging Face folder or a GGUF file")
+            raise UserError(
+                "no model given",
+                hint="give a run, a checkpoint, a Hugging Face folder or a GGUF file",
+            )
         if self.tasks:
             return self.run_tasks()
         if self.limit is not None or self.compare or self.explain or self.out:
-            raise UserError("--limit, --compare, --explain and --out are for tasks", mend="give --tasks commonsense, too")
+            raise UserError(
+                "--limit, --compare, --explain and --out are for tasks",
+                hint="give --tasks commonsense, too",
+            )
         if self.data and self.text:
-            raise UserError("--data and --text are both given", mend="give one of them")
+            raise UserError("--data and --text are both given", hint="give one of them")
         if self.sequence_length < 0:
-            raise UserError(f"--sequence-length {self.sequence_length}: must be 1 or more, or 0 for the default")
+            raise UserError(
+                f"--sequence-length {self.sequence_length}: must be 1 or more, or 0 for the default"
+            )
         found = {str(model): dataclasses.asdict(self.score_text(model)) for model in self.models}
         if self.json:
             print_json(found if len(found) > 1 else next(iter(found.values())))
@@ -99,13 +107,25 @@ class Eval:
         )  # fmt: skip
         data = self.data or (Path(recipe.data.path) if recipe and not self.text else None)
         if data is None and self.text is None:
-            raise UserError(f"{model}: nothing to score it on", mend="give --data DATA, --text FILE or --tasks TASKS")
+            raise UserError(
+                f"{model}: nothing to score it on",
+                hint="give --data DATA, --text FILE or --tasks TASKS",
+            )
         loaded = load(model)
         if loaded.tokenizer is None:
-            raise UserError(f"{model}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
-        length = self.sequence_length or (recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings)
+            raise UserError(
+                f"{model}: has no tokenizer",
+                hint="put its tokenizer.json or tokenizer.model into the folder",
+            )
+        length = self.sequence_length or (
+            recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings
+        )
         with progress("scoring", "tokens") as update:
-            options: dict[str, Any] = {"sequence_length": length, "stride": self.stride, "progress": update}
+            options: dict[str, Any] = {
+                "sequence_length": length,
+                "stride": self.stride,
+                "progress": update,
+            }
             if data is not None:
                 return score_data(loaded.network, loaded.tokenizer, data, **options)
             assert self.text is not None
@@ -120,7 +140,7 @@ class Eval:
         from mobilellm.report.score_table import measured_row, write_tables
 
         if self.text:
-            raise UserError("--text and --tasks are both given", mend="give one of them")
+            raise UserError("--text and --tasks are both given", hint="give one of them")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: must be 1 or more")
         if self.batch_tokens < 1:
@@ -130,12 +150,20 @@ class Eval:
         names = labels(self.models)
         named = [name for name in self.tasks if name != "wikitext2"]
         if len(named) < len(self.tasks) and self.data is None:
-            raise UserError("wikitext2 is read from a folder", mend="give --data, or take the harness's task wikitext")
+            raise UserError(
+                "wikitext2 is read from a folder",
+                hint="give --data, or take the harness's task wikitext",
+            )
         tasks = load_tasks(named, self.data) if named else {}
         for task in tasks.values():
             if task.altered:
                 say(f"{task.altered}; its scores are marked")
-        cache = self.cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mobilellm" / "eval"
+        cache = (
+            self.cache
+            or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+            / "mobilellm"
+            / "eval"
+        )
         scores: dict[str, dict[str, Any]] = {}
         samples: dict[str, list[Sample]] = {}
         sizes: dict[str, int] = {}
@@ -154,8 +182,14 @@ class Eval:
                     )  # fmt: skip
             for task_name, score in scores[name].items():
                 if "truncated" in score:
-                    say(f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning")
-        rows = [measured_row(name, score, sizes[name]) for name, score in scores.items() if "average" in score]
+                    say(
+                        f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning"
+                    )
+        rows = [
+            measured_row(name, score, sizes[name])
+            for name, score in scores.items()
+            if "average" in score
+        ]
         if self.out:
             write_json(self.out / "scores.json", scores)
             write_samples(self.out / "samples.jsonl", samples)
@@ -204,7 +238,10 @@ class Eval:
 def labels(models: tuple[Path, ...]) -> list[str]:
     """A short name for each model: the last part of its path, or all of it where that is not unique."""
     names = [model.absolute().name for model in models]
-    found = [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]
+    found = [
+        name if names.count(name) == 1 else str(model)
+        for name, model in zip(names, models, strict=True)
+    ]
     if len(set(found)) < len(found):
         raise UserError("the same model is given twice")
     return found
@@ -226,14 +263,20 @@ def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Su
         if foreign is None:
             raise
         if precision != "fp32":
-            raise UserError(f"{path}: a model of type {foreign} is computed in fp32", mend="leave out --precision") from refusal
+            raise UserError(
+                f"{path}: a model of type {foreign} is computed in fp32",
+                hint="leave out --precision",
+            ) from refusal
         from mobilellm.evaluate.transformers_backend import load_transformers
 
         foreign_backend, encoder = load_transformers(path)
         backend, network = foreign_backend, foreign_backend.model
     else:
         if loaded.tokenizer is None:
-            raise UserError(f"{path}: has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
+            raise UserError(
+                f"{path}: has no tokenizer",
+                hint="put its tokenizer.json or tokenizer.model into the folder",
+            )
         network, encoder = loaded.network, OwnEncoder(loaded.tokenizer)
         backend = NetworkBackend(loaded.network, precision)
     return Subject(
@@ -259,15 +302,22 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
         print(name)
         for task, row in tasks.items():
             numbers = [
-                f"{metric} {value:.4f}" + (f" ±{row[f'{metric}_stderr']:.4f}" if f"{metric}_stderr" in row else "")
+                f"{metric} {value:.4f}"
+                + (f" ±{row[f'{metric}_stderr']:.4f}" if f"{metric}_stderr" in row else "")
                 for metric, value in row.items()
                 if isinstance(value, float) and not metric.endswith("_stderr")
             ]
-            basis = f"{row['split']}, {row['count']:,} items" if "split" in row else f"{row['tasks']} tasks, {row['count']:,} items"
+            basis = (
+                f"{row['split']}, {row['count']:,} items"
+                if "split" in row
+                else f"{row['tasks']} tasks, {row['count']:,} items"
+            )
             if "length" in row:
                 basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
                 basis += f", stride {row['stride']}" if "stride" in row else ""
-            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + ("; data altered" if "altered" in row else "")
+            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + (
+                "; data altered" if "altered" in row else ""
+            )
             print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
 
 

@@ -41,7 +41,9 @@ class Generate:
         from mobilellm.interop.checkpoint import load
         from mobilellm.model.generation import Sampling
 
-        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        sampling = Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
+        )
         loaded = load(self.model)
         tokens: list[int] = []
         prompt = loaded.prompt_ids(self.prompt)

@@ -29,10 +29,13 @@ class Info:
     def run(self) -> int:
         """Look up or read, and print."""
         from mobilellm.model.config import ModelConfig, preset_names
-        from mobilellm.model.costs import Numbers
+        from mobilellm.model.costs import ModelCosts
 
         if not self.model:
-            presets = {name: Numbers.of(ModelConfig.preset(name)).parameters["total"] for name in preset_names()}
+            presets = {
+                name: ModelCosts.of(ModelConfig.preset(name)).parameters["total"]
+                for name in preset_names()
+            }
             if self.json:
                 print_json({"presets": presets})
             else:
@@ -50,13 +53,15 @@ class Info:
                 config, tokenizer, origin = describe(Path(self.model))
         else:
             config, origin = ModelConfig.preset(self.model), {"preset": self.model}
-        numbers = Numbers.of(config)
+        numbers = ModelCosts.of(config)
         length = min(self.sequence_length, config.max_position_embeddings)
         facts = {
             "config": dataclasses.asdict(config),
             "parameters": numbers.parameters,
             "executed_layers": numbers.executed_layers,
-            "layer_sharing": f"{config.layer_repeats}x, shared_kv={config.shared_kv}" if config.layer_repeats > 1 else None,
+            "layer_sharing": f"{config.layer_repeats}x, shared_kv={config.shared_kv}"
+            if config.layer_repeats > 1
+            else None,
             "flops_per_token": numbers.flops_per_token(length) | {"sequence_length": length},
             "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
             "memory_bytes": numbers.memory_bytes(),
@@ -84,7 +89,10 @@ class Info:
         ]  # fmt: skip
         if tokenizer:
             rows.append(
-                ("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, sha256 {tokenizer['sha256'][:12]}")
+                (
+                    "tokenizer",
+                    f"{tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, sha256 {tokenizer['sha256'][:12]}",
+                )
             )
         if origin:
             rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))

@@ -29,7 +29,7 @@ class Plan:
     """Tokens a sample."""
     batch_tokens: int = 2_097_152
     """Tokens a step, over all devices."""
-    micro_batch: int = 0
+    micro_batch_size: int = 0
     """Sequences in one pass of one device; 0 takes the largest that fits."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the matrix products."""
@@ -38,7 +38,7 @@ class Plan:
     fsdp: bool = False
     """Weights, gradients and moments sharded over all devices."""
     mfu: float = 0.0
-    """Model FLOPs utilisation (PaLM's count) to calculate with; 0 takes the documented model of efficiency."""
+    """Model FLOPs utilization (PaLM's count) to calculate with; 0 takes the documented model of efficiency."""
     price_per_gpu_hour: float = 0.0
     """Price of a device's hour."""
     price_per_kwh: float = 0.0
@@ -64,7 +64,7 @@ class Plan:
             from mobilellm.workflows.measured_plan import measured_plan
 
             plan = measured_plan(
-                config, tokens=self.tokens, sequence_length=self.sequence_length, micro_batch=self.micro_batch,
+                config, tokens=self.tokens, sequence_length=self.sequence_length, micro_batch_size=self.micro_batch_size,
                 optimizer=self.optimizer, say=say,
             )  # fmt: skip
         else:
@@ -72,7 +72,7 @@ class Plan:
 
             plan = plan_run(
                 config, tokens=self.tokens, device_name=self.device, count=self.gpus, sequence_length=self.sequence_length,
-                batch_tokens=self.batch_tokens, micro_batch=self.micro_batch, precision=self.precision,
+                batch_tokens=self.batch_tokens, micro_batch_size=self.micro_batch_size, precision=self.precision,
                 optimizer=self.optimizer, sharded=self.fsdp, mfu=self.mfu, price_per_gpu_hour=self.price_per_gpu_hour,
                 price_per_kwh=self.price_per_kwh,
             )  # fmt: skip
@@ -85,7 +85,10 @@ class Plan:
     def _config(self) -> Any:
         from mobilellm.model.config import ModelConfig, preset_names
 
-        if self.model.lower() not in {name.lower() for name in preset_names()} and Path(self.model).is_file():
+        if (
+            self.model.lower() not in {name.lower() for name in preset_names()}
+            and Path(self.model).is_file()
+        ):
             config = ModelConfig.read(Path(self.model))
         else:
             config = ModelConfig.preset(self.model)
@@ -104,16 +107,26 @@ def show(plan: dict[str, Any]) -> None:
           f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}")  # fmt: skip
     print(f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention (PaLM's count); "
           f"{plan['flops']:.3g} in all")  # fmt: skip
-    print(f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): {plan['mfu_from']}")
-    print(f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, {plan['tokens_per_second']:,.0f} in all")
-    print(f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, {duration(plan['step_seconds'])} each")
+    print(
+        f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): {plan['mfu_from']}"
+    )
+    print(
+        f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, {plan['tokens_per_second']:,.0f} in all"
+    )
+    print(
+        f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, {duration(plan['step_seconds'])} each"
+    )
     parts = ", ".join(f"{name} {size(number)}" for name, number in memory.items() if name != "peak")
     limit = plan["device_facts"]["memory"]
-    verdict = "fits" if plan["fits"] else "DOES NOT FIT: lower --micro-batch or add --fsdp"
-    print(f"memory       {size(memory['peak'])} of {size(limit)} a device with a micro-batch of {plan['micro_batch']}: {verdict}")
+    verdict = "fits" if plan["fits"] else "DOES NOT FIT: lower --micro-batch-size or add --fsdp"
+    print(
+        f"memory       {size(memory['peak'])} of {size(limit)} a device with a micro-batch of {plan['micro_batch_size']}: {verdict}"
+    )
     print(f"             {parts}")
     days = plan["days"]
-    print(f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, {plan['gpu_hours']:,.1f} device hours")
+    print(
+        f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, {plan['gpu_hours']:,.1f} device hours"
+    )
     if plan["energy_kwh"] is not None:
         print(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
     if plan["cost"] is not None:

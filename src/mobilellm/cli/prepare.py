@@ -58,7 +58,7 @@ class Prepare:
     on_bad: Literal["stop", "skip"] = "stop"
     """What to do about a document that cannot be read: stop and name it, or leave it out and count it."""
     library: Literal["auto", "tokenizers"] = "auto"
-    """Tokenise by the fastest library whose ids are right, or by the reference."""
+    """Tokenize by the fastest library whose ids are right, or by the reference."""
     clean: bool = False
     """First drop what is no text, exact and near duplicates, and say of each step what it dropped. Needs mobilellm[data]."""
     decontaminate: Path | None = None
@@ -77,16 +77,20 @@ class Prepare:
         from mobilellm.tokenizer.tokenizer import Tokenizer
 
         if self.out is None:
-            raise UserError("no --out given", mend="name the folder to make")
+            raise UserError("no --out given", hint="name the folder to make")
         if self.format == "shards" and self.nodes != 1:
-            raise UserError("--nodes is of --format jsonl", mend="shards need no division: leave it out")
+            raise UserError(
+                "--nodes is of --format jsonl", hint="shards need no division: leave it out"
+            )
         if self.decontaminate and not self.clean:
-            raise UserError("--decontaminate is a step of --clean", mend="add --clean")
+            raise UserError("--decontaminate is a step of --clean", hint="add --clean")
         sources = parse_sources(self.sources, self.source, self.source_list)
         work, extra = self.out.with_name(f"{self.out.name}.cleaning"), dict[str, Any]()
         if self.clean:
             if self.out.exists():
-                raise UserError(f"{self.out}: exists already", mend="choose another name or remove it")
+                raise UserError(
+                    f"{self.out}: exists already", hint="choose another name or remove it"
+                )
             from mobilellm.prepare.clean import clean
 
             extra["cleaning"], sources = clean(
@@ -114,11 +118,19 @@ class Prepare:
         """Documents in and out, and what each split holds."""
         if "cleaning" in manifest:
             report = manifest["cleaning"]
-            dropped = ", ".join(f"{step['documents']:,} {name}" for name, step in report["dropped"].items() if step["documents"])
-            print(f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + dropped: {dropped or 'none'}")
+            dropped = ", ".join(
+                f"{step['documents']:,} {name}"
+                for name, step in report["dropped"].items()
+                if step["documents"]
+            )
+            print(
+                f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + dropped: {dropped or 'none'}"
+            )
             print(f"  examples of each are in {self.out}/manifest.json")
         sources, skipped = manifest["sources"], manifest["skipped"]
-        records, documents = (sum(source[key] for source in sources) for key in ("records", "documents"))
+        records, documents = (
+            sum(source[key] for source in sources) for key in ("records", "documents")
+        )
         left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
         print(
             f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped{f' ({left_out})' if left_out else ''}"

@@ -52,7 +52,9 @@ class Quickstart:
         data = self.out.with_name(self.out.name + "-data")
         self.prepare(data)
         if (self.out / "result.json").is_file():
-            say(f"{self.out} is finished already; these are its results. For another, give another --out")
+            say(
+                f"{self.out} is finished already; these are its results. For another, give another --out"
+            )
             return self.show(read_json(self.out / "result.json"))
         with watched() as watcher:
             if (self.out / "recipe.toml").is_file():
@@ -60,7 +62,9 @@ class Quickstart:
                 outcome = loop.resume(self.out, watcher)
             else:
                 say("setting up" if self.steps else "measuring the speed of this machine")
-                recipe = recipe_for(data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed)
+                recipe = recipe_for(
+                    data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed
+                )
                 outcome = loop.train(self.out, recipe, watcher)
         if outcome.interrupted:
             return conclude(outcome, {}, self.json)
@@ -77,10 +81,20 @@ class Quickstart:
             sources = parse_sources((str(self.text or sample),))
             if data.exists():
                 if not made_from(TokenFolder.open(data).manifest, sources):
-                    raise UserError(f"{data}: made from another text than {self.text or 'the sample'}", mend="give another --out")
+                    raise UserError(
+                        f"{data}: made from another text than {self.text or 'the sample'}",
+                        hint="give another --out",
+                    )
                 return
             with progress("preparing", "bytes") as update:
-                manifest = prepare(sources, data, vocab_size=self.vocab_size, held_out=HELD_OUT, seed=self.seed, progress=update)
+                manifest = prepare(
+                    sources,
+                    data,
+                    vocab_size=self.vocab_size,
+                    held_out=HELD_OUT,
+                    seed=self.seed,
+                    progress=update,
+                )
         train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
         say(f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out")
 
@@ -90,7 +104,11 @@ class Quickstart:
             print_json(result | {"run": str(self.out), "report": str(self.out / "report.html")})
             return 0
         held_out, training, baselines = result["held_out"], result["training"], result["baselines"]
-        rival = ", ".join(f"{name} {baselines[name]:.2f}" for name in ("unigram", "gzip", "xz") if name in baselines)
+        rival = ", ".join(
+            f"{name} {baselines[name]:.2f}"
+            for name in ("unigram", "gzip", "xz")
+            if name in baselines
+        )
         print(
             f"\nheld-out  {held_out['bits_per_byte']:.3f} bits a byte ({rival}), perplexity {held_out['perplexity']:.2f} a token\n"
             f"model     {result['model']['parameters']['total']:,} parameters, {training['tokens']:,} tokens in "

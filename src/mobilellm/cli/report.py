@@ -30,13 +30,22 @@ class Report:
         from mobilellm.report.page import write_comparison, write_report
 
         if not self.runs:
-            raise UserError("no run given", mend="name one or more run folders")
+            raise UserError("no run given", hint="name one or more run folders")
         for run in self.runs:
             if not (run / "recipe.toml").is_file():
-                raise UserError(f"{run}: no run here (no recipe.toml)", mend="give folders that `train --out` named")
+                raise UserError(
+                    f"{run}: no run here (no recipe.toml)",
+                    hint="give folders that `train --out` named",
+                )
         if len(self.runs) > 1 and self.out is None:
-            raise UserError("no name for the page of several runs", mend="add --out comparison.html")
-        path = write_report(self.runs[0]) if self.out is None else write_comparison(self.runs, self.out)
+            raise UserError(
+                "no name for the page of several runs", hint="add --out comparison.html"
+            )
+        path = (
+            write_report(self.runs[0])
+            if self.out is None
+            else write_comparison(self.runs, self.out)
+        )
         if self.json:
             print_json({"report": str(path)})
         else:

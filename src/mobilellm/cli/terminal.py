@@ -9,10 +9,12 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output. Numbers that are not finite become null."""
+    """One JSON object on standard output. ModelCosts that are not finite become null."""
     import orjson
 
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY).decode())
+    sys.stdout.write(
+        orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY).decode()
+    )
     sys.stdout.flush()
 
 
@@ -31,7 +33,13 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], Non
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[rate]}"),
@@ -42,7 +50,13 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], Non
 
         def update(done: float, total: float) -> None:
             speed = bar.tasks[0].speed or 0
-            shown = f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s" if unit else ""
+            shown = (
+                f"{speed / 1e6:,.1f} MB/s"
+                if unit == "bytes"
+                else f"{speed:,.0f} {unit}/s"
+                if unit
+                else ""
+            )
             bar.update(task, completed=done, total=total, rate=shown if speed else "")
 
         yield update

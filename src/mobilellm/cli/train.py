@@ -64,21 +64,33 @@ class Train:
     def run(self) -> int:
         """Train to the end or until stopped; 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1."""
         recipe = Recipe(**{name: getattr(self, name) for name in SECTIONS})
-        if self.resume not in (None, "auto") and (self.recipe is not None or self.out is not None or self.branch is not None):
+        if self.resume not in (None, "auto") and (
+            self.recipe is not None or self.out is not None or self.branch is not None
+        ):
             raise UserError(
                 "--resume RUN goes on with the run's own recipe",
-                mend="give no recipe and no --out, or start a new run with --out alone",
+                hint="give no recipe and no --out, or start a new run with --out alone",
             )
         if self.out is None and self.resume in (None, "auto"):
-            raise UserError("no folder for the run", mend="add --out runs/NAME (or --resume RUN to go on with one)")
-        if self.branch is not None and (self.recipe is not None or self.resume is not None or recipe != Recipe()):
-            raise UserError("--branch takes the recipe of the run it starts from", mend="give --out and --decay-steps alone")
+            raise UserError(
+                "no folder for the run",
+                hint="add --out runs/NAME (or --resume RUN to go on with one)",
+            )
+        if self.branch is not None and (
+            self.recipe is not None or self.resume is not None or recipe != Recipe()
+        ):
+            raise UserError(
+                "--branch takes the recipe of the run it starts from",
+                hint="give --out and --decay-steps alone",
+            )
         from mobilellm.train import loop
         from mobilellm.train.world import World
 
         run = self.out if self.resume in (None, "auto") else Path(str(self.resume))
         assert run is not None
-        going_on = self.resume is not None and (self.resume != "auto" or (run / "recipe.toml").is_file())
+        going_on = self.resume is not None and (
+            self.resume != "auto" or (run / "recipe.toml").is_file()
+        )
         with World.join(self.parallel.timeout) as world, watched(world.main) as watcher:
             if going_on:
                 changes = None if recipe == Recipe() else self._changes(recipe, run)
@@ -100,9 +112,15 @@ class Train:
         """What was asked for: the whole recipe where a file was named, else the run's own with the given flags."""
         if self.recipe is not None:
             return recipe
-        own, plain, given = Recipe.read(run / "recipe.toml").to_dict(), Recipe().to_dict(), recipe.to_dict()
+        own, plain, given = (
+            Recipe.read(run / "recipe.toml").to_dict(),
+            Recipe().to_dict(),
+            recipe.to_dict(),
+        )
         for section, values in given.items():
-            own[section] |= {key: value for key, value in values.items() if value != plain[section].get(key)}
+            own[section] |= {
+                key: value for key, value in values.items() if value != plain[section].get(key)
+            }
         return Recipe.from_dict(own)
 
 
@@ -116,7 +134,11 @@ def from_recipe(arguments: list[str]) -> Train:
 
 def exit_status(outcome: Outcome) -> int:
     """0 when the run is at its end; 75 (try again later) after SIGUSR1, by which schedulers announce a time limit."""
-    return 0 if outcome.interrupted is None else {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}[outcome.interrupted]
+    return (
+        0
+        if outcome.interrupted is None
+        else {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}[outcome.interrupted]
+    )
 
 
 def conclude(outcome: Outcome, result: dict[str, Any], json: bool) -> int:
@@ -128,7 +150,9 @@ def conclude(outcome: Outcome, result: dict[str, Any], json: bool) -> int:
              "held_out": result.get("held_out")}
         )  # fmt: skip
     if outcome.interrupted:
-        say(f"stopped by {outcome.interrupted} after step {outcome.step} of {outcome.steps}; saved {outcome.checkpoint}")
+        say(
+            f"stopped by {outcome.interrupted} after step {outcome.step} of {outcome.steps}; saved {outcome.checkpoint}"
+        )
         say(f"go on with: mobilellm train --resume {outcome.run}")
         return exit_status(outcome)
     if not json:
@@ -165,12 +189,19 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
                 say(
                     f"training {count(trainer.numbers.parameters['total'])} parameters for {train.steps} steps of "
                     f"{train.batch_tokens:,} tokens, {train.precision}, "
-                    f"{'compiled' if train.compile == 'block' else 'eager'}" + (f", from step {step}" if step else "")
+                    f"{'compiled' if train.compile == 'block' else 'eager'}"
+                    + (f", from step {step}" if step else "")
                 )
-                passes = recipe.rows(world.size) // trainer.micro_batch
+                passes = recipe.rows(world.size) // trainer.micro_batch_size
                 if world.size > 1 or passes > 1:
-                    who = f"{world.size} processes ({recipe.parallel.kind})" if world.size > 1 else "1 process"
-                    say(f"{who}, each {passes} x {trainer.micro_batch} sequences of {recipe.data.sequence_length} tokens a step")
+                    who = (
+                        f"{world.size} processes ({recipe.parallel.kind})"
+                        if world.size > 1
+                        else "1 process"
+                    )
+                    say(
+                        f"{who}, each {passes} x {trainer.micro_batch_size} sequences of {recipe.data.sequence_length} tokens a step"
+                    )
                 if recipe.optimizer.reference_batch_tokens:
                     section = recipe.optimizer
                     say(
@@ -179,7 +210,13 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
                     )
                 if sys.stderr.isatty():
                     from rich.console import Console
-                    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+                    from rich.progress import (
+                        BarColumn,
+                        Progress,
+                        TextColumn,
+                        TimeElapsedColumn,
+                        TimeRemainingColumn,
+                    )
 
                     self.bar = Progress(
                         TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(),
@@ -187,18 +224,26 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
                         TextColumn("left"), TimeRemainingColumn(compact=True),
                         console=Console(stderr=True), transient=True,
                     )  # fmt: skip
-                    self.task = self.bar.add_task("", total=train.steps, completed=step, loss="", rate="")
+                    self.task = self.bar.add_task(
+                        "", total=train.steps, completed=step, loss="", rate=""
+                    )
                     self.bar.start()
 
             def stepped(self, row: dict[str, Any]) -> None:
                 if self.bar is not None:
                     self.bar.update(
-                        self.task, completed=row["step"], loss=f"{row['loss']:.3f}", rate=f"{row['tokens_per_second']:,.0f}"
+                        self.task,
+                        completed=row["step"],
+                        loss=f"{row['loss']:.3f}",
+                        rate=f"{row['tokens_per_second']:,.0f}",
                     )
                 held_out = ""
                 if "held_out_loss" in row:
                     held_out = f"  held-out {row['held_out_loss']:.4f} ({row['held_out_bits_per_byte']:.4f} bits a byte)"
-                if held_out or (self.bar is None and (row["step"] % self.log_every == 0 or row["step"] == self.steps)):
+                if held_out or (
+                    self.bar is None
+                    and (row["step"] % self.log_every == 0 or row["step"] == self.steps)
+                ):
                     self.said(
                         f"step {row['step']:>6}  loss {row['loss']:.4f}{held_out}  lr {row['learning_rate']:.3g}  "
                         f"norm {row['grad_norm']:.3g}  {row['tokens_per_second']:,.0f} tokens/s  "

@@ -32,7 +32,10 @@ class Watch:
     def run(self) -> int:
         """Watch; 0 at the run's end, 130 after Ctrl-C."""
         if not (self.run_folder / "recipe.toml").is_file():
-            raise UserError(f"{self.run_folder}: no run here (no recipe.toml)", mend="give the folder that `train --out` named")
+            raise UserError(
+                f"{self.run_folder}: no run here (no recipe.toml)",
+                hint="give the folder that `train --out` named",
+            )
         if not self.every > 0:
             raise UserError(f"--every {self.every}: must be a number of seconds above 0")
         if self.once or not sys.stdout.isatty():
@@ -45,7 +48,10 @@ class Watch:
         with Live(console=Console(), screen=False, auto_refresh=False) as live:
             while True:
                 size = shutil.get_terminal_size()
-                live.update(Text(picture(self.run_folder, min(size.columns - 1, 160), size.lines - 2)), refresh=True)
+                live.update(
+                    Text(picture(self.run_folder, min(size.columns - 1, 160), size.lines - 2)),
+                    refresh=True,
+                )
                 if (self.run_folder / "result.json").is_file():
                     return 0
                 time.sleep(self.every)
@@ -69,7 +75,9 @@ def picture(run: Path, width: int, height: int) -> str:
     last: dict[str, Any] = rows[-1]
     speed = last["tokens_per_second"]
     left = (steps - last["step"]) * recipe.train.batch_tokens / max(speed, 1e-9)
-    loss, norm = (last[key] if last[key] is not None else float("nan") for key in ("loss", "grad_norm"))
+    loss, norm = (
+        last[key] if last[key] is not None else float("nan") for key in ("loss", "grad_norm")
+    )
     lines = [
         (
             f"{run}  step {last['step']:,}/{steps:,}  {count(last['tokens'])} tokens  {speed:,.0f} tokens/s  "
@@ -81,10 +89,15 @@ def picture(run: Path, width: int, height: int) -> str:
         ),
     ]
     shares = {
-        k.removesuffix("_seconds"): v for k, v in last.items() if k in ("data_seconds", "compute_seconds", "optimizer_seconds")
+        k.removesuffix("_seconds"): v
+        for k, v in last.items()
+        if k in ("data_seconds", "compute_seconds", "optimizer_seconds")
     }
     if total := sum(shares.values()):
-        lines.append("step time: " + ", ".join(f"{name} {value / total:.1%}" for name, value in shares.items()))
+        lines.append(
+            "step time: "
+            + ", ".join(f"{name} {value / total:.1%}" for name, value in shares.items())
+        )
     held_out = points("held_out_bits_per_byte")
     curves = [("loss, smoothed (nats a token)", smooth(points("loss"), max(1, len(rows) // 50)))]
     if len(held_out) > 1:

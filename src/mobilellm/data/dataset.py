@@ -25,19 +25,44 @@ import orjson
 from numpy.typing import NDArray
 
 from mobilellm.data.order import derive_key
-from mobilellm.data.original import HELD_OUT, LONGEST_SAMPLE, node_folders, parse_sample, sample_files
-from mobilellm.data.shards import ENDS, SPLITS, ShardWriter, TokenFolder, TokenStream, map_shard, token_dtype
+from mobilellm.data.original import (
+    HELD_OUT,
+    LONGEST_SAMPLE,
+    node_folders,
+    parse_sample,
+    sample_files,
+)
+from mobilellm.data.shards import (
+    ENDS,
+    SPLITS,
+    ShardWriter,
+    TokenFolder,
+    TokenStream,
+    map_shard,
+    token_dtype,
+)
 from mobilellm.errors import UserError
-from mobilellm.files import check_file, new_folder, read_json, sha256_file, sweep_partial, write_json
+from mobilellm.files import (
+    check_file,
+    new_folder,
+    read_json,
+    sha256_file,
+    sweep_partial,
+    write_json,
+)
 from mobilellm.jobs.pool import Workspace
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 CACHE = ".mobilellm-index"
 INDEX_VERSION = 2
-PARALLEL_BYTES = 64 << 20  # of JSON lines above which they are read by as many processes as there are cores
+PARALLEL_BYTES = (
+    64 << 20
+)  # of JSON lines above which they are read by as many processes as there are cores
 
 
-def open_dataset(path: Path, tokenizer: Path | Tokenizer | None = None, verify: bool = False) -> TokenFolder | SampleFolder:
+def open_dataset(
+    path: Path, tokenizer: Path | Tokenizer | None = None, verify: bool = False
+) -> TokenFolder | SampleFolder:
     """Open a token folder, or the original layout, which needs to be told its `tokenizer` unless one lies in it.
 
     `verify` compares checksums too. `UserError` when it is neither, when something is damaged, and when a token folder was
@@ -48,15 +73,26 @@ def open_dataset(path: Path, tokenizer: Path | Tokenizer | None = None, verify: 
         folder = TokenFolder.open(path, verify)
         if given is not None and given.sha256 != folder.tokenizer().sha256:
             raise UserError(
-                f"{path}: made with another tokenizer than {given.name!r}", mend="prepare the data again, or give its own"
+                f"{path}: made with another tokenizer than {given.name!r}",
+                hint="prepare the data again, or give its own",
             )
         return folder
     if not node_folders(path):
         return TokenFolder.open(path, verify)  # which says what is missing
     if given is None:
-        own = next((p for p in (path / "tokenizer", path / "tokenizer.json", path / "tokenizer.model") if p.exists()), None)
+        own = next(
+            (
+                p
+                for p in (path / "tokenizer", path / "tokenizer.json", path / "tokenizer.model")
+                if p.exists()
+            ),
+            None,
+        )
         if own is None:
-            raise UserError(f"{path}: samples without a tokenizer", mend=f"name theirs, or put it into {path / 'tokenizer'}")
+            raise UserError(
+                f"{path}: samples without a tokenizer",
+                hint=f"name theirs, or put it into {path / 'tokenizer'}",
+            )
         given = Tokenizer.load(own)
     return SampleFolder.open(path, given, verify)
 
@@ -64,24 +100,41 @@ def open_dataset(path: Path, tokenizer: Path | Tokenizer | None = None, verify: 
 class SampleFolder:
     """The original layout, opened: rows of ids that stay rows."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, cache: Path, index: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, cache: Path, index: dict[str, Any]
+    ) -> None:
         self.path, self.cache, self.index = path, cache, index
-        self.vocab_size, self.bos_id, self.eos_id = tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id
+        self.vocab_size, self.bos_id, self.eos_id = (
+            tokenizer.vocab_size,
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+        )
         self.row: int = index["row"]
         """Ids in a sample."""
-        content = {"tokenizer": tokenizer.sha256, "row": self.row, "shards": [[s["source"], s["sha256"]] for s in self._shards()]}
-        self.fingerprint = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        content = {
+            "tokenizer": tokenizer.sha256,
+            "row": self.row,
+            "shards": [[s["source"], s["sha256"]] for s in self._shards()],
+        }
+        self.fingerprint = hashlib.sha256(
+            orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+        ).hexdigest()
         self._given = tokenizer
 
     @classmethod
-    def open(cls, path: Path, tokenizer: Tokenizer, verify: bool = False, held_out: float = 0.01) -> SampleFolder:
+    def open(
+        cls, path: Path, tokenizer: Tokenizer, verify: bool = False, held_out: float = 0.01
+    ) -> SampleFolder:
         """Open, reading the JSON lines only when they have changed since the last time.
 
         Held out are the samples in `path/heldout`; where there is no such folder, about the fraction `held_out` of all,
         chosen by hash. `UserError` with file and line for what is not a sample, and for samples of unequal length.
         """
         files = _files(path)
-        parts: list[list[Any]] = [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        parts: list[list[Any]] = [
+            [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files
+        ]
         state = {
             "version": INDEX_VERSION, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id,
             "held_out": held_out, "files": parts,
@@ -93,18 +146,29 @@ class SampleFolder:
                 index = _build(path, cache, files, state, tokenizer, held_out)
         folder = cls(path, tokenizer, cache, index)
         for shard in folder._shards():
-            for name, key in ((cache / shard["file"], ""), ((cache / shard["file"]).with_suffix(".ends.npy"), "ends_")):
+            for name, key in (
+                (cache / shard["file"], ""),
+                ((cache / shard["file"]).with_suffix(".ends.npy"), "ends_"),
+            ):
                 if verify:
                     check_file(name, size=shard[key + "size"], sha256=shard[key + "sha256"])
                 elif not name.is_file() or name.stat().st_size != shard[key + "size"]:
-                    raise UserError(f"{name}: the index of {path} is damaged", mend=f"remove {cache}; it is made again")
+                    raise UserError(
+                        f"{name}: the index of {path} is damaged",
+                        hint=f"remove {cache}; it is made again",
+                    )
         if verify:
             for (name, size, _), sha256 in zip(parts, index["sha256"], strict=True):
                 check_file(path / name, size=size, sha256=sha256)
         return folder
 
     def _shards(self, split: str | None = None) -> list[dict[str, Any]]:
-        return [shard for part in SPLITS if split in (None, part) for shard in self.index["splits"][part]]
+        return [
+            shard
+            for part in SPLITS
+            if split in (None, part)
+            for shard in self.index["splits"][part]
+        ]
 
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
         """The rows of a split ("train" or "heldout"), of all sources or one, end to end."""
@@ -113,7 +177,9 @@ class SampleFolder:
 
         def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
             file = self.cache / shards[i]["file"]
-            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True)
+            ends = map_shard(
+                file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True
+            )
             return map_shard(file, dtype, shards[i]["tokens"], scattered=True), ends
 
         return TokenStream((shard["tokens"] for shard in shards), opener, row=self.row)
@@ -139,7 +205,9 @@ class SampleFolder:
 
 
 def _files(path: Path) -> list[Path]:
-    files = [file for folder in (*node_folders(path), path / HELD_OUT) for file in sample_files(folder)]
+    files = [
+        file for folder in (*node_folders(path), path / HELD_OUT) for file in sample_files(folder)
+    ]
     if not files:
         raise UserError(f"{path}: its folders hold no .jsonl file")
     return files
@@ -188,9 +256,15 @@ def _build(
         shutil.rmtree(cache)
     sweep_partial(cache.parent, cache.name)
     own_split = bool(sample_files(path / HELD_OUT))
-    row = next((len(parse_sample(line, where)[0]) for file in files for where, line in lines_of(file)), 0)
+    row = next(
+        (len(parse_sample(line, where)[0]) for file in files for where, line in lines_of(file)), 0
+    )
     if row < 3:
-        raise UserError(f"{path}: no sample in its {len(files)} files" if not row else f"{path}: samples of {row} ids")
+        raise UserError(
+            f"{path}: no sample in its {len(files)} files"
+            if not row
+            else f"{path}: samples of {row} ids"
+        )
     job = {
         "row": row, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "held_out": held_out,
         "dtype": token_dtype(tokenizer.vocab_size).str, "version": INDEX_VERSION, "forced": None,
@@ -210,18 +284,27 @@ def _build(
             hashlib.sha256(orjson.dumps([job, task, part])).hexdigest()[:32]
             for task, part in zip(tasks, state["files"], strict=True)
         ]
-        return keys, work.run("index", job, list(zip(keys, tasks, strict=True)), weights, workers, lambda _: None)
+        return keys, work.run(
+            "index", job, list(zip(keys, tasks, strict=True)), weights, workers, lambda _: None
+        )
 
     with Workspace.open(cache) as work:
         keys, results = read(work)
         samples = {split: sum(result[split] for result in results) for split in SPLITS}
         if not samples["heldout"] and not own_split:
             if samples["train"] == 1:
-                raise UserError(f"{path}: a single sample is too little to train on and hold out from")
+                raise UserError(
+                    f"{path}: a single sample is too little to train on and hold out from"
+                )
             first = next(number for number, result in enumerate(results) if result["train"])
             job["forced"] = first  # the first sample of all
             keys, results = read(work)
-        index: dict[str, Any] = {"state": state, "dtype": job["dtype"], "row": row, "splits": {split: [] for split in SPLITS}}
+        index: dict[str, Any] = {
+            "state": state,
+            "dtype": job["dtype"],
+            "row": row,
+            "splits": {split: [] for split in SPLITS},
+        }
         index["sha256"] = [result["sha256"] for result in results]
         with new_folder(cache) as staging:
             for split in SPLITS:
@@ -231,12 +314,16 @@ def _build(
                     for number, (key, result) in enumerate(zip(keys, results, strict=True)) for shard in result["shards"]
                     if shard["split"] == split
                 ]  # fmt: skip
-                for name, (source, _, key, shard) in enumerate(sorted(own, key=lambda one: one[:2])):
+                for name, (source, _, key, shard) in enumerate(
+                    sorted(own, key=lambda one: one[:2])
+                ):
                     target = staging / split / f"{name:06d}.npy"
                     before = work.tasks / key / shard["file"]
                     os.replace(before, target)
                     os.replace(before.with_suffix(".ends.npy"), target.with_suffix(".ends.npy"))
-                    index["splits"][split].append(shard | {"file": f"{split}/{target.name}", "source": source})
+                    index["splits"][split].append(
+                        shard | {"file": f"{split}/{target.name}", "source": source}
+                    )
             write_json(staging / "index.json", index)
     return index
 
@@ -252,19 +339,27 @@ def index_file(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[
         if len(ids) != row:
             raise UserError(
                 f"{where}: {len(ids)} ids, where the first sample has {row}",
-                mend="`mobilellm prepare --validate` lists every sample that does not fit",
+                hint="`mobilellm prepare --validate` lists every sample that does not fit",
             )
         split = task["split"] or (
-            "heldout" if derive_key(0, "sample", task["number"], number) / 2.0**64 < job["held_out"] else "train"
+            "heldout"
+            if derive_key(0, "sample", task["number"], number) / 2.0**64 < job["held_out"]
+            else "train"
         )
         if job["forced"] == task["number"] and number == 0:
             split = "heldout"
         if (source, split) not in writers:
-            label = names.setdefault(source, f"source{len(names)}")  # a file name that no source can choose
+            label = names.setdefault(
+                source, f"source{len(names)}"
+            )  # a file name that no source can choose
             writers[source, split] = ShardWriter(folder, split, label, dtype)
         writers[source, split].add(ids, 0, ends_in(ids, job["eos_id"]))
         counts[split] += 1
-    shards = [entry | {"source": source, "split": split} for (source, split), writer in writers.items() for entry in writer.close()]
+    shards = [
+        entry | {"source": source, "split": split}
+        for (source, split), writer in writers.items()
+        for entry in writer.close()
+    ]
     return {**counts, "shards": shards, "sha256": sha256_file(file)}
 
 
@@ -282,7 +377,9 @@ def lines_of(file: Path) -> Iterator[tuple[str, bytes]]:
             while line := stream.readline(LONGEST_SAMPLE):
                 number += 1
                 if len(line) == LONGEST_SAMPLE and not line.endswith(b"\n"):
-                    raise UserError(f"{file}:{number}: a line of more than {LONGEST_SAMPLE} bytes is no sample")
+                    raise UserError(
+                        f"{file}:{number}: a line of more than {LONGEST_SAMPLE} bytes is no sample"
+                    )
                 if not line.isspace():
                     yield f"{file}:{number}", line
     except OSError as error:

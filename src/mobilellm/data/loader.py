@@ -62,7 +62,10 @@ class DataState:
     """A mixture's position in each of its sources."""
 
     def __post_init__(self) -> None:
-        read = {name: SourceState(**value) if isinstance(value, Mapping) else value for name, value in self.sources.items()}
+        read = {
+            name: SourceState(**value) if isinstance(value, Mapping) else value
+            for name, value in self.sources.items()
+        }
         object.__setattr__(self, "sources", read)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +79,10 @@ class DataState:
 
     def epochs(self) -> dict[str, float]:
         """How many times each source of a mixture has been gone through: 1.25 is once and a quarter."""
-        return {name: source.epoch + source.samples / source.samples_per_epoch for name, source in self.sources.items()}
+        return {
+            name: source.epoch + source.samples / source.samples_per_epoch
+            for name, source in self.sources.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,12 @@ class Samples:
             self.pieces, rest = divmod(stream.row - 1, sequence_length)
             if rest:
                 if rest != sequence_length - 1 or not self.pieces:
-                    fitting = [n for n in range(2, stream.row) if (stream.row - 1) % n in (0, n - 1)]
+                    fitting = [
+                        n for n in range(2, stream.row) if (stream.row - 1) % n in (0, n - 1)
+                    ]
                     raise UserError(
                         f"the samples{of} have {stream.row} ids and cannot be cut into sequences of {sequence_length}",
-                        mend=f"set data.sequence_length to {', '.join(map(str, fitting[-4:]))}",
+                        hint=f"set data.sequence_length to {', '.join(map(str, fitting[-4:]))}",
                     )
                 self.pieces += 1
             self.count = len(stream) // stream.row * self.pieces
@@ -117,10 +125,12 @@ class Samples:
         if not self.count:
             raise UserError(
                 f"{len(stream)} training tokens{of} are less than one sample of {sequence_length} and the token after it",
-                mend="shorten data.sequence_length, or prepare more text",
+                hint="shorten data.sequence_length, or prepare more text",
             )
 
-    def starts(self, seed: int, epoch: int, samples: NDArray[np.int64], key: str = "") -> NDArray[np.int64]:
+    def starts(
+        self, seed: int, epoch: int, samples: NDArray[np.int64], key: str = ""
+    ) -> NDArray[np.int64]:
         """Positions where the given samples of an epoch begin."""
         blocks = samples // BLOCK
         if len(samples) and (blocks == blocks[0]).all():
@@ -139,7 +149,9 @@ class Samples:
             samples = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.count))
             order = permute(samples, self.count, derive_key(*parts, "order"))
             if row := self.stream.row:
-                starts = order // self.pieces * row + np.minimum(order % self.pieces * self.length, row - 1 - self.length)
+                starts = order // self.pieces * row + np.minimum(
+                    order % self.pieces * self.length, row - 1 - self.length
+                )
             else:
                 phase = derive_key(*parts, "phase") % len(self.stream)
                 starts = (phase + order * self.length) % len(self.stream)
@@ -184,7 +196,12 @@ class Loader:
         """
         self.samples = Samples(stream, sequence_length)
         check_world(batch_size, world_size)
-        self.stream, self.length, self.batch_size, self.state = stream, sequence_length, batch_size, state
+        self.stream, self.length, self.batch_size, self.state = (
+            stream,
+            sequence_length,
+            batch_size,
+            state,
+        )
         self.rank, self.world_size, self.mask_documents = rank, world_size, mask_documents
         self.samples_per_epoch = self.samples.count
 
@@ -203,13 +220,25 @@ class Loader:
         share = self.batch_size // self.world_size
         while True:
             epoch, taken = self.state.epoch, self.state.samples
-            numbers = taken + np.arange(self.batch_size)  # beyond the epoch's end they belong to the epochs after it
-            epochs, samples = epoch + numbers // self.samples_per_epoch, numbers % self.samples_per_epoch
+            numbers = taken + np.arange(
+                self.batch_size
+            )  # beyond the epoch's end they belong to the epochs after it
+            epochs, samples = (
+                epoch + numbers // self.samples_per_epoch,
+                numbers % self.samples_per_epoch,
+            )
             mine = slice(self.rank * share, (self.rank + 1) * share)
-            starts = np.concatenate([self.starts(int(e), samples[mine][epochs[mine] == e]) for e in np.unique(epochs[mine])])
+            starts = np.concatenate(
+                [
+                    self.starts(int(e), samples[mine][epochs[mine] == e])
+                    for e in np.unique(epochs[mine])
+                ]
+            )
             behind = taken + self.batch_size
             self.state = replace(
-                self.state, epoch=epoch + behind // self.samples_per_epoch, samples=behind % self.samples_per_epoch
+                self.state,
+                epoch=epoch + behind // self.samples_per_epoch,
+                samples=behind % self.samples_per_epoch,
             )
             yield self.gather(starts), self.state
 
@@ -220,6 +249,10 @@ def check_world(batch_size: int, world_size: int) -> None:
         raise UserError(f"{batch_size} sequences a step do not divide by {world_size} processes")
 
 
-def empty_batch(rows: int, length: int, documents: bool) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
+def empty_batch(
+    rows: int, length: int, documents: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
     """Room for (B, T + 1) tokens, and for (B, T) document numbers where wanted."""
-    return np.empty((rows, length + 1), dtype=np.int64), np.empty((rows, length), dtype=np.int32) if documents else None
+    return np.empty((rows, length + 1), dtype=np.int64), np.empty(
+        (rows, length), dtype=np.int32
+    ) if documents else None

@@ -42,7 +42,7 @@ class Stage:
 def check_stages(stages: Sequence[Stage], sources: Sequence[str]) -> None:
     """`UserError` unless stages follow on each other, the last has no end, and weights are of known sources."""
     if not stages:
-        raise UserError("no stage given", mend="give one with weights for the sources")
+        raise UserError("no stage given", hint="give one with weights for the sources")
     before = 0
     for number, stage in enumerate(stages, 1):
         where, last = f"stage {number}", number == len(stages)
@@ -51,15 +51,23 @@ def check_stages(stages: Sequence[Stage], sources: Sequence[str]) -> None:
                 raise UserError(f"{where}: has no until_tokens, but is not the last")
         elif stage.until_tokens <= before:
             raise UserError(
-                f"{where}: until_tokens is {stage.until_tokens}, must be above {before}", mend="they count from the start"
+                f"{where}: until_tokens is {stage.until_tokens}, must be above {before}",
+                hint="they count from the start",
             )
         else:
             before = stage.until_tokens
         for name, weight in stage.weights.items():
             if name not in sources:
                 raise unknown_name("source", name, sources, where)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-                raise UserError(f"{where}: the weight of {name!r} is {weight!r}, must be a number from 0 up")
+            if (
+                isinstance(weight, bool)
+                or not isinstance(weight, (int, float))
+                or not math.isfinite(weight)
+                or weight < 0
+            ):
+                raise UserError(
+                    f"{where}: the weight of {name!r} is {weight!r}, must be a number from 0 up"
+                )
         if not sum(stage.weights.values()) > 0:
             raise UserError(f"{where}: no source has a weight above 0")
 
@@ -93,23 +101,32 @@ class Mixture:
     def _whole(self, stage: Stage) -> dict[str, int]:
         """Weights as whole credits, of sources that have one, in the order of their names."""
         total = sum(stage.weights.values())
-        return {name: max(1, round(ONE * stage.weights[name] / total)) for name in self.names if stage.weights.get(name, 0) > 0}
+        return {
+            name: max(1, round(ONE * stage.weights[name] / total))
+            for name in self.names
+            if stage.weights.get(name, 0) > 0
+        }
 
     def _sources(self, state: DataState, alone: bool) -> dict[str, SourceState]:
         """The recorded positions, with new sources at their start; those without a weight now are kept as they are."""
         found = dict(state.sources)
         if not found and (state.epoch or state.samples) and not alone:
-            raise UserError("the position is one in a single source, and now there are several", mend="start a new run")
+            raise UserError(
+                "the position is one in a single source, and now there are several",
+                hint="start a new run",
+            )
         for name in self.names:
             count = self.samples[name].count
             if name not in found:
                 start = (state.epoch, state.samples) if alone and not found else (0, 0)
                 key = "" if alone else name
-                found[name] = SourceState(epoch=start[0], samples=start[1], samples_per_epoch=count, key=key)
+                found[name] = SourceState(
+                    epoch=start[0], samples=start[1], samples_per_epoch=count, key=key
+                )
             elif found[name].samples_per_epoch != count:
                 raise UserError(
                     f"source {name!r} had {found[name].samples_per_epoch} samples when this position was taken, now {count}",
-                    mend="resume with the same data and data.sequence_length",
+                    hint="resume with the same data and data.sequence_length",
                 )
         return dict(sorted(found.items()))
 
@@ -151,10 +168,21 @@ class Mixture:
                 mine = places[names == name]
                 taken = position.samples + np.arange(len(mine))
                 kept = (mine >= self.rank * share) & (mine < (self.rank + 1) * share)
-                self._fill(name, position, taken[kept], mine[kept] - self.rank * share, state.seed, rows, documents)
+                self._fill(
+                    name,
+                    position,
+                    taken[kept],
+                    mine[kept] - self.rank * share,
+                    state.seed,
+                    rows,
+                    documents,
+                )
                 behind = position.samples + len(mine)
                 sources[name] = replace(
-                    position, epoch=position.epoch + behind // count, samples=behind % count, credit=credits[name]
+                    position,
+                    epoch=position.epoch + behind // count,
+                    samples=behind % count,
+                    credit=credits[name],
                 )
             alone = len(sources) == 1
             first = next(iter(sources.values()))

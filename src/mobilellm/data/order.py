@@ -51,7 +51,9 @@ def permute(indices: NDArray[np.integer], n: int, key: int) -> NDArray[np.int64]
         shape = values.shape
         flat = network(values.ravel())
         outside = np.flatnonzero(flat >= n)
-        while outside.size:  # at most three quarters at first, and a shrinking share each time round
+        while (
+            outside.size
+        ):  # at most three quarters at first, and a shrinking share each time round
             flat[outside] = network(flat[outside])
             outside = outside[flat[outside] >= n]
     return flat.reshape(shape).astype(np.int64)

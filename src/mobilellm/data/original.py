@@ -25,7 +25,11 @@ LONGEST_SAMPLE = 64 << 20  # bytes of a line; one of 2,049 ids has about 12,000
 def node_folders(base: Path) -> list[Path]:
     """The nodes' folders, 1 to N; empty when this is not the layout."""
     try:
-        numbers = sorted(int(p.name) for p in base.iterdir() if p.is_dir() and p.name.isascii() and p.name.isdecimal())
+        numbers = sorted(
+            int(p.name)
+            for p in base.iterdir()
+            if p.is_dir() and p.name.isascii() and p.name.isdecimal()
+        )
     except OSError:
         return []
     return [base / str(number) for number in numbers if (base / str(number)).is_dir()]
@@ -36,7 +40,9 @@ def sample_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.jsonl") if p.is_file())
 
 
-def parse_sample(line: bytes, where: str, vocab_size: int | None = None) -> tuple[NDArray[np.uint32], str]:
+def parse_sample(
+    line: bytes, where: str, vocab_size: int | None = None
+) -> tuple[NDArray[np.uint32], str]:
     """The ids of a sample, 1-D, and its source. `UserError` naming `where` for anything else, and ids out of range."""
     try:
         row = orjson.loads(line)
@@ -45,14 +51,18 @@ def parse_sample(line: bytes, where: str, vocab_size: int | None = None) -> tupl
     return sample_of(row, where, vocab_size)
 
 
-def sample_of(row: Any, where: str, vocab_size: int | None = None) -> tuple[NDArray[np.uint32], str]:
+def sample_of(
+    row: Any, where: str, vocab_size: int | None = None
+) -> tuple[NDArray[np.uint32], str]:
     """As `parse_sample`, of a line that has been read."""
     if not isinstance(row, dict) or "token_ids" not in row:
         keys = ", ".join(list(row)[:10]) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{where}: no field 'token_ids' (found {keys})")
     given = row["token_ids"]
     if not isinstance(given, list) or not given:
-        raise UserError(f"{where}: token_ids is {type(given).__name__ if given != [] else 'empty'}, must be a list of ids")
+        raise UserError(
+            f"{where}: token_ids is {type(given).__name__ if given != [] else 'empty'}, must be a list of ids"
+        )
     try:
         ids = np.array(given)
     except (ValueError, OverflowError):
@@ -63,7 +73,8 @@ def sample_of(row: Any, where: str, vocab_size: int | None = None) -> tuple[NDAr
     if int(ids.min()) < 0 or int(ids.max()) >= limit:
         bad = int(np.flatnonzero((ids < 0) | (ids >= limit))[0])
         raise UserError(
-            f"{where}: id {ids[bad]} at place {bad}, must be from 0 to {limit - 1}", mend="made with another tokenizer?"
+            f"{where}: id {ids[bad]} at place {bad}, must be from 0 to {limit - 1}",
+            hint="made with another tokenizer?",
         )
     source = row.get("source", UNNAMED)
     if source is None:

@@ -50,14 +50,29 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 class ShardWriter:
     """Writes one source of one split, shard after shard, in constant memory."""
 
-    def __init__(self, folder: Path, split: str, source: str, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS) -> None:
-        self.folder, self.split, self.source, self.dtype, self.limit = folder, split, source, dtype, shard_tokens
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        source: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int = SHARD_TOKENS,
+    ) -> None:
+        self.folder, self.split, self.source, self.dtype, self.limit = (
+            folder,
+            split,
+            source,
+            dtype,
+            shard_tokens,
+        )
         self.shards: list[dict[str, Any]] = []
         self.file: Any = None
         self.tokens = self.bytes = 0
         self.ends: list[int] = []
 
-    def add(self, tokens: NDArray[Any] | list[int], text_bytes: int, ends: NDArray[Any] | None = None) -> None:
+    def add(
+        self, tokens: NDArray[Any] | list[int], text_bytes: int, ends: NDArray[Any] | None = None
+    ) -> None:
         """Append one document, or several that end at `ends` within `tokens`; a shard that they would overfill is closed first."""
         before = self.open_for(len(tokens))
         self.extend(tokens)
@@ -88,7 +103,12 @@ class ShardWriter:
     def _header(self, count: int) -> bytes:
         """A version 1.0 .npy header of fixed length: the count is known, and filled in, only at the end."""
         text = f"{{'descr': '{self.dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
-        return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + text.ljust(HEADER_BYTES - 11).encode() + b"\n"
+        return (
+            b"\x93NUMPY\x01\x00"
+            + (HEADER_BYTES - 10).to_bytes(2, "little")
+            + text.ljust(HEADER_BYTES - 11).encode()
+            + b"\n"
+        )
 
     def close(self) -> list[dict[str, Any]]:
         """Finish the shard in hand; returns the manifest entries of all of them."""
@@ -117,7 +137,10 @@ def fingerprint(manifest: dict[str, Any]) -> str:
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
         "shards": {
-            split: [[s["source"], s["tokens"], s["sha256"]] for s in manifest["splits"][split]["shards"]] for split in SPLITS
+            split: [
+                [s["source"], s["tokens"], s["sha256"]] for s in manifest["splits"][split]["shards"]
+            ]
+            for split in SPLITS
         },
         **{key: manifest[key] for key in ("bos", "eos", "bos_id", "eos_id")},
     }
@@ -127,12 +150,19 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 class TokenStream:
     """Arrays laid end to end, read by position without loading them; each is opened when it is first read."""
 
-    def __init__(self, lengths: Iterable[int], opener: Callable[[int], tuple[NDArray[Any], NDArray[Any]]], row: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: Iterable[int],
+        opener: Callable[[int], tuple[NDArray[Any], NDArray[Any]]],
+        row: int = 0,
+    ) -> None:
         """`opener(i)` gives part i: its tokens (1-D, `lengths[i]` of them) and where documents end within it.
 
         With `row`, the stream is rows of that many tokens, and a sample is taken from within one row.
         """
-        self.starts = np.concatenate(([0], np.cumsum(np.fromiter(lengths, dtype=np.int64)))).astype(np.int64)
+        self.starts = np.concatenate(([0], np.cumsum(np.fromiter(lengths, dtype=np.int64)))).astype(
+            np.int64
+        )
         """Position of each part's first token, and the total."""
         self.row = row
         self._bounds: list[int] = self.starts.tolist()
@@ -140,7 +170,9 @@ class TokenStream:
         self._open: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     @classmethod
-    def of(cls, parts: Iterable[NDArray[Any]], ends: Iterable[NDArray[Any]] = (), row: int = 0) -> TokenStream:
+    def of(
+        cls, parts: Iterable[NDArray[Any]], ends: Iterable[NDArray[Any]] = (), row: int = 0
+    ) -> TokenStream:
         """A stream over these arrays, with the ends of the documents in each where they are known."""
         parts, known = list(parts), list(ends)
         none = np.empty(0, dtype=ENDS)
@@ -165,7 +197,9 @@ class TokenStream:
     def read(self, start: int, count: int) -> NDArray[Any]:
         """`count` tokens from position `start`, or fewer at the end of the stream."""
         i = bisect.bisect_right(self._bounds, start) - 1
-        if i in self._open and start + count <= self._bounds[i + 1]:  # the common case, which is to cost next to nothing
+        if (
+            i in self._open and start + count <= self._bounds[i + 1]
+        ):  # the common case, which is to cost next to nothing
             return self._open[i][0][start - self._bounds[i] : start - self._bounds[i] + count]
         pieces = [self._part(i)[0][a:b] for i, a, b in self._pieces(start, count)]
         if len(pieces) == 1:
@@ -181,7 +215,11 @@ class TokenStream:
             step = np.bincount(ends[first:last].astype(np.int64) - a, minlength=b - a)
             step[0] += bool(steps)  # no document spans two parts
             steps.append(step)
-        return np.cumsum(np.minimum(np.concatenate(steps), 1), dtype=np.int32) if steps else np.empty(0, dtype=np.int32)
+        return (
+            np.cumsum(np.minimum(np.concatenate(steps), 1), dtype=np.int32)
+            if steps
+            else np.empty(0, dtype=np.int32)
+        )
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(part, from, to) of the stretch of `count` tokens from `start`."""
@@ -199,7 +237,9 @@ class TokenStream:
             ends = self._part(i)[1].astype(np.int64)
             yield ends - np.concatenate(([0], ends[:-1]))
 
-    def some_documents(self, count: int, choose: Callable[[int], NDArray[np.int64]]) -> list[tuple[int, int]]:
+    def some_documents(
+        self, count: int, choose: Callable[[int], NDArray[np.int64]]
+    ) -> list[tuple[int, int]]:
         """(start, end) of up to `count` documents; `choose(n)` names some of the n that there are, by number."""
         ends_before = np.cumsum([0, *(len(self._part(i)[1]) for i in range(len(self._bounds) - 1))])
         total = int(ends_before[-1])
@@ -213,7 +253,9 @@ class TokenStream:
 
     def ends(self) -> NDArray[np.int64]:
         """The position just after each document's last token, ascending, (documents,): 8 bytes each, in memory."""
-        pieces = [self._part(i)[1].astype(np.int64) + start for i, start in enumerate(self._bounds[:-1])]
+        pieces = [
+            self._part(i)[1].astype(np.int64) + start for i, start in enumerate(self._bounds[:-1])
+        ]
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
 
@@ -236,7 +278,9 @@ class TokenFolder:
         `UserError` when something is missing, damaged, or of a version this code does not read.
         """
         if not path.is_dir():
-            raise UserError(f"{path}: no such data folder", mend="make one with `mobilellm prepare`")
+            raise UserError(
+                f"{path}: no such data folder", hint="make one with `mobilellm prepare`"
+            )
         manifest = read_json(path / "manifest.json")
         check_manifest(manifest, path / "manifest.json")
         for split in SPLITS:
@@ -245,7 +289,13 @@ class TokenFolder:
                 dtype = np.dtype(manifest["dtype"])
                 for name, size, sha256, kind, count in (
                     (file, shard["size"], shard["sha256"], dtype, shard["tokens"]),
-                    (file.with_suffix(".ends.npy"), shard["ends_size"], shard["ends_sha256"], ENDS, shard["documents"]),
+                    (
+                        file.with_suffix(".ends.npy"),
+                        shard["ends_size"],
+                        shard["ends_sha256"],
+                        ENDS,
+                        shard["documents"],
+                    ),
                 ):
                     if verify:
                         check_file(name, size=size, sha256=sha256)
@@ -257,11 +307,15 @@ class TokenFolder:
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
         """The tokens of a split ("train" or "heldout"), of all sources or one, memory-mapped."""
         dtype = np.dtype(self.manifest["dtype"])
-        shards = [s for s in self.manifest["splits"][split]["shards"] if source in (None, s["source"])]
+        shards = [
+            s for s in self.manifest["splits"][split]["shards"] if source in (None, s["source"])
+        ]
 
         def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
             file = self.path / shards[i]["file"]
-            ends = map_shard(file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True)
+            ends = map_shard(
+                file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True
+            )
             return map_shard(file, dtype, shards[i]["tokens"], scattered=True), ends
 
         return TokenStream((shard["tokens"] for shard in shards), opener)
@@ -273,7 +327,10 @@ class TokenFolder:
     def weights(self) -> dict[str, float]:
         """Shares to mix the sources by: those given when preparing, else in proportion to their tokens."""
         given = {source["name"]: source.get("weight") for source in self.manifest["sources"]}
-        return {name: float(len(self.tokens("train", name)) if weight is None else weight) for name, weight in given.items()}
+        return {
+            name: float(len(self.tokens("train", name)) if weight is None else weight)
+            for name, weight in given.items()
+        }
 
     def text_bytes(self, split: str) -> int:
         """UTF-8 bytes of the text behind a split."""
@@ -286,7 +343,7 @@ class TokenFolder:
             raise UserError(
                 f"{self.path / 'tokenizer'}: not the tokenizer this data was made with "
                 f"({tokenizer.sha256[:12]} where the manifest says {str(self.manifest['tokenizer']['sha256'])[:12]})",
-                mend="restore it, or prepare the data again",
+                hint="restore it, or prepare the data again",
             )
         return tokenizer
 
@@ -301,10 +358,15 @@ def check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
         head = file.read(HEADER_BYTES)
     expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     if head[:10] != b"\x93NUMPY\x01\x00v\x00" or head[10:].decode("latin-1").strip() != expected:
-        raise UserError(f"{path}: not the array of {count} {dtype} values that the manifest describes", mend=MEND)
+        raise UserError(
+            f"{path}: not the array of {count} {dtype} values that the manifest describes",
+            hint=MEND,
+        )
 
 
-def map_shard(path: Path, dtype: np.dtype[Any], count: int, scattered: bool = False) -> NDArray[Any]:
+def map_shard(
+    path: Path, dtype: np.dtype[Any], count: int, scattered: bool = False
+) -> NDArray[Any]:
     """Memory-map a file whose header is as expected; `scattered` is for reading samples here and there."""
     check_header(path, dtype, count)
     if count == 0:
@@ -321,13 +383,15 @@ def check_manifest(manifest: Any, path: Path) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a manifest of {FORMAT}")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: version {manifest.get('version')!r}, this code reads {VERSION}", mend=MEND)
+        raise UserError(
+            f"{path}: version {manifest.get('version')!r}, this code reads {VERSION}", hint=MEND
+        )
     try:
         fault = _fault(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fault = f"a part is missing or of another type ({error!r})"
     if fault:
-        raise UserError(f"{path}: damaged or edited: {fault}", mend=MEND)
+        raise UserError(f"{path}: damaged or edited: {fault}", hint=MEND)
 
 
 def _fault(manifest: dict[str, Any]) -> str:
@@ -354,12 +418,20 @@ def _fault(manifest: dict[str, Any]) -> str:
         for shard in entry["shards"]:
             # A name and nothing else: a manifest from elsewhere must not lead out of its folder.
             folder, _, name = shard["file"].partition("/")
-            if folder != split or not name.endswith(".npy") or "/" in name or "\\" in name or name in seen:
+            if (
+                folder != split
+                or not name.endswith(".npy")
+                or "/" in name
+                or "\\" in name
+                or name in seen
+            ):
                 return f"a shard named {shard['file']!r}"
             seen.add(name)
             if shard["source"] not in names:
                 return f"{shard['file']} is of a source {shard['source']!r} that is not listed"
-            if not all(_whole(shard[key]) for key in ("tokens", "documents", "bytes", "size", "ends_size")):
+            if not all(
+                _whole(shard[key]) for key in ("tokens", "documents", "bytes", "size", "ends_size")
+            ):
                 return f"{shard['file']} has a count that is not a whole number"
             if (
                 shard["size"] != HEADER_BYTES + shard["tokens"] * np.dtype(dtype).itemsize
@@ -369,7 +441,9 @@ def _fault(manifest: dict[str, Any]) -> str:
         for key in ("documents", "tokens", "bytes"):
             if not _whole(entry[key]) or entry[key] != sum(shard[key] for shard in entry["shards"]):
                 return f"the {key} of the {split} split are not the sum of its shards'"
-    return "" if manifest["fingerprint"] == fingerprint(manifest) else "its fingerprint is another's"
+    return (
+        "" if manifest["fingerprint"] == fingerprint(manifest) else "its fingerprint is another's"
+    )
 
 
 def _whole(value: Any) -> bool:

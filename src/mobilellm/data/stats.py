@@ -33,8 +33,12 @@ def statistics(
     """
     tokenizer = data.tokenizer()
     sizes = byte_lengths(tokenizer)
-    added = int(sizes[tokenizer.encode("a")].sum()) - 1  # the space that SentencePiece puts before each text
-    streams = {(split, source): data.tokens(split, source) for split in SPLITS for source in data.sources()}
+    added = (
+        int(sizes[tokenizer.encode("a")].sum()) - 1
+    )  # the space that SentencePiece puts before each text
+    streams = {
+        (split, source): data.tokens(split, source) for split in SPLITS for source in data.sources()
+    }
     total = sum(len(stream) for stream in streams.values())
     counts = np.zeros(data.vocab_size, dtype=np.int64)
     lengths = np.zeros(64, dtype=np.int64)
@@ -51,7 +55,9 @@ def statistics(
         for part in stream.document_lengths():
             number += len(part)
             if split == "train" and len(part):
-                lengths += np.bincount(np.frexp(np.maximum(part, 1).astype(np.float64))[1] - 1, minlength=64)
+                lengths += np.bincount(
+                    np.frexp(np.maximum(part, 1).astype(np.float64))[1] - 1, minlength=64
+                )
                 least, most = min(least, int(part.min())), max(most, int(part.max()))
         size = int((own * sizes).sum()) - added * number
         found[split, source] = {
@@ -69,7 +75,8 @@ def statistics(
     order = np.argsort(-counts, kind="stable")[:top]
     splits = {
         split: {
-            key: sum(entry[key] for (part, _), entry in found.items() if part == split) for key in ("documents", "tokens", "bytes")
+            key: sum(entry[key] for (part, _), entry in found.items() if part == split)
+            for key in ("documents", "tokens", "bytes")
         }
         for split in SPLITS
     }
@@ -100,9 +107,13 @@ def statistics(
     }  # fmt: skip
 
 
-def _samples(data: TokenFolder | SampleFolder, stream: TokenStream, source: str, seed: int) -> list[dict[str, Any]]:
+def _samples(
+    data: TokenFolder | SampleFolder, stream: TokenStream, source: str, seed: int
+) -> list[dict[str, Any]]:
     """A few documents of a source, decoded."""
-    bounds = stream.some_documents(SAMPLES, lambda n: permute(np.arange(min(SAMPLES, n)), n, derive_key(seed, source)))
+    bounds = stream.some_documents(
+        SAMPLES, lambda n: permute(np.arange(min(SAMPLES, n)), n, derive_key(seed, source))
+    )
     tokenizer = data.tokenizer()
     return [
         {

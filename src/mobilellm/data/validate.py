@@ -25,7 +25,7 @@ from mobilellm.files import check_file, read_json
 from mobilellm.jobs.pool import Workspace
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
-MOST_FAULTS = 100  # of one file that are told; all are counted
+MAX_FAULTS = 100  # of one file that are told; all are counted
 STEP = 1 << 24  # tokens looked at at once
 
 
@@ -59,14 +59,24 @@ def validate(
     job: dict[str, Any]
     if path.is_file() or nodes:
         report = Report("samples")
-        lengths: tuple[int, ...] = (sequence_length, sequence_length + 1) if sequence_length else (2048, 2049)
+        lengths: tuple[int, ...] = (
+            (sequence_length, sequence_length + 1) if sequence_length else (2048, 2049)
+        )
         manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else {}
-        if not sequence_length and isinstance(manifest, dict) and isinstance(manifest.get("sample_ids"), int):
+        if (
+            not sequence_length
+            and isinstance(manifest, dict)
+            and isinstance(manifest.get("sample_ids"), int)
+        ):
             lengths = (manifest["sample_ids"],)
         if tokenizer is None and (path / "tokenizer").is_dir():
             tokenizer = Tokenizer.load(path / "tokenizer")
         job = {"lengths": list(lengths), "vocab_size": tokenizer.vocab_size if tokenizer else None}
-        files = [path] if path.is_file() else [f for folder in [*nodes, path / HELD_OUT] for f in sample_files(folder)]
+        files = (
+            [path]
+            if path.is_file()
+            else [f for folder in [*nodes, path / HELD_OUT] for f in sample_files(folder)]
+        )
         if not files:
             raise UserError(f"{path}: its folders hold no .jsonl file")
         tasks = [{"file": str(file), "check": "samples"} for file in files]
@@ -79,27 +89,43 @@ def validate(
             folder = TokenFolder(path, manifest)
             folder.tokenizer()
         except UserError as error:
-            report.faults.append(("manifest.json" if "manifest" in error.what else "tokenizer", str(error)))
+            report.faults.append(
+                ("manifest.json" if "manifest" in error.what else "tokenizer", str(error))
+            )
             report.faults_in_all += 1
             if "manifest.json" in error.what:
                 return report
         shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
-        names = {str(Path(s["file"])) for s in shards} | {str(Path(s["file"]).with_suffix(".ends.npy")) for s in shards}
+        names = {str(Path(s["file"])) for s in shards} | {
+            str(Path(s["file"]).with_suffix(".ends.npy")) for s in shards
+        }
         for split in SPLITS:
             for extra in sorted((path / split).glob("*")) if (path / split).is_dir() else []:
                 if str(extra.relative_to(path)) not in names:
                     report.faults.append((str(extra.relative_to(path)), "not in the manifest"))
                     report.faults_in_all += 1
-        job = {key: manifest[key] for key in ("dtype", "eos", "eos_id")} | {"vocab_size": manifest["tokenizer"]["vocab_size"]}
-        tasks = [{"file": str(path / shard["file"]), "check": "shard", "shard": shard} for shard in shards]
+        job = {key: manifest[key] for key in ("dtype", "eos", "eos_id")} | {
+            "vocab_size": manifest["tokenizer"]["vocab_size"]
+        }
+        tasks = [
+            {"file": str(path / shard["file"]), "check": "shard", "shard": shard}
+            for shard in shards
+        ]
     else:
-        raise UserError(f"{path}: neither a token folder (manifest.json) nor samples (1/*.jsonl, 2/*.jsonl, ...)")
-    weights = [float(os.path.getsize(task["file"])) if os.path.exists(task["file"]) else 0.0 for task in tasks]
+        raise UserError(
+            f"{path}: neither a token folder (manifest.json) nor samples (1/*.jsonl, 2/*.jsonl, ...)"
+        )
+    weights = [
+        float(os.path.getsize(task["file"])) if os.path.exists(task["file"]) else 0.0
+        for task in tasks
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         work = Workspace(Path(scratch) / "check")
         work.tasks.mkdir(parents=True)
         keyed = [(hashlib.sha256(orjson.dumps(task)).hexdigest()[:32], task) for task in tasks]
-        found = work.run("check", job, keyed, weights, workers, lambda done: progress(done, sum(weights)))
+        found = work.run(
+            "check", job, keyed, weights, workers, lambda done: progress(done, sum(weights))
+        )
     for task, result in zip(tasks, found, strict=True):
         place = Path(task["file"])
         shown = str(place.relative_to(path)) if place != path else place.name
@@ -116,7 +142,10 @@ def validate(
         report.nodes = list(counts.values())
         if not report.faults_in_all and max(report.nodes) - min(report.nodes) > 1:
             report.faults.append(
-                ("", f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may differ by one at most")
+                (
+                    "",
+                    f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may differ by one at most",
+                )
             )
             report.faults_in_all += 1
     return report
@@ -126,7 +155,9 @@ def _compare(report: Report, path: Path, manifest: Any, nodes: list[Path]) -> No
     """Nodes that are missing, and files that differ from what a manifest of ours says."""
     numbers = [int(node.name) for node in nodes]
     missing = [str(n) for n in range(1, max(numbers, default=0) + 1) if n not in numbers]
-    faults = [(f"{number}/", "no such node's folder, and later ones are there") for number in missing]
+    faults = [
+        (f"{number}/", "no such node's folder, and later ones are there") for number in missing
+    ]
     if isinstance(manifest, dict) and isinstance(manifest.get("files"), list):
         for entry in manifest["files"]:
             try:
@@ -146,7 +177,7 @@ def check_samples(path: Path, job: dict[str, Any]) -> dict[str, Any]:
     def fault(where: str, what: str) -> None:
         nonlocal count
         count += 1
-        if len(faults) < MOST_FAULTS:
+        if len(faults) < MAX_FAULTS:
             faults.append((where, what))
 
     try:
@@ -156,7 +187,10 @@ def check_samples(path: Path, job: dict[str, Any]) -> dict[str, Any]:
                 ids, _ = parse_sample(line, where, job["vocab_size"])
                 tokens += len(ids)
                 if len(ids) not in job["lengths"]:
-                    fault(where.removeprefix(prefix), f"{len(ids)} ids, must be {' or '.join(map(str, job['lengths']))}")
+                    fault(
+                        where.removeprefix(prefix),
+                        f"{len(ids)} ids, must be {' or '.join(map(str, job['lengths']))}",
+                    )
             except UserError as error:
                 fault(where.removeprefix(prefix), error.what.removeprefix(f"{where}: "))
     except UserError as error:
@@ -169,7 +203,10 @@ def check_shard(path: Path, shard: dict[str, Any], job: dict[str, Any]) -> dict[
     faults: list[tuple[str, str]] = []
     ends_path, dtype = path.with_suffix(".ends.npy"), np.dtype(job["dtype"])
     sound = True
-    for name, prefix, kind, count in ((path, "", dtype, shard["tokens"]), (ends_path, "ends_", ENDS, shard["documents"])):
+    for name, prefix, kind, count in (
+        (path, "", dtype, shard["tokens"]),
+        (ends_path, "ends_", ENDS, shard["documents"]),
+    ):
         shown = "" if name == path else f" ({ends_path.name})"
         try:
             if name.stat().st_size == shard[f"{prefix}size"]:
@@ -183,18 +220,32 @@ def check_shard(path: Path, shard: dict[str, Any], job: dict[str, Any]) -> dict[
             sound = False
     if sound and shard["tokens"]:
         tokens = np.memmap(path, dtype=dtype, mode="r", offset=128, shape=(shard["tokens"],))
-        ends = np.memmap(ends_path, dtype=ENDS, mode="r", offset=128, shape=(shard["documents"],)).astype(np.int64)
+        ends = np.memmap(
+            ends_path, dtype=ENDS, mode="r", offset=128, shape=(shard["documents"],)
+        ).astype(np.int64)
         for start in range(0, len(tokens), STEP):
             piece = np.asarray(tokens[start : start + STEP])
             if int(piece.max()) >= job["vocab_size"]:
                 at = start + int(np.argmax(piece >= job["vocab_size"]))
-                faults.append((f" token {at}", f"id {int(tokens[at])}, must be below {job['vocab_size']}"))
+                faults.append(
+                    (f" token {at}", f"id {int(tokens[at])}, must be below {job['vocab_size']}")
+                )
                 break
         wrong = np.flatnonzero(np.diff(ends, prepend=0) < 0)
         if len(wrong):
-            faults.append((f" ({ends_path.name})", f"document {int(wrong[0])} ends before it begins"))
+            faults.append(
+                (f" ({ends_path.name})", f"document {int(wrong[0])} ends before it begins")
+            )
         elif not len(ends) or ends[-1] != len(tokens):
             faults.append(
-                (f" ({ends_path.name})", f"the last document ends at {int(ends[-1]) if len(ends) else 0} of {len(tokens)} tokens")
+                (
+                    f" ({ends_path.name})",
+                    f"the last document ends at {int(ends[-1]) if len(ends) else 0} of {len(tokens)} tokens",
+                )
             )
-    return {"records": shard["documents"], "tokens": shard["tokens"], "faults": faults, "count": len(faults)}
+    return {
+        "records": shard["documents"],
+        "tokens": shard["tokens"],
+        "faults": faults,
+        "count": len(faults),
+    }

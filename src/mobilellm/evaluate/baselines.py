@@ -14,7 +14,7 @@ import numpy as np
 
 from mobilellm.evaluate.perplexity import Tokens
 
-MOST_BYTES = 4 << 20  # of each text that the compressors see: xz takes about a second for each MiB
+MAX_BYTES = 4 << 20  # of each text that the compressors see: xz takes about a second for each MiB
 CHUNK = 1 << 22  # tokens counted at once
 
 
@@ -27,7 +27,12 @@ def counts(stream: Tokens, vocab_size: int) -> np.ndarray:
 
 
 def baselines(
-    train: Tokens, held_out: Tokens, held_out_bytes: int, vocab_size: int, train_text: str, held_out_text: str
+    train: Tokens,
+    held_out: Tokens,
+    held_out_bytes: int,
+    vocab_size: int,
+    train_text: str,
+    held_out_text: str,
 ) -> dict[str, Any]:
     """Bits per byte of the held-out text under three predictors, and `bytes_compressed`, how much the compressors saw.
 
@@ -37,7 +42,7 @@ def baselines(
     """
     frequencies = counts(train, vocab_size) + 1.0
     nats = -(counts(held_out, vocab_size) * np.log(frequencies / frequencies.sum())).sum()
-    text, before = held_out_text.encode()[:MOST_BYTES], train_text.encode()[:MOST_BYTES]
+    text, before = held_out_text.encode()[:MAX_BYTES], train_text.encode()[:MAX_BYTES]
 
     def xz(data: bytes) -> int:
         return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))

@@ -43,7 +43,13 @@ class Subject:
 
 
 def run_tasks(
-    subject: Subject, tasks: dict[str, HarnessTask], *, cache: Path, protocol: str, limit: int | None, progress: OpenProgress
+    subject: Subject,
+    tasks: dict[str, HarnessTask],
+    *,
+    cache: Path,
+    protocol: str,
+    limit: int | None,
+    progress: OpenProgress,
 ) -> tuple[dict[str, dict[str, Any]], list[Sample]]:
     """Scores by task with their average, and every multiple-choice item."""
     scores, samples = {}, []
@@ -60,7 +66,11 @@ def run_tasks(
 
 def write_samples(path: Path, samples: dict[str, list[Sample]]) -> None:
     """One JSON line an item of each model."""
-    lines = (orjson.dumps({"model": model} | dataclasses.asdict(each)) for model, found in samples.items() for each in found)
+    lines = (
+        orjson.dumps({"model": model} | dataclasses.asdict(each))
+        for model, found in samples.items()
+        for each in found
+    )
     write_file(path, b"".join(line + b"\n" for line in lines))
 
 
@@ -105,7 +115,9 @@ def compare(first: Sequence[Sample], second: Sequence[Sample]) -> dict[str, dict
     return found
 
 
-def differing(first: Iterable[Sample], second: Iterable[Sample], most: int) -> list[tuple[Sample, Sample]]:
+def differing(
+    first: Iterable[Sample], second: Iterable[Sample], most: int
+) -> list[tuple[Sample, Sample]]:
     """Items that one model has right and the other wrong, at most `most`, those of the first model's gains in front."""
     pairs = [(a, b) for a, b in matched(list(first), list(second)) if a.correct != b.correct]
     return sorted(pairs, key=lambda pair: not pair[0].correct)[:most]
@@ -114,9 +126,15 @@ def differing(first: Iterable[Sample], second: Iterable[Sample], most: int) -> l
 def explain(names: tuple[str, str], pair: tuple[Sample, Sample]) -> str:
     """One differing item as text: the question, each choice with both models' scores, who chose what."""
     a, b = pair
-    lines = [f"{a.task} #{a.index}, protocol {a.protocol}", *(f"  {context}" for context in a.context)]
+    lines = [
+        f"{a.task} #{a.index}, protocol {a.protocol}",
+        *(f"  {context}" for context in a.context),
+    ]
     for i, text in enumerate(a.continuations):
-        marks = ["right" if i in a.gold else "", *(name for name, each in zip(names, pair, strict=True) if each.chosen == i)]
+        marks = [
+            "right" if i in a.gold else "",
+            *(name for name, each in zip(names, pair, strict=True) if each.chosen == i),
+        ]
         tail = f"  <- {', '.join(filter(None, marks))}" if any(marks) else ""
         lines.append(f"  {a.scores[i]:9.3f} {b.scores[i]:9.3f} {text}{tail}")
     return "\n".join(lines)

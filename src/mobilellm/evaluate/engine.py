@@ -103,14 +103,21 @@ class NetworkBackend:
                 positions += range(item.shared, item.shared + len(branch))
                 # What follows input position p is predicted there; before the branch stand the shared positions.
                 first = len(request.inputs) - request.scored
-                rows += [begin + (p if p < item.shared else start + p - item.shared) for p in range(first, len(request.inputs))]
+                rows += [
+                    begin + (p if p < item.shared else start + p - item.shared)
+                    for p in range(first, len(request.inputs))
+                ]
                 targets += request.targets
             spans.append((begin, len(line), None if seen is None else seen.to(device)))
         ids = torch.tensor(line, device=device)[None]
         with autocast(self.network, self.precision):
             packed = (torch.tensor(positions, device=device), spans)
-            hidden = self.network.hidden(ids, packed=packed, rows=torch.tensor(rows, device=device))[0]  # (scored tokens, C)
-            values, first_choice = token_loglikelihoods(hidden, self.network.output_weight, torch.tensor(targets, device=device))
+            hidden = self.network.hidden(
+                ids, packed=packed, rows=torch.tensor(rows, device=device)
+            )[0]  # (scored tokens, C)
+            values, first_choice = token_loglikelihoods(
+                hidden, self.network.output_weight, torch.tensor(targets, device=device)
+            )
         return collect(items, values, first_choice)
 
 
@@ -120,14 +127,20 @@ def token_loglikelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> tup
     A part of the vocabulary at a time, so that its logits stay in the cache; the softmax's sum is carried on with its maximum.
     """
     best = hidden.new_full((len(targets),), -math.inf, dtype=torch.float32)
-    place, found, total = torch.full_like(targets, -1), torch.zeros_like(best), torch.zeros_like(best)
+    place, found, total = (
+        torch.full_like(targets, -1),
+        torch.zeros_like(best),
+        torch.zeros_like(best),
+    )
     at_once = LOGITS_AT_ONCE if hidden.device.type == "cpu" else LOGITS_AT_ONCE_ON_ACCELERATOR
     start = 0
     for part in weight.split(max(1024, at_once // max(1, len(targets)))):
         logits = linear(hidden, part).float()
         here = targets - start
         inside = (here >= 0) & (here < len(part))
-        found = torch.where(inside, logits.gather(1, here.clamp(0, len(part) - 1)[:, None])[:, 0], found)
+        found = torch.where(
+            inside, logits.gather(1, here.clamp(0, len(part) - 1)[:, None])[:, 0], found
+        )
         highest, at = logits.max(dim=1)
         place = torch.where(highest > best, at + start, place)
         before, best = best, torch.maximum(best, highest)
@@ -200,12 +213,15 @@ class Engine:
                     raise
                 if len(batch) == 1:
                     raise UserError(
-                        f"out of memory on a single item of {batch[0].length} tokens", mend="free memory, or take a smaller model"
+                        f"out of memory on a single item of {batch[0].length} tokens",
+                        hint="free memory, or take a smaller model",
                     ) from error
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 costs = list(map(self.backend.cost, batch))
-                self.batch_tokens = max(costs) * (len(batch) // 2) if self.backend.pads else sum(costs) // 2
+                self.batch_tokens = (
+                    max(costs) * (len(batch) // 2) if self.backend.pads else sum(costs) // 2
+                )
                 continue
             yield batch, results
             start += len(batch)
@@ -223,4 +239,6 @@ class Engine:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; torch says so in words on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "can't allocate memory" in str(error)

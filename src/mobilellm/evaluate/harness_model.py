@@ -26,7 +26,13 @@ DEFAULT_NEW_TOKENS = 256  # the harness's
 class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
     """A network and its tokenizer behind the harness's interface."""
 
-    def __init__(self, network: Network, tokenizer: Tokenizer, batch_tokens: int = 2048, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        batch_tokens: int = 2048,
+        precision: str = "fp32",
+    ) -> None:
         super().__init__()
         self.network, self.tokens = network, tokenizer
         self.encoder = OwnEncoder(tokenizer)
@@ -37,17 +43,24 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         """What the harness names its caches of requests by."""
         return self.tokens.sha256
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """(nats, greedy) of each (context, continuation); requests of one document share their beginning."""
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         made = encode(pairs, self.encoder, self.engine.backend.max_length)
-        keys = [(request.task_name, request.doc_id, pair[0] == "") for request, pair in zip(requests, pairs, strict=True)]
+        keys = [
+            (request.task_name, request.doc_id, pair[0] == "")
+            for request, pair in zip(requests, pairs, strict=True)
+        ]
         found = [(result.loglikelihood, result.greedy) for result in self.engine.score(made, keys)]
         for pair, answer in zip(pairs, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
         return found
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
         """Nats of each whole text."""
         texts = [str(request.args[0]) for request in requests]
         windows = list(rolling_requests(texts, self.encoder, self.engine.backend.max_length))
@@ -66,10 +79,14 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         """One continuation: greedy, or drawn at `temperature` when `do_sample` says so."""
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+        most = int(
+            options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS
+        )
         room = self.engine.backend.max_length - most
         if room < 1:
-            raise UserError(f"{most} new tokens leave no room for a context in {self.engine.backend.max_length}")
+            raise UserError(
+                f"{most} new tokens leave no room for a context in {self.engine.backend.max_length}"
+            )
         ids = self.encoder.encode_batch([context], True)[0][-room:] or [self.encoder.prefix_id]
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
         made: list[int] = []

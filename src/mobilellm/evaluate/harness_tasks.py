@@ -76,14 +76,19 @@ WIKITEXT = DataFile(
     sha256="85f09ca4c886eb81390d60d2318c4e9dab62e290c0e05425c97ce7790be559de",
 )  # fmt: skip
 SHIPPED = COMMONSENSE | {"wikitext": WIKITEXT}
-ALIASES = {"siqa": "social_iqa", "obqa": "openbookqa", "arc_e": "arc_easy", "arc_c": "arc_challenge"}
+ALIASES = {
+    "siqa": "social_iqa",
+    "obqa": "openbookqa",
+    "arc_e": "arc_easy",
+    "arc_c": "arc_challenge",
+}
 LARGEST_FILE = 256 << 20  # bytes, unpacked
 
 
 def require_harness() -> str:
     """The version of lm-eval. `UserError` when it is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("tasks need the package lm-eval", mend="pip install 'mobilellm[eval]'")
+        raise UserError("tasks need the package lm-eval", hint="pip install 'mobilellm[eval]'")
     from importlib.metadata import version
 
     return version("lm_eval")
@@ -96,7 +101,9 @@ def expand(names: Iterable[str]) -> list[str]:
         for one in COMMONSENSE if name == "commonsense" else [ALIASES.get(name, name)]:
             found[one] = None
     if not found:
-        raise UserError("no task named", mend="give --tasks commonsense, or names of the harness's tasks")
+        raise UserError(
+            "no task named", hint="give --tasks commonsense, or names of the harness's tasks"
+        )
     return list(found)
 
 
@@ -124,7 +131,11 @@ class HarnessTask:
     @property
     def split(self) -> str:
         """The split that is scored."""
-        return str(self.task.config.test_split if self.task.has_test_docs() else self.task.config.validation_split)
+        return str(
+            self.task.config.test_split
+            if self.task.has_test_docs()
+            else self.task.config.validation_split
+        )
 
     @property
     def is_choice(self) -> bool:
@@ -141,8 +152,12 @@ class HarnessTask:
         with quiet():
             documents = list(self.task.doc_iterator(limit=limit))
         for index, document in documents:
-            context = self.task.fewshot_context(document, num_fewshot=self.task.config.num_fewshot or 0)
-            made = self.task.construct_requests(doc=document, ctx=context, metadata=(self.name, index, self.task.config.repeats))
+            context = self.task.fewshot_context(
+                document, num_fewshot=self.task.config.num_fewshot or 0
+            )
+            made = self.task.construct_requests(
+                doc=document, ctx=context, metadata=(self.name, index, self.task.config.repeats)
+            )
             made = made if isinstance(made, list) else [made]
             yield Document(index, document, tuple(instance.args[:2] for instance in made))
 
@@ -152,7 +167,11 @@ class HarnessTask:
 
     def gold(self, document: dict[str, Any]) -> list[int]:
         """Which choices are right: one, in most tasks."""
-        found = self.task.doc_to_text(document) if self.task.multiple_input else self.task.doc_to_target(document)
+        found = (
+            self.task.doc_to_text(document)
+            if self.task.multiple_input
+            else self.task.doc_to_target(document)
+        )
         choices = self.choices(document)
         several = found if isinstance(found, list) else [found]
         return [choices.index(one) if isinstance(one, str) else int(one) for one in several]
@@ -167,7 +186,11 @@ def load_tasks(names: Iterable[str], data: Path | None) -> dict[str, HarnessTask
     version, found = require_harness(), {}
     for name in expand(names):
         with quiet():
-            found[name] = local_task(name, data, version) if data is not None and name in SHIPPED else downloaded(name, version)
+            found[name] = (
+                local_task(name, data, version)
+                if data is not None and name in SHIPPED
+                else downloaded(name, version)
+            )
     return found
 
 
@@ -177,7 +200,9 @@ def _manager(folder: str | None) -> Any:
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
-    return lm_eval.tasks.TaskManager(include_defaults=folder is None, include_path=[root / folder] if folder else None)
+    return lm_eval.tasks.TaskManager(
+        include_defaults=folder is None, include_path=[root / folder] if folder else None
+    )
 
 
 def local_task(name: str, data: Path, version: str) -> HarnessTask:
@@ -197,24 +222,38 @@ def local_task(name: str, data: Path, version: str) -> HarnessTask:
 
     splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
     splits[f"{known.split}_split"] = known.split
-    config |= splits | {"custom_dataset": dataset, "metadata": {"version": config["metadata"]["version"]}}
+    config |= splits | {
+        "custom_dataset": dataset,
+        "metadata": {"version": config["metadata"]["version"]},
+    }
     try:
         task = manager.load([config])["tasks"][name]
         next(iter(task.doc_iterator(limit=1)))
     except UserError:
         raise
-    except Exception as error:  # a field is missing or of another kind: the task's own code fails on it
+    except (
+        Exception
+    ) as error:  # a field is missing or of another kind: the task's own code fails on it
         if not altered:
             raise
-        raise UserError(f"{altered}, and the task cannot read it ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{altered}, and the task cannot read it ({type(error).__name__}: {error})"
+        ) from error
     return HarnessTask(name=name, task=task, harness=version, altered=altered)
 
 
 def read_rows(path: Path, known: DataFile) -> tuple[list[dict[str, Any]], str]:
     """Rows of a JSON-lines file (gzip or plain), and what differs from the known content ("" when nothing)."""
     if not path.is_file():
-        raise UserError(f"{path}: no such task data", mend="give --data a folder with it, or none, for the harness's download")
-    altered = "" if sha256_file(path) == known.sha256 else f"{path}: altered, its sha256 is not the known {known.sha256[:12]}"
+        raise UserError(
+            f"{path}: no such task data",
+            hint="give --data a folder with it, or none, for the harness's download",
+        )
+    altered = (
+        ""
+        if sha256_file(path) == known.sha256
+        else f"{path}: altered, its sha256 is not the known {known.sha256[:12]}"
+    )
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
@@ -244,13 +283,16 @@ def downloaded(name: str, version: str) -> HarnessTask:
     if name not in manager.all_tasks:
         raise unknown_name("task", name, {*manager.all_tasks, *ALIASES, "commonsense"})
     if name not in manager.all_subtasks:
-        raise UserError(f"task {name!r} is a group of several", mend="name its tasks, or use the harness: lm_eval --tasks")
+        raise UserError(
+            f"task {name!r} is a group of several",
+            hint="name its tasks, or use the harness: lm_eval --tasks",
+        )
     try:
         task = manager.load([name])["tasks"][name]
     except Exception as error:  # whatever the download machinery raises
         raise UserError(
             f"task {name!r}: its data could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:160]})",
-            mend="give --data a folder with the eight shipped sets, or a network",
+            hint="give --data a folder with the eight shipped sets, or a network",
         ) from error
     return HarnessTask(name=name, task=task, harness=version)
 

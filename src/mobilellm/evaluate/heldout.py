@@ -40,7 +40,7 @@ def score_data(
     if data.tokenizer().sha256 != tokenizer.sha256:
         raise UserError(
             f"{folder}: made with tokenizer {data.tokenizer().sha256[:12]}, the model has {tokenizer.sha256[:12]}",
-            mend="prepare the text again with --tokenizer MODEL, or score the text itself with --text",
+            hint="prepare the text again with --tokenizer MODEL, or score the text itself with --text",
         )
     stream = data.tokens("heldout")
     prefix = document_border(data)

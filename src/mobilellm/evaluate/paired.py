@@ -41,7 +41,9 @@ class Paired:
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Compare correctness item by item. `UserError` when they are not of the same items."""
     if len(first) != len(second) or not first:
-        raise UserError(f"{len(first)} items and {len(second)}: a paired comparison needs the same ones")
+        raise UserError(
+            f"{len(first)} items and {len(second)}: a paired comparison needs the same ones"
+        )
     a = sum(x and not y for x, y in zip(first, second, strict=True))
     b = sum(y and not x for x, y in zip(first, second, strict=True))
     n, k = a + b, min(a, b)

@@ -119,19 +119,25 @@ def perplexity(
             f"sequence length {sequence_length} exceeds the model's context of {network.config.max_position_embeddings}"
         )
     if not 0 <= stride <= sequence_length:
-        raise UserError(f"stride {stride}: must be from 1 to the sequence length {sequence_length}, or 0 for the same")
+        raise UserError(
+            f"stride {stride}: must be from 1 to the sequence length {sequence_length}, or 0 for the same"
+        )
     device = network.embed_tokens.weight.device
     nats, counted = 0.0, 0
     total = len(stream) - (prefix is None)
-    for inputs, targets in windows(stream, sequence_length, batch_tokens, prefix, stride or sequence_length):
+    for inputs, targets in windows(
+        stream, sequence_length, batch_tokens, prefix, stride or sequence_length
+    ):
         with autocast(network, precision):
-            loss = network.loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum")
+            loss = network.loss(
+                torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
+            )
         nats += loss.item()
         counted += int((targets != IGNORED).sum())
         if progress:
             progress(counted, total)
     if not counted or not text_bytes:
-        raise UserError("no text to score", mend="give a text of at least two tokens")
+        raise UserError("no text to score", hint="give a text of at least two tokens")
     mean = nats / counted
     return Score(
         loss=mean,

@@ -53,7 +53,9 @@ def check_protocol(name: str) -> None:
 def pairs(task: HarnessTask, document: Document, protocol: str) -> tuple[tuple[str, str], ...]:
     """(context, continuation) of all requests of an item: its choices, then what the protocol needs besides."""
     if protocol == "paper" and task.name in RELATIVE:
-        return document.pairs + tuple((UNCONDITIONAL, continuation) for _, continuation in document.pairs)
+        return document.pairs + tuple(
+            (UNCONDITIONAL, continuation) for _, continuation in document.pairs
+        )
     return document.pairs
 
 
@@ -62,7 +64,9 @@ def first_largest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def sample(task: HarnessTask, document: Document, results: Sequence[Result], protocol: str) -> Sample:
+def sample(
+    task: HarnessTask, document: Document, results: Sequence[Result], protocol: str
+) -> Sample:
     """What a multiple-choice item comes to."""
     choices, gold = task.choices(document.document), task.gold(document.document)
     values = [result.loglikelihood for result in results[: len(choices)]]
@@ -75,7 +79,11 @@ def sample(task: HarnessTask, document: Document, results: Sequence[Result], pro
     if protocol == "paper":
         alone = [result.loglikelihood for result in results[len(choices) :]]
         relative = task.name in RELATIVE
-        scores = [value - base for value, base in zip(values, alone, strict=True)] if relative else per_character
+        scores = (
+            [value - base for value, base in zip(values, alone, strict=True)]
+            if relative
+            else per_character
+        )
     chosen = first_largest(scores)
     norm = chosen if protocol == "paper" else first_largest(per_character)
     return Sample(
@@ -85,7 +93,9 @@ def sample(task: HarnessTask, document: Document, results: Sequence[Result], pro
     )  # fmt: skip
 
 
-def metrics(task: HarnessTask, documents: Sequence[Document], results: Sequence[Sequence[Any]]) -> dict[str, float]:
+def metrics(
+    task: HarnessTask, documents: Sequence[Document], results: Sequence[Sequence[Any]]
+) -> dict[str, float]:
     """The harness's own metrics with their standard errors, of what each document's requests gave.
 
     A request gives (log-likelihood, greedy), or in a task of whole texts a log-likelihood.

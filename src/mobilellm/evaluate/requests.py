@@ -45,7 +45,9 @@ class OwnEncoder:
         """BOS where there is one, else EOS. `UserError` when there is neither."""
         found = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
         if found is None:
-            raise UserError(f"tokenizer {self.tokenizer.name!r}: has neither BOS nor EOS to begin a text with")
+            raise UserError(
+                f"tokenizer {self.tokenizer.name!r}: has neither BOS nor EOS to begin a text with"
+            )
         return found
 
     def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
@@ -54,7 +56,10 @@ class OwnEncoder:
             return self.tokenizer.encode_batch(texts)
         # A text that spells out BOS at its beginning gets no second one.
         opening = self.tokenizer.token(self.tokenizer.bos_id)
-        found = [encoding.ids for encoding in self.tokenizer.fast.encode_batch_fast(texts, add_special_tokens=True)]
+        found = [
+            encoding.ids
+            for encoding in self.tokenizer.fast.encode_batch_fast(texts, add_special_tokens=True)
+        ]
         if opening:
             for i, text in enumerate(texts):
                 if text.startswith(opening):
@@ -104,27 +109,59 @@ def encode(pairs: Sequence[tuple[str, str]], encoder: Encoder, max_length: int) 
     moved: list[tuple[str, str]] = []
     for context, continuation in pairs:
         spaces = len(context) - len(context.rstrip())
-        moved.append((context[: len(context) - spaces], context[len(context) - spaces :] + continuation))
-    contexts = list(dict.fromkeys(context for (given, _), (context, _) in zip(pairs, moved, strict=True) if given))
-    before = dict(zip(contexts, (len(ids) for ids in encoder.encode_batch(contexts, True)), strict=True)) if contexts else {}
+        moved.append(
+            (context[: len(context) - spaces], context[len(context) - spaces :] + continuation)
+        )
+    contexts = list(
+        dict.fromkeys(
+            context for (given, _), (context, _) in zip(pairs, moved, strict=True) if given
+        )
+    )
+    before = (
+        dict(zip(contexts, (len(ids) for ids in encoder.encode_batch(contexts, True)), strict=True))
+        if contexts
+        else {}
+    )
     behind = [i for i, (context, _) in enumerate(pairs) if context]
     alone = [i for i, (context, _) in enumerate(pairs) if not context]
     split: dict[int, tuple[list[int], int]] = {}
-    for i, whole in zip(behind, encoder.encode_batch(["".join(moved[i]) for i in behind], True) if behind else [], strict=True):
+    for i, whole in zip(
+        behind,
+        encoder.encode_batch(["".join(moved[i]) for i in behind], True) if behind else [],
+        strict=True,
+    ):
         # Where the harness stops at a context of spaces without a token (no BOS), it counts as empty here.
-        split[i] = (whole, len(whole) - before[moved[i][0]]) if before[moved[i][0]] else ([encoder.prefix_id, *whole], len(whole))
-    for i, ids in zip(alone, encoder.encode_batch([pairs[i][1] for i in alone], False) if alone else [], strict=True):
+        split[i] = (
+            (whole, len(whole) - before[moved[i][0]])
+            if before[moved[i][0]]
+            else ([encoder.prefix_id, *whole], len(whole))
+        )
+    for i, ids in zip(
+        alone,
+        encoder.encode_batch([pairs[i][1] for i in alone], False) if alone else [],
+        strict=True,
+    ):
         # A continuation that begins with the prefix token has its context already.
-        split[i] = (ids, len(ids) - 1) if ids[:1] == [encoder.prefix_id] else ([encoder.prefix_id, *ids], len(ids))
+        split[i] = (
+            (ids, len(ids) - 1)
+            if ids[:1] == [encoder.prefix_id]
+            else ([encoder.prefix_id, *ids], len(ids))
+        )
     return [request(*split[i], max_length, pairs[i]) for i in range(len(pairs))]
 
 
-def request(tokens: Sequence[int], scored: int, max_length: int, pair: tuple[str, str] = ("", "")) -> Request:
+def request(
+    tokens: Sequence[int], scored: int, max_length: int, pair: tuple[str, str] = ("", "")
+) -> Request:
     """A request of `tokens`, cut on the left to `max_length` inputs."""
     if scored < 1 or scored >= len(tokens):
-        raise UserError(f"the continuation {pair[1]!r} of {pair[0][-60:]!r} has no token of its own to score")
+        raise UserError(
+            f"the continuation {pair[1]!r} of {pair[0][-60:]!r} has no token of its own to score"
+        )
     if scored > max_length:
-        raise UserError(f"the continuation {pair[1][:60]!r} has {scored} tokens, the model's context is {max_length}")
+        raise UserError(
+            f"the continuation {pair[1][:60]!r} has {scored} tokens, the model's context is {max_length}"
+        )
     cut = max(0, len(tokens) - max_length - 1)
     return Request(tuple(tokens[cut:]), scored, cut)
 
@@ -155,7 +192,10 @@ def group(requests: Sequence[Request], keys: Sequence[Hashable]) -> list[Item]:
         if request_ not in seen:
             seen.add(request_)
             found.setdefault((key, request_.tokens[0]), {})[request_] = None
-    return [Item(tuple(members), common([member.inputs for member in members])) for members in found.values()]
+    return [
+        Item(tuple(members), common([member.inputs for member in members]))
+        for members in found.values()
+    ]
 
 
 def common(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -45,7 +45,12 @@ class ResultCache:
             self.file.truncate(whole)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -59,6 +64,10 @@ class ResultCache:
         assert self.file is not None, "used outside its with block"
         with disk_errors(self.path):
             for request, result in zip(requests, results, strict=True):
-                self.file.write(orjson.dumps([request.key, result.loglikelihood, result.greedy]) + b"\n")
+                self.file.write(
+                    orjson.dumps([request.key, result.loglikelihood, result.greedy]) + b"\n"
+                )
             self.file.flush()
-        self.found.update((request.key, result) for request, result in zip(requests, results, strict=True))
+        self.found.update(
+            (request.key, result) for request, result in zip(requests, results, strict=True)
+        )

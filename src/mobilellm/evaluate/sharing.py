@@ -18,9 +18,19 @@ def measure_sharing(network: Network, tokenizer: Tokenizer, text: str) -> dict[s
     tokens = TokenList(np.asarray(tokenizer.encode(text), dtype=np.int64))
     losses: dict[str, float] = {}
     for kind in ("own", "first"):
-        other = Network(dataclasses.replace(network.config, shared_kv=kind), initialised=False)
+        other = Network(dataclasses.replace(network.config, shared_kv=kind), initialized=False)
         other.load_state_dict(network.state_dict())
         length = min(512, network.config.max_position_embeddings)
-        score = perplexity(other.eval(), tokens, len(text.encode()), sequence_length=length, prefix=separator(tokenizer))
+        score = perplexity(
+            other.eval(),
+            tokens,
+            len(text.encode()),
+            sequence_length=length,
+            prefix=separator(tokenizer),
+        )
         losses[kind] = score.loss
-    return {"loss": losses, "trained_for": min(losses, key=losses.__getitem__), "tokens": len(tokens)}
+    return {
+        "loss": losses,
+        "trained_for": min(losses, key=losses.__getitem__),
+        "tokens": len(tokens),
+    }

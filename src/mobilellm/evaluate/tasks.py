@@ -72,24 +72,34 @@ def score_task(
     if task.task.OUTPUT_TYPE == "generate_until":
         raise UserError(
             f"task {task.name!r} generates text, which the multiple-choice engine does not do",
-            mend=f"mobilellm-lm-eval --model mobilellm --tasks {task.name}",
+            hint=f"mobilellm-lm-eval --model mobilellm --tasks {task.name}",
         )
     if task.task.OUTPUT_TYPE == "loglikelihood_rolling":
         return score_texts(task, documents, engine, encoder, cache, progress)
     if protocol == "paper" and not task.is_choice:
-        raise UserError(f"task {task.name!r} has no choices, so the paper's protocol says nothing of it")
+        raise UserError(
+            f"task {task.name!r} has no choices, so the paper's protocol says nothing of it"
+        )
     wanted = [protocols.pairs(task, document, protocol) for document in documents]
     owners = [i for i, pairs in enumerate(wanted) for _ in pairs]
-    requests = encode([pair for pairs in wanted for pair in pairs], encoder, engine.backend.max_length)
+    requests = encode(
+        [pair for pairs in wanted for pair in pairs], encoder, engine.backend.max_length
+    )
     # Answers behind "Answer:" begin otherwise than the choices do: computed with them, nothing would be shared.
-    keys = [(i, n >= len(documents[i].pairs)) for i, pairs in enumerate(wanted) for n in range(len(pairs))]
+    keys = [
+        (i, n >= len(documents[i].pairs))
+        for i, pairs in enumerate(wanted)
+        for n in range(len(pairs))
+    ]
     results = compute(engine, requests, keys, cache, progress)
     rows: list[list[Result]] = [[] for _ in documents]
     for owner, result in zip(owners, results, strict=True):
         rows[owner].append(result)
     samples = []
     if task.is_choice:
-        samples = [protocols.sample(task, *each, protocol) for each in zip(documents, rows, strict=True)]
+        samples = [
+            protocols.sample(task, *each, protocol) for each in zip(documents, rows, strict=True)
+        ]
     if protocol == "harness":
         given = [[(result.loglikelihood, result.greedy) for result in row] for row in rows]
         metrics: dict[str, Any] = dict(protocols.metrics(task, documents, given))
@@ -118,11 +128,19 @@ def score_texts(
 
 
 def compute(
-    engine: Engine, requests: Sequence[Request], owners: Sequence[Hashable], cache: ResultCache | None, progress: Progress | None
+    engine: Engine,
+    requests: Sequence[Request],
+    owners: Sequence[Hashable],
+    cache: ResultCache | None,
+    progress: Progress | None,
 ) -> list[Result]:
     """Results of all requests, those of the cache taken from there."""
     known = {request: hit for request in requests if cache and (hit := cache.get(request))}
-    rest = [(request, owner) for request, owner in zip(requests, owners, strict=True) if request not in known]
+    rest = [
+        (request, owner)
+        for request, owner in zip(requests, owners, strict=True)
+        if request not in known
+    ]
     total = len(set(owners))
     left = len({owner for _, owner in rest})
 
@@ -130,14 +148,24 @@ def compute(
         if progress:
             progress(total - left + round(left * done / of), total)
 
-    fresh = engine.score([r for r, _ in rest], [o for _, o in rest], store=cache.add if cache else None, progress=update)
+    fresh = engine.score(
+        [r for r, _ in rest],
+        [o for _, o in rest],
+        store=cache.add if cache else None,
+        progress=update,
+    )
     known.update(zip((r for r, _ in rest), fresh, strict=True))
     return [known[request] for request in requests]
 
 
 def facts(task: HarnessTask, count: int, protocol: str, cut: int) -> dict[str, Any]:
     """What a number must carry."""
-    found: dict[str, Any] = {"count": count, "protocol": protocol, "split": task.split, "harness": task.harness}
+    found: dict[str, Any] = {
+        "count": count,
+        "protocol": protocol,
+        "split": task.split,
+        "harness": task.harness,
+    }
     if cut:
         found["truncated"] = cut  # items that lost their beginning to the model's context
     if task.altered:
@@ -149,7 +177,9 @@ def proportion(correct: Sequence[bool]) -> dict[str, float]:
     """`acc` with the standard error of a mean, as the harness counts it (n - 1)."""
     n = len(correct)
     share = sum(correct) / n
-    return {"acc": share} | ({"acc_stderr": math.sqrt(share * (1 - share) / (n - 1))} if n > 1 else {})
+    return {"acc": share} | (
+        {"acc_stderr": math.sqrt(share * (1 - share) / (n - 1))} if n > 1 else {}
+    )
 
 
 def average(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -164,7 +194,9 @@ def average(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             found[metric] = sum(row[name] for row, name in zip(rows, used, strict=True)) / len(rows)
             errors = [row.get(f"{name}_stderr") for row, name in zip(rows, used, strict=True)]
             if all(error is not None for error in errors):  # the tasks' items are independent
-                found[f"{metric}_stderr"] = math.sqrt(sum(error**2 for error in errors if error is not None)) / len(rows)
+                found[f"{metric}_stderr"] = math.sqrt(
+                    sum(error**2 for error in errors if error is not None)
+                ) / len(rows)
     found |= {"count": sum(row["count"] for row in rows), "tasks": len(rows)}
     return {"average": found | {key: rows[0][key] for key in ("protocol", "harness")}}
 

@@ -48,9 +48,15 @@ class TransformersEncoder:
         opening = self.tokenizer.decode(self.prefix_id)
         found: list[list[int]] = [[] for _ in texts]
         for adding in (True, False):
-            chosen = [i for i, text in enumerate(texts) if (special and not text.startswith(opening)) == adding]
+            chosen = [
+                i
+                for i, text in enumerate(texts)
+                if (special and not text.startswith(opening)) == adding
+            ]
             if chosen:
-                ids = self.tokenizer([texts[i] for i in chosen], add_special_tokens=adding, verbose=False)["input_ids"]
+                ids = self.tokenizer(
+                    [texts[i] for i in chosen], add_special_tokens=adding, verbose=False
+                )["input_ids"]
                 for i, each in zip(chosen, ids, strict=True):
                     found[i] = list(each)
         return found
@@ -83,7 +89,9 @@ class TransformersBackend:
     def plan(self, item: Item) -> tuple[int, list[tuple[int, ...]]]:
         """Tokens that are shared and hold nothing scored, and the different rows."""
         first = min(len(request.inputs) - request.scored for request in item.requests)
-        return min(item.shared, first), list(dict.fromkeys(request.inputs for request in item.requests))
+        return min(item.shared, first), list(
+            dict.fromkeys(request.inputs for request in item.requests)
+        )
 
     @torch.inference_mode()
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
@@ -106,8 +114,14 @@ class TransformersBackend:
             beginnings = torch.tensor([rows[0][:common] for _, rows in plans], device=device)
             past = self.forward(beginnings, None, 1).past_key_values
             past.batch_select_indices(torch.tensor([b for b, _ in places], device=device))
-        firsts = [len(request.inputs) - request.scored - common for item in items for request in item.requests]
-        logits = self.forward(ids.to(device), past, width - min(firsts)).logits  # (rows, positions, V)
+        firsts = [
+            len(request.inputs) - request.scored - common
+            for item in items
+            for request in item.requests
+        ]
+        logits = self.forward(
+            ids.to(device), past, width - min(firsts)
+        ).logits  # (rows, positions, V)
         skipped = width - logits.shape[1]
         at: list[tuple[int, int]] = []
         targets: list[int] = []
@@ -128,7 +142,9 @@ class TransformersBackend:
 
     def forward(self, ids: Tensor, past: Any, keep: int) -> Any:
         """One pass; logits of at least the last `keep` positions."""
-        more: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in self.parameters else {}
+        more: dict[str, Any] = (
+            {"logits_to_keep": keep} if "logits_to_keep" in self.parameters else {}
+        )
         if past is not None or self.shares:
             more |= {"past_key_values": past, "use_cache": past is not None or keep == 1}
         return self.model(input_ids=ids, **more)
@@ -142,10 +158,22 @@ class TransformersBackend:
         try:
             past = self.model(input_ids=ids[:, :8], use_cache=True).past_key_values
             past.batch_select_indices(torch.tensor([0, 0, 1], device=ids.device))
-            found = self.model(input_ids=ids[[0, 0, 1], 8:], past_key_values=past, use_cache=True).logits
-        except (AttributeError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError):
+            found = self.model(
+                input_ids=ids[[0, 0, 1], 8:], past_key_values=past, use_cache=True
+            ).logits
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+            IndexError,
+        ):
             return False  # a cache of another kind
-        return bool((found - expected[:, 8:]).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max())))
+        return bool(
+            (found - expected[:, 8:]).abs().max()
+            < TOLERANCE * max(1.0, float(expected.abs().max()))
+        )
 
 
 def max_length(config: Any, tokenizer: Any) -> int:
@@ -166,14 +194,25 @@ def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEn
     try:
         import transformers
     except ImportError:
-        raise UserError(f"{folder}: needs the package transformers", mend="pip install 'mobilellm[eval]'") from None
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
-        raise UserError(f"{folder}: has no tokenizer", mend=f"put one of {', '.join(TOKENIZER_FILES)} into the folder")
+        raise UserError(
+            f"{folder}: needs the package transformers", hint="pip install 'mobilellm[eval]'"
+        ) from None
+    if not any(
+        (folder / name).is_file() for name in TOKENIZER_FILES
+    ):  # transformers would make up an empty one
+        raise UserError(
+            f"{folder}: has no tokenizer",
+            hint=f"put one of {', '.join(TOKENIZER_FILES)} into the folder",
+        )
     kind = read_json(folder / "config.json", limit=16 << 20).get("model_type", "unknown")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # of many kinds, by the file that is missing
-        raise UserError(f"{folder}: no tokenizer that transformers can read ({first_line(error)})") from error
+        raise UserError(
+            f"{folder}: no tokenizer that transformers can read ({first_line(error)})"
+        ) from error
     try:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
@@ -182,15 +221,17 @@ def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEn
     except Exception as error:
         raise UserError(
             f"{folder}: a model of type {kind} that transformers cannot read ({first_line(error)})",
-            mend="a causal language model with model.safetensors is needed",
+            hint="a causal language model with model.safetensors is needed",
         ) from error
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise UserError(
             f"{folder}: {len(missing)} weights of a {kind} model are missing ({missing[0]}, ...)",
-            mend="the folder is incomplete, or holds another network than its config.json says",
+            hint="the folder is incomplete, or holds another network than its config.json says",
         )
     model.eval()
-    return TransformersBackend(model, max_length(model.config, tokenizer)), TransformersEncoder(tokenizer)
+    return TransformersBackend(model, max_length(model.config, tokenizer)), TransformersEncoder(
+        tokenizer
+    )
 
 
 def first_line(error: Exception) -> str:

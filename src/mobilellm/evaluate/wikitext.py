@@ -2,7 +2,7 @@
 
     wikitext_perplexity(engine, encoder, Path("data/eval"))["perplexity"]
 
-The test set's lines are joined with blank lines and tokenised as one text with BOS in front (where the tokenizer adds one); the
+The test set's lines are joined with blank lines and tokenized as one text with BOS in front (where the tokenizer adds one); the
 tokens are cut into windows that do not overlap, the rest behind the last whole window is dropped. A window's mean loss over its
 length - 1 predictions is multiplied by the length, and perplexity is exp(sum / (windows x length)): the first token of each
 window counts as if it had the window's mean loss.
@@ -53,14 +53,18 @@ def wikitext_perplexity(
     if not 2 <= length <= context:
         raise UserError(f"windows of {length} tokens: must be from 2 to the model's {context}")
     if not 0 <= stride < length:
-        raise UserError(f"stride {stride}: must be from 1 to {length - 1}, or 0 for windows that do not overlap")
+        raise UserError(
+            f"stride {stride}: must be from 1 to {length - 1}, or 0 for windows that do not overlap"
+        )
     tokens = encoder.encode_batch([joined(path)], True)[0]
     if len(tokens) < length:
         raise UserError(f"{path}: {len(tokens)} tokens, less than one window of {length}")
     requests = overlapping(tokens, length, stride) if stride else disjoint(tokens, length)
     results = engine.score(requests, range(len(requests)), progress=progress)
     # All windows of the original's procedure score alike, so that the mean over tokens is its mean over windows.
-    loss = -math.fsum(result.loglikelihood for result in results) / sum(each.scored for each in requests)
+    loss = -math.fsum(result.loglikelihood for result in results) / sum(
+        each.scored for each in requests
+    )
     digest = sha256_file(path)
     found: dict[str, Any] = {
         "perplexity": math.exp(loss), "loss": loss, "count": len(requests), "length": length, "tokens": len(tokens),
@@ -68,7 +72,11 @@ def wikitext_perplexity(
     }  # fmt: skip
     if stride:
         found |= {"protocol": "sliding", "stride": stride}
-    return found | ({} if digest == SHA256 else {"altered": f"{path}: altered, its sha256 is not the known {SHA256[:12]}"})
+    return found | (
+        {}
+        if digest == SHA256
+        else {"altered": f"{path}: altered, its sha256 is not the known {SHA256[:12]}"}
+    )
 
 
 def disjoint(tokens: list[int], length: int) -> list[Request]:

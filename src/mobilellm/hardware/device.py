@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mobilellm.hardware.devices import recognise
+from mobilellm.hardware.devices import recognize
 
 BF16_GAIN = 1.5  # how much faster bf16 products must be to be worth their rounding
 
@@ -48,14 +48,19 @@ def fast_precision(device: torch.device) -> str:
     if small[torch.bfloat16] < 0.3 * small[torch.float32]:
         return "fp32"
     # Then one large enough to drown what a call costs; in turns, since other work may come and go meanwhile.
-    rounds = [[matmul_flops(device, dtype, 1024, 3) for dtype in (torch.bfloat16, torch.float32)] for _ in range(4)]
+    rounds = [
+        [matmul_flops(device, dtype, 1024, 3) for dtype in (torch.bfloat16, torch.float32)]
+        for _ in range(4)
+    ]
     bf16, fp32 = (max(column) for column in zip(*rounds, strict=True))
     return "bf16" if bf16 > BF16_GAIN * fp32 else "fp32"
 
 
 def compiler_works() -> bool:
     """Whether torch.compile can build and run a trivial kernel here (it needs a C++ compiler and Python's headers)."""
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name):
+    if not any(
+        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name
+    ):
         return False
     try:
         return bool(torch.compile(lambda x: x.sin() * 2 + 1)(torch.zeros(4)).sum() == 4)
@@ -66,7 +71,7 @@ def compiler_works() -> bool:
 
 def peak_flops(device: torch.device, precision: str) -> float:
     """Peak FLOP/s of a device's matrix products: the maker's figure where the device is known, else measured."""
-    if device.type == "cuda" and (known := recognise(torch.cuda.get_device_name(device))):
+    if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
         return known.bf16 if precision == "bf16" else known.fp32
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     small = matmul_flops(device, dtype, 192, 3)
@@ -88,10 +93,14 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError, StopIteration):  # Linux; getrusage's figure there is inherited from the parent
+    with contextlib.suppress(
+        OSError, StopIteration
+    ):  # Linux; getrusage's figure there is inherited from the parent
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def profiler(device: torch.device) -> torch.profiler.profile:
@@ -124,7 +133,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

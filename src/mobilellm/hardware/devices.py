@@ -64,7 +64,7 @@ def device(name: str) -> Device:
     return DEVICES[name.lower()]
 
 
-def recognise(name: str) -> Device | None:
+def recognize(name: str) -> Device | None:
     """The device that torch calls `name`; the longest match, so that an H100 PCIe is not taken for another."""
     matching = [d for d in DEVICES.values() if all(part in name for part in d.name.split())]
     return max(matching, key=lambda d: len(d.name), default=None)

@@ -47,8 +47,15 @@ class Loaded:
     def prompt_ids(self, text: str) -> list[int]:
         """Tokens of a prompt: behind BOS where the tokenizer puts one; an empty prompt begins with the end-of-text token."""
         if self.tokenizer is None:
-            raise UserError("this model has no tokenizer", mend="put its tokenizer.json or tokenizer.model into the folder")
-        opening = [self.tokenizer.bos_id] if self.tokenizer.bos_id is not None and self.tokenizer.add_bos else []
+            raise UserError(
+                "this model has no tokenizer",
+                hint="put its tokenizer.json or tokenizer.model into the folder",
+            )
+        opening = (
+            [self.tokenizer.bos_id]
+            if self.tokenizer.bos_id is not None and self.tokenizer.add_bos
+            else []
+        )
         ids = opening + self.tokenizer.encode(text)
         begin = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
         return ids or ([] if begin is None else [begin])
@@ -60,11 +67,17 @@ class Loaded:
         return self.tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)[len(before) :]
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 100, sampling: Sampling | None = None, stop: Sequence[int] | None = None
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        sampling: Sampling | None = None,
+        stop: Sequence[int] | None = None,
     ) -> str:
         """The text that follows `prompt`; greedy unless `sampling` says otherwise."""
         ids = self.prompt_ids(prompt)
-        return self.continuation(ids, list(self.network.generate(ids, max_new_tokens, sampling, stop)))
+        return self.continuation(
+            ids, list(self.network.generate(ids, max_new_tokens, sampling, stop))
+        )
 
 
 def detect(path: Path) -> tuple[Format, Path]:
@@ -81,7 +94,7 @@ def detect(path: Path) -> tuple[Format, Path]:
         return "llama2c", path
     raise UserError(
         f"{path}: not a model file that is known",
-        mend="give a run, a folder with config.json and weights, a .gguf file, or a llama2.c .bin",
+        hint="give a run, a folder with config.json and weights, a .gguf file, or a llama2.c .bin",
     )
 
 
@@ -91,10 +104,18 @@ def locate(path: Path) -> Path:
         return path
     if steps := sorted((path / "checkpoints").glob("step-????????")):
         return steps[-1]
-    raise UserError(f"{path}: no model here", mend="give a run with a checkpoint, or a folder with config.json")
+    raise UserError(
+        f"{path}: no model here", hint="give a run with a checkpoint, or a folder with config.json"
+    )
 
 
-def load(path: Path, *, shared_kv: SharedKV | None = None, fold: bool = False, tokenizer: Path | None = None) -> Loaded:
+def load(
+    path: Path,
+    *,
+    shared_kv: SharedKV | None = None,
+    fold: bool = False,
+    tokenizer: Path | None = None,
+) -> Loaded:
     """Read network and tokenizer, in float32.
 
     `shared_kv` says which kind of layer sharing a checkpoint has that does not say so itself. `fold` turns equal
@@ -115,34 +136,51 @@ def load(path: Path, *, shared_kv: SharedKV | None = None, fold: bool = False, t
 
         loaded = huggingface.load(where, shared_kv)
     if tokenizer is not None and kind != "llama2c":
-        loaded = Loaded(network=loaded.network, tokenizer=Tokenizer.load(tokenizer), origin=loaded.origin)
+        loaded = Loaded(
+            network=loaded.network, tokenizer=Tokenizer.load(tokenizer), origin=loaded.origin
+        )
     if fold:
         from mobilellm.interop.sharing import folded
 
-        loaded = Loaded(network=folded(loaded.network), tokenizer=loaded.tokenizer, origin=loaded.origin)
+        loaded = Loaded(
+            network=folded(loaded.network), tokenizer=loaded.tokenizer, origin=loaded.origin
+        )
     if loaded.tokenizer is not None and loaded.tokenizer.vocab_size > loaded.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {loaded.tokenizer.vocab_size} tokens, the embedding {loaded.config.vocab_size} rows",
-            mend="they belong to different models",
+            hint="they belong to different models",
         )
     loaded.network.eval()
     return loaded
 
 
-def save_checkpoint(folder: Path, network: Network, tokenizer: Tokenizer | None, origin: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, network: Network, tokenizer: Tokenizer | None, origin: dict[str, Any]
+) -> None:
     """Write a checkpoint's files into an existing folder."""
     named = to_named(network.config, dict(network.named_parameters()))
     write_checkpoint(folder, network.config, named, tokenizer, origin)
 
 
 def write_checkpoint(
-    folder: Path, config: ModelConfig, named: Mapping[str, Tensor], tokenizer: Tokenizer | None, origin: dict[str, Any]
+    folder: Path,
+    config: ModelConfig,
+    named: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    origin: dict[str, Any],
 ) -> None:
     """The same from tensors under their names on disk."""
     write_json(folder / "config.json", config.to_dict())
-    save_file({name: tensor.cpu() for name, tensor in named.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.cpu() for name, tensor in named.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    write_json(folder / "generation_config.json", {key: value for key, value in generation.items() if value is not None})
+    write_json(
+        folder / "generation_config.json",
+        {key: value for key, value in generation.items() if value is not None},
+    )
     if tokenizer is not None:
         tokenizer.save(folder)
     write_json(folder / "mobilellm.json", origin)
@@ -158,7 +196,11 @@ def describe(path: Path) -> tuple[ModelConfig, dict[str, Any] | None, dict[str, 
     else:
         loaded = load(path)
         config, tokenizer, origin = loaded.config, loaded.tokenizer, loaded.origin
-    facts = None if tokenizer is None else {key: getattr(tokenizer, key) for key in ("name", "vocab_size", "sha256")}
+    facts = (
+        None
+        if tokenizer is None
+        else {key: getattr(tokenizer, key) for key in ("name", "vocab_size", "sha256")}
+    )
     return config, facts, {"format": kind} | origin
 
 

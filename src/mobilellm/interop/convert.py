@@ -26,7 +26,9 @@ from mobilellm.model.config import SharedKV
 from mobilellm.model.network import Network
 
 Target = Literal["hf", "gguf", "llama2c", "mobilellm"]
-EXACT = 1e-3  # what float32 logits may differ by; the same products in another order differ by far less
+EXACT = (
+    1e-3  # what float32 logits may differ by; the same products in another order differ by far less
+)
 PROMPT_TOKENS = 32
 
 
@@ -60,7 +62,7 @@ def convert(
     `out` that exists.
     """
     if out.exists():
-        raise UserError(f"{out}: exists already", mend="choose another name or remove it")
+        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
     if to != "gguf" and precision != "F32":
         raise UserError(f"precision {precision} is for --to gguf; {to} is written in float32")
     loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer)
@@ -70,7 +72,9 @@ def convert(
         if loaded.config.layer_repeats > 1:
             notes.append(f"shared layers unrolled: {network.config.num_hidden_layers} blocks")
             if loaded.config.shared_kv == "first":
-                notes.append("approximate: each application computes K and V of its own, which the weights were not trained for")
+                notes.append(
+                    "approximate: each application computes K and V of its own, which the weights were not trained for"
+                )
     sha256 = source_hash(source)
     origin = {
         "made_by": f"mobilellm {__version__} convert", "source": source.name, "source_sha256": sha256,
@@ -106,7 +110,13 @@ def logits(network: Network) -> torch.Tensor:
 
 
 def _write(
-    path: Path, network: Network, loaded: Loaded, to: Target, precision: Precision, llama2c_version: int, origin: dict[str, Any]
+    path: Path,
+    network: Network,
+    loaded: Loaded,
+    to: Target,
+    precision: Precision,
+    llama2c_version: int,
+    origin: dict[str, Any],
 ) -> list[str]:
     """Write the model under a staging name; returns notes."""
     if to == "gguf":
@@ -117,7 +127,11 @@ def _write(
         from mobilellm.interop import llama2c
 
         llama2c.save(path, network, llama2c_version)
-        return ["the tokenizer is written by itself: --tokenizer-out"] if loaded.tokenizer is not None else []
+        return (
+            ["the tokenizer is written by itself: --tokenizer-out"]
+            if loaded.tokenizer is not None
+            else []
+        )
     save_checkpoint(path, network, loaded.tokenizer, origin)
     return [] if loaded.tokenizer is not None else ["no tokenizer: the source has none"]
 
@@ -132,7 +146,10 @@ def _staged(out: Path, to: Target) -> Iterator[Path]:
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as folder:
-            staging = Path(folder, out.name if out.suffix else out.name + (".bin" if to == "llama2c" else ".gguf"))
+            staging = Path(
+                folder,
+                out.name if out.suffix else out.name + (".bin" if to == "llama2c" else ".gguf"),
+            )
             yield staging
             sync(staging)
             os.rename(staging, out)

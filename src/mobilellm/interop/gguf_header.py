@@ -14,11 +14,25 @@ from typing import Any
 
 from mobilellm.errors import UserError
 
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 STRING, ARRAY = 8, 9
-MOST_HEADER = 256 << 20  # bytes: the largest vocabularies need a tenth of that
+MAX_HEADER = 256 << 20  # bytes: the largest vocabularies need a tenth of that
 DEEPEST = 2  # arrays in arrays
-MOST_VALUES = 1 << 22  # in one array: merges and tokens of the largest vocabularies are a tenth of that
+MAX_VALUES = (
+    1 << 22
+)  # in one array: merges and tokens of the largest vocabularies are a tenth of that
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,13 @@ class _Reader:
         self.data, self.position, self.where = data, 0, where
 
     def fault(self, what: str) -> UserError:
-        return UserError(f"{self.where}: {what}", mend="not a whole GGUF file: fetch it again")
+        return UserError(f"{self.where}: {what}", hint="not a whole GGUF file: fetch it again")
 
     def take(self, size: int) -> bytes:
         if size < 0 or size > len(self.data) - self.position:
-            raise self.fault(f"cut off, or a length of {size} that the file does not have, at byte {self.position}")
+            raise self.fault(
+                f"cut off, or a length of {size} that the file does not have, at byte {self.position}"
+            )
         piece = self.data[self.position : self.position + size]
         self.position += size
         return piece
@@ -74,10 +90,12 @@ class _Reader:
         inner, count = self.scalar("<I"), self.scalar("<Q")
         if inner in SCALARS:
             size = struct.calcsize(SCALARS[inner])
-            if count > MOST_VALUES:
+            if count > MAX_VALUES:
                 raise self.fault(f"an array of {count} values")
             return list(struct.unpack(f"<{count}{SCALARS[inner][1]}", self.take(count * size)))
-        if count > min(MOST_VALUES, (len(self.data) - self.position) // 8):  # a string has a length of 8 bytes at least
+        if count > min(
+            MAX_VALUES, (len(self.data) - self.position) // 8
+        ):  # a string has a length of 8 bytes at least
             raise self.fault(f"an array of {count} values")
         return [self.value(inner, depth + 1) for _ in range(count)]
 
@@ -86,7 +104,7 @@ def read_header(path: Path, type_sizes: dict[int, tuple[int, int]]) -> GGUFHeade
     """Read and check. `type_sizes` maps ggml's types to (numbers, bytes) of a block. `UserError` for what is not whole."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        reader = _Reader(file.read(min(size, MOST_HEADER)), str(path))
+        reader = _Reader(file.read(min(size, MAX_HEADER)), str(path))
     if reader.take(4) != b"GGUF":
         raise reader.fault("no GGUF magic")
     version = reader.scalar("<I")

@@ -31,7 +31,9 @@ def gguf_package() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF needs the gguf package", mend="pip install 'mobilellm[export]'") from None
+        raise UserError(
+            "GGUF needs the gguf package", hint="pip install 'mobilellm[export]'"
+        ) from None
     return gguf
 
 
@@ -45,7 +47,9 @@ def tensor_name(name: str) -> str:
 
 def permuted(config: ModelConfig, name: str, tensor: Tensor, to_gguf: bool) -> Tensor:
     """Q and K rows between our order of rotated pairs and llama.cpp's, where pairs are neighbours; others as they are."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+        name.split(".")[-2]
+    )
     return tensor if heads is None else swap_pairs(tensor, heads, to_neighbours=to_gguf)
 
 
@@ -55,6 +59,11 @@ def rope_factors(config: ModelConfig) -> Tensor | None:
 
     from mobilellm.model.rope import inverse_frequencies
 
-    if not config.rope_scaling or config.rope_scaling.get("rope_type", config.rope_scaling.get("type")) != "llama3":
+    if (
+        not config.rope_scaling
+        or config.rope_scaling.get("rope_type", config.rope_scaling.get("type")) != "llama3"
+    ):
         return None
-    return (inverse_frequencies(replace(config, rope_scaling=None)) / inverse_frequencies(config)).to(torch.float32)
+    return (
+        inverse_frequencies(replace(config, rope_scaling=None)) / inverse_frequencies(config)
+    ).to(torch.float32)

@@ -16,7 +16,14 @@ from torch import Tensor
 from mobilellm.errors import UserError
 from mobilellm.interop.checkpoint import Loaded
 from mobilellm.interop.gguf_header import GGUFHeader, TensorInfo, read_header
-from mobilellm.interop.gguf_names import ROPE_FACTORS, SCALING_KEY, gguf_package, permuted, rope_factors, tensor_name
+from mobilellm.interop.gguf_names import (
+    ROPE_FACTORS,
+    SCALING_KEY,
+    gguf_package,
+    permuted,
+    rope_factors,
+    tensor_name,
+)
 from mobilellm.interop.huggingface import build, check_weights
 from mobilellm.interop.tokenizer_parts import ByteLevelParts, byte_level_tokenizer
 from mobilellm.model.config import ModelConfig
@@ -39,28 +46,44 @@ def load(path: Path) -> Loaded:
     unexpected = sorted(header.tensors.keys() - names.keys() - {ROPE_FACTORS})
     missing = sorted(names.keys() - header.tensors.keys())
     if missing or unexpected:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(unexpected)}"] * bool(unexpected)
+        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [
+            f"unexpected {', '.join(unexpected)}"
+        ] * bool(unexpected)
         raise UserError(f"{path}: {'; '.join(parts)}")
     for theirs, ours in names.items():
         if header.tensors[theirs].shape != expected[ours]:
-            raise UserError(f"{path}: {theirs} is {header.tensors[theirs].shape}, its keys ask for {expected[ours]}")
+            raise UserError(
+                f"{path}: {theirs} is {header.tensors[theirs].shape}, its keys ask for {expected[ours]}"
+            )
     named: dict[str, Tensor] = {}
     types: dict[str, int] = {}
     for theirs, ours in names.items():
         info = header.tensors[theirs]
         kind = gguf.GGMLQuantizationType(info.type)
         types[kind.name] = types.get(kind.name, 0) + 1
-        named[ours] = permuted(config, ours, torch.from_numpy(_unpack(gguf, path, info, kind)), to_gguf=False)
+        named[ours] = permuted(
+            config, ours, torch.from_numpy(_unpack(gguf, path, info, kind)), to_gguf=False
+        )
     check_weights(named, str(path))
     if ROPE_FACTORS in header.tensors:
-        found = _unpack(gguf, path, header.tensors[ROPE_FACTORS], gguf.GGMLQuantizationType(header.tensors[ROPE_FACTORS].type))
+        found = _unpack(
+            gguf,
+            path,
+            header.tensors[ROPE_FACTORS],
+            gguf.GGMLQuantizationType(header.tensors[ROPE_FACTORS].type),
+        )
         ours_factors = rope_factors(config)
         if ours_factors is None or not np.allclose(found, ours_factors.numpy(), rtol=1e-5):
             raise UserError(
-                f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported", mend="use the Hugging Face folder"
+                f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported",
+                hint="use the Hugging Face folder",
             )
     origin = {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
-    return Loaded(network=build(config, named, str(path)), tokenizer=_tokenizer(header.keys, path), origin=origin)
+    return Loaded(
+        network=build(config, named, str(path)),
+        tokenizer=_tokenizer(header.keys, path),
+        origin=origin,
+    )
 
 
 def _unpack(gguf: Any, path: Path, info: TensorInfo, kind: Any) -> np.ndarray:
@@ -73,7 +96,8 @@ def _unpack(gguf: Any, path: Path, info: TensorInfo, kind: Any) -> np.ndarray:
         return np.ascontiguousarray(gguf.quants.dequantize(rows, kind), dtype=np.float32)
     except NotImplementedError:
         raise UserError(
-            f"{path}: tensors of type {kind.name} cannot be unpacked", mend="use another quantisation of the model"
+            f"{path}: tensors of type {kind.name} cannot be unpacked",
+            hint="use another quantization of the model",
         ) from None
 
 
@@ -89,7 +113,9 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
         if value is None:
             raise UserError(f"{path}: the key llama.{name} is missing")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise UserError(f"{path}: llama.{name} is {str(value)[:60]!r}; one number for all layers is supported")
+            raise UserError(
+                f"{path}: llama.{name} is {str(value)[:60]!r}; one number for all layers is supported"
+            )
         return value
 
     if get("expert_count", 0):
@@ -101,7 +127,10 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
     if not isinstance(heads, int) or heads < 1:
         raise UserError(f"{path}: llama.attention.head_count is {heads!r}")
     head_dim = get("attention.key_length", get("embedding_length") // heads)
-    if get("rope.dimension_count", head_dim) != head_dim or get("attention.value_length", head_dim) != head_dim:
+    if (
+        get("rope.dimension_count", head_dim) != head_dim
+        or get("attention.value_length", head_dim) != head_dim
+    ):
         raise UserError(f"{path}: rotary positions over a part of each head are not supported")
     scaling: dict[str, Any] | None = None
     kind = keys.get("llama.rope.scaling.type", "none")
@@ -109,7 +138,9 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
         scaling = {"rope_type": "linear", "factor": get("rope.scaling.factor")}
     elif kind != "none":
         raise UserError(f"{path}: rope scaling of type {kind!r} is not supported")
-    elif ROPE_FACTORS in header.tensors:  # Llama 3 writes its factors alone; these are its published settings
+    elif (
+        ROPE_FACTORS in header.tensors
+    ):  # Llama 3 writes its factors alone; these are its published settings
         published = {"rope_type": "llama3", "factor": 32.0 if embedding.shape[1] <= 3072 else 8.0, "low_freq_factor": 1.0,
                      "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
         scaling = _own_scaling(keys.get(SCALING_KEY)) or published
@@ -124,7 +155,7 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             bos_token_id=keys.get("tokenizer.ggml.bos_token_id"), eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
         )  # fmt: skip
     except UserError as error:
-        raise UserError(f"{path}: {error.what}", mend=error.mend) from None
+        raise UserError(f"{path}: {error.what}", hint=error.hint) from None
 
 
 def _own_scaling(value: Any) -> dict[str, Any] | None:
@@ -145,11 +176,17 @@ def _tokenizer(keys: dict[str, Any], path: Path) -> Tokenizer | None:
     if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces) or not pieces:
         raise UserError(f"{path}: its tokenizer has no list of tokens")
     types = types if isinstance(types, list) and len(types) == len(pieces) else [1] * len(pieces)
-    while types and types[-1] == UNUSED and pieces[-1].startswith("[PAD"):  # rows of the embedding that no token has
+    while (
+        types and types[-1] == UNUSED and pieces[-1].startswith("[PAD")
+    ):  # rows of the embedding that no token has
         pieces, types = pieces[:-1], types[:-1]
     ids = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    if any(i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)) for i in ids.values()):
-        raise UserError(f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens")
+    if any(
+        i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)) for i in ids.values()
+    ):
+        raise UserError(
+            f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
+        )
     template = keys.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
     name = str(keys.get("general.name", path.stem))
@@ -167,16 +204,27 @@ def _tokenizer(keys: dict[str, Any], path: Path) -> Tokenizer | None:
         if len(set(pieces)) != len(pieces):
             raise UserError(f"{path}: a piece of its tokenizer occurs twice")
         return Tokenizer(
-            to_fast_tokenizer(model, str(path)), name=name, bos_id=ids["bos"], eos_id=ids["eos"], chat_template=template
+            to_fast_tokenizer(model, str(path)),
+            name=name,
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            chat_template=template,
         )
     pre = keys.get("tokenizer.ggml.pre", "gpt-2")
     merges = keys.get("tokenizer.ggml.merges")
-    if kind != "gpt2" or pre not in PRE_TOKENIZERS or not isinstance(merges, list) or not all(isinstance(m, str) for m in merges):
+    if (
+        kind != "gpt2"
+        or pre not in PRE_TOKENIZERS
+        or not isinstance(merges, list)
+        or not all(isinstance(m, str) for m in merges)
+    ):
         raise UserError(
             f"{path}: a tokenizer of kind {str(kind)[:40]!r}, {str(pre)[:40]!r}, which cannot be rebuilt exactly",
-            mend="give the model's own with --tokenizer",
+            hint="give the model's own with --tokenizer",
         )
-    parts = ByteLevelParts(pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre])
+    parts = ByteLevelParts(
+        pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre]
+    )
     return byte_level_tokenizer(
         parts, name=name, bos_id=ids["bos"], eos_id=ids["eos"], add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
         chat_template=template,

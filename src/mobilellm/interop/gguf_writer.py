@@ -13,8 +13,19 @@ from typing import Any, Literal
 import numpy as np
 
 from mobilellm.errors import UserError
-from mobilellm.interop.gguf_names import ROPE_FACTORS, SCALING_KEY, gguf_package, permuted, rope_factors, tensor_name
-from mobilellm.interop.tokenizer_parts import byte_level_parts, is_sentencepiece, sentencepiece_parts
+from mobilellm.interop.gguf_names import (
+    ROPE_FACTORS,
+    SCALING_KEY,
+    gguf_package,
+    permuted,
+    rope_factors,
+    tensor_name,
+)
+from mobilellm.interop.tokenizer_parts import (
+    byte_level_parts,
+    is_sentencepiece,
+    sentencepiece_parts,
+)
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -23,14 +34,22 @@ Precision = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 UNUSED = 5
 
 
-def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: Precision, origin: dict[str, Any]) -> list[str]:
+def save(
+    path: Path,
+    network: Network,
+    tokenizer: Tokenizer | None,
+    precision: Precision,
+    origin: dict[str, Any],
+) -> list[str]:
     """Write a plain network; returns a line for each thing that is not as asked. `UserError` for what GGUF cannot say."""
     gguf = gguf_package()
     config = network.config
     if config.layer_repeats > 1:
-        raise UserError("GGUF's llama has no shared layers", mend="unroll them first")
+        raise UserError("GGUF's llama has no shared layers", hint="unroll them first")
     if config.qk_norm:
-        raise UserError("GGUF's llama has no qk_norm", mend="convert --to hf: it is Qwen3's network")
+        raise UserError(
+            "GGUF's llama has no qk_norm", hint="convert --to hf: it is Qwen3's network"
+        )
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(str(origin.get("name", path.stem)))
     writer.add_description("made by mobilellm")
@@ -46,7 +65,9 @@ def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: P
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(getattr(gguf.LlamaFileType, "ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"))
+    writer.add_file_type(
+        getattr(gguf.LlamaFileType, "ALL_F32" if precision == "F32" else f"MOSTLY_{precision}")
+    )
     scaling = config.rope_scaling or {}
     if scaling.get("rope_type", scaling.get("type")) == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -62,9 +83,15 @@ def save(path: Path, network: Network, tokenizer: Tokenizer | None, precision: P
         kind = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else asked
         if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = gguf.GGMLQuantizationType.F16
-            notes.append(f"{tensor_name(name)} is F16: its rows of {tensor.shape[-1]} do not divide by 32")
+            notes.append(
+                f"{tensor_name(name)} is F16: its rows of {tensor.shape[-1]} do not divide by 32"
+            )
         kinds[name] = kind
-        shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind) if kind.name.startswith(("Q", "BF")) else tuple(tensor.shape)
+        shape = (
+            gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+            if kind.name.startswith(("Q", "BF"))
+            else tuple(tensor.shape)
+        )
         dtype = {"F32": "float32", "F16": "float16"}.get(kind.name, "uint8")
         size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
         nbytes = int(np.prod(size))

@@ -40,9 +40,14 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 # What an absent key means to transformers' LlamaConfig, where our default is another.
-LLAMA_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA_DEFAULTS = {
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MOST_SHARDS = 4096
+MAX_SHARDS = 4096
 
 
 def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, bool]:
@@ -54,9 +59,15 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
     values = {key: value for key, value in values.items() if key not in HARMLESS}
     kind = values.get("model_type", "llama")
     if kind not in MODEL_TYPES:
-        raise UserError(f"{where}: model_type {kind!r} is another kind of network", mend=f"supported: {', '.join(MODEL_TYPES)}")
+        raise UserError(
+            f"{where}: model_type {kind!r} is another kind of network",
+            hint=f"supported: {', '.join(MODEL_TYPES)}",
+        )
     if values.get("quantization_config") is not None:
-        raise UserError(f"{where}: the weights are quantised (quantization_config)", mend="use the unquantised model, or a GGUF")
+        raise UserError(
+            f"{where}: the weights are quantized (quantization_config)",
+            hint="use the unquantized model, or a GGUF",
+        )
     values.pop("quantization_config", None)
     share_embedding = values.pop("share_embedding", None)
     if share_embedding:
@@ -67,18 +78,25 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
         if shared_kv is None:
             raise UserError(
                 f"{where}: layer_sharing is on, but two different networks go by that name",
-                mend="add --shared-kv own or --shared-kv first (what the published training code trains), "
+                hint="add --shared-kv own or --shared-kv first (what the published training code trains), "
                 "or --text FILE to measure both",
             )
         values |= {"layer_repeats": 2, "shared_kv": shared_kv}
         told = True
-    elif shared_kv is not None and values.get("layer_repeats", 1) > 1 and values.get("shared_kv") != shared_kv:
-        raise UserError(f"{where}: says shared_kv = {values.get('shared_kv')!r}, not {shared_kv!r}", mend="leave out --shared-kv")
+    elif (
+        shared_kv is not None
+        and values.get("layer_repeats", 1) > 1
+        and values.get("shared_kv") != shared_kv
+    ):
+        raise UserError(
+            f"{where}: says shared_kv = {values.get('shared_kv')!r}, not {shared_kv!r}",
+            hint="leave out --shared-kv",
+        )
     config = ModelConfig.from_dict(values, str(where))
     try:
         inverse_frequencies(config)
     except UserError as error:
-        raise UserError(f"{where}: {error.what}", mend=error.mend) from None
+        raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     return config, told
 
 
@@ -93,13 +111,22 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             listed = read_json(folder / index)
             shards = sorted(set(listed["weight_map"].values())) if _is_index(listed) else []
-            if not shards or len(shards) > MOST_SHARDS or any(Path(name).name != name for name in shards):
+            if (
+                not shards
+                or len(shards) > MAX_SHARDS
+                or any(Path(name).name != name for name in shards)
+            ):
                 raise UserError(f"{folder / index}: not an index of shards beside it")
             for name in shards:
                 if not (folder / name).is_file():
-                    raise UserError(f"{folder / name}: missing, though {index} names it", mend="fetch the whole model again")
+                    raise UserError(
+                        f"{folder / name}: missing, though {index} names it",
+                        hint="fetch the whole model again",
+                    )
             return [folder / name for name in shards]
-    raise UserError(f"{folder}: no weights here", mend="model.safetensors or pytorch_model.bin is looked for")
+    raise UserError(
+        f"{folder}: no weights here", hint="model.safetensors or pytorch_model.bin is looked for"
+    )
 
 
 def _is_index(value: Any) -> bool:
@@ -109,20 +136,36 @@ def _is_index(value: Any) -> bool:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of one file. `UserError` when it is damaged, or a pickle that holds anything but tensors."""
-    mend = "the file is damaged or not what its name says: fetch it again"
+    hint = "the file is damaged or not what its name says: fetch it again"
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})", mend=mend) from None
+        raise UserError(f"{path}: not a whole safetensors file ({error})", hint=hint) from None
     except pickle.UnpicklingError as error:
         reason = first_line(error)
-        raise UserError(f"{path}: holds more than tensors, and is not opened ({reason})", mend="ask for safetensors") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as weights ({first_line(error)})", mend=mend) from None
-    if not isinstance(values, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in values.items()):
-        raise UserError(f"{path}: not a table of tensors", mend=mend)
+        raise UserError(
+            f"{path}: holds more than tensors, and is not opened ({reason})",
+            hint="ask for safetensors",
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        AttributeError,
+        IndexError,
+        TypeError,
+    ) as error:
+        raise UserError(
+            f"{path}: cannot be read as weights ({first_line(error)})", hint=hint
+        ) from None
+    if not isinstance(values, dict) or not all(
+        isinstance(v, Tensor) and isinstance(k, str) for k, v in values.items()
+    ):
+        raise UserError(f"{path}: not a table of tensors", hint=hint)
     return values
 
 
@@ -133,31 +176,46 @@ def first_line(error: Exception) -> str:
 
 def check_weights(named: dict[str, Tensor], where: str) -> None:
     """`UserError` for weights that are not plain floats, or hold NaN or infinity; every such tensor is named."""
-    wrong = [f"{name} ({tensor.dtype})" for name, tensor in named.items() if tensor.dtype not in FLOATS]
+    wrong = [
+        f"{name} ({tensor.dtype})" for name, tensor in named.items() if tensor.dtype not in FLOATS
+    ]
     if wrong:
         raise UserError(f"{where}: not floating point: {', '.join(wrong[:20])}")
-    bad = [name for name, tensor in named.items() if not torch.isfinite(tensor.sum(dtype=torch.float64))]
+    bad = [
+        name
+        for name, tensor in named.items()
+        if not torch.isfinite(tensor.sum(dtype=torch.float64))
+    ]
     bad = [name for name in bad if not torch.isfinite(named[name]).all()]
     if bad:
-        raise UserError(f"{where}: NaN or infinite weights in {', '.join(bad[:20])}", mend="the checkpoint is broken at its source")
+        raise UserError(
+            f"{where}: NaN or infinite weights in {', '.join(bad[:20])}",
+            hint="the checkpoint is broken at its source",
+        )
 
 
 def honour_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Drop an output layer that repeats the tied embedding. `UserError` when it contradicts it, or there is no embedding."""
-    named = {name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")}
+    named = {
+        name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")
+    }
     embedding, head = named.get("model.embed_tokens.weight"), named.get("lm_head.weight")
     if embedding is None:
         raise UserError(
-            f"{where}: there is no model.embed_tokens.weight" + (", only an lm_head.weight" if head is not None else ""),
-            mend="the checkpoint was converted without its embedding: use another conversion",
+            f"{where}: there is no model.embed_tokens.weight"
+            + (", only an lm_head.weight" if head is not None else ""),
+            hint="the checkpoint was converted without its embedding: use another conversion",
         )
     if embedding.numel() and bool((embedding == embedding.flatten()[0]).all()):
-        raise UserError(f"{where}: model.embed_tokens.weight is constant: it was never initialised", mend="use another conversion")
+        raise UserError(
+            f"{where}: model.embed_tokens.weight is constant: it was never initialized",
+            hint="use another conversion",
+        )
     if config.tie_word_embeddings and head is not None:
         if head.shape != embedding.shape or not torch.equal(head, embedding):
             raise UserError(
                 f"{where}: lm_head.weight differs from the embedding that config.json ties it to",
-                mend="one of the two was lost in a conversion: use another one, or set tie_word_embeddings to false if it is meant",
+                hint="one of the two was lost in a conversion: use another one, or set tie_word_embeddings to false if it is meant",
             )
         named.pop("lm_head.weight")
     return named
@@ -172,7 +230,11 @@ def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tenso
     if len(found) != 1:
         return named
     (parts,) = found.values()
-    return named | {f"model.layers.{i}.{part}": tensor for i in range(config.num_hidden_layers) for part, tensor in parts.items()}
+    return named | {
+        f"model.layers.{i}.{part}": tensor
+        for i in range(config.num_hidden_layers)
+        for part, tensor in parts.items()
+    }
 
 
 def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
@@ -188,7 +250,10 @@ def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
     if "mobillama" in str(read_json(folder / "config.json").get("auto_map")).lower():
         named = spread_mlp(config, named)
     network = build(config, named, where)
-    origin = read_origin(folder) or {"folder": folder.name, "model_type": read_json(folder / "config.json").get("model_type")}
+    origin = read_origin(folder) or {
+        "folder": folder.name,
+        "model_type": read_json(folder / "config.json").get("model_type"),
+    }
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
     return Loaded(network=network, tokenizer=_tokenizer(folder), origin=origin)
@@ -198,8 +263,12 @@ def build(config: ModelConfig, named: dict[str, Tensor], where: str) -> Network:
     """The network with these weights, shapes checked before memory is taken for it."""
     from mobilellm.model.weights import from_named
 
-    from_named(config, {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()}, where)
-    network = Network(config, initialised=False)
+    from_named(
+        config,
+        {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()},
+        where,
+    )
+    network = Network(config, initialized=False)
     load_weights(network, named, where)
     return network
 
@@ -207,16 +276,24 @@ def build(config: ModelConfig, named: dict[str, Tensor], where: str) -> Network:
 def describe(folder: Path) -> tuple[ModelConfig, Tokenizer | None, dict[str, Any]]:
     """Configuration, tokenizer and origin, without the weights."""
     values = read_json(folder / "config.json", limit=1 << 20)
-    original = isinstance(values, dict) and values.get("layer_sharing") and "layer_repeats" not in values
+    original = (
+        isinstance(values, dict) and values.get("layer_sharing") and "layer_repeats" not in values
+    )
     config, _ = read_config(folder, "first" if original else None)
     origin = read_origin(folder)
     if original:
-        origin = origin | {"layer_sharing": "on, of a kind the configuration does not say (shown as: first)"}
+        origin = origin | {
+            "layer_sharing": "on, of a kind the configuration does not say (shown as: first)"
+        }
     return config, _tokenizer(folder), origin
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    return Tokenizer.load(folder) if any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")) else None
+    return (
+        Tokenizer.load(folder)
+        if any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))
+        else None
+    )
 
 
 def plain(network: Network, approximate: bool = False) -> Network:
@@ -230,10 +307,10 @@ def plain(network: Network, approximate: bool = False) -> Network:
     if config.shared_kv == "first" and not approximate:
         raise UserError(
             'layer sharing with shared_kv = "first" has no equal among plain Llama networks',
-            mend="keep it with --to mobilellm, or add --approximate to write it as if each application had its own K and V",
+            hint="keep it with --to mobilellm, or add --approximate to write it as if each application had its own K and V",
         )
     if config.shared_kv == "first":
-        own = Network(dataclasses.replace(config, shared_kv="own"), initialised=False)
+        own = Network(dataclasses.replace(config, shared_kv="own"), initialized=False)
         own.load_state_dict(network.state_dict())
         network = own
     return unrolled(network)

@@ -55,13 +55,25 @@ def swap_pairs(weight: Tensor, heads: int, to_neighbours: bool) -> Tensor:
 
 def _layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
     """(kind, shape) of every block of numbers in the file, in order."""
-    d, layers, ffn, vocab = config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size
+    d, layers, ffn, vocab = (
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.vocab_size,
+    )
     kv, half = config.num_key_value_heads * config.head_dim, config.head_dim // 2
     embedding = ("embed", (vocab, d))
-    attention = [("q", (layers, d, d)), ("k", (layers, kv, d)), ("v", (layers, kv, d)), ("o", (layers, d, d))]
+    attention = [
+        ("q", (layers, d, d)),
+        ("k", (layers, kv, d)),
+        ("v", (layers, kv, d)),
+        ("o", (layers, d, d)),
+    ]
     ffns = [("gate", (layers, ffn, d)), ("down", (layers, d, ffn)), ("up", (layers, ffn, d))]
     norms = [("attention_norm", (layers, d)), ("ffn_norm", (layers, d)), ("norm", (d,))]
-    head: list[tuple[str, tuple[int, ...]]] = [] if config.tie_word_embeddings else [("head", (vocab, d))]
+    head: list[tuple[str, tuple[int, ...]]] = (
+        [] if config.tie_word_embeddings else [("head", (vocab, d))]
+    )
     if version == 1:
         return [*norms, embedding, *attention, *ffns, *head]
     angles = [(name, (config.max_position_embeddings, half)) for name in ("cos", "sin")]
@@ -72,7 +84,11 @@ NAMES = {
     "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
     "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj", "up": "mlp.up_proj",
 }  # fmt: skip
-OUTSIDE = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+OUTSIDE = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
 
 
 def read_header(path: Path) -> tuple[ModelConfig, int, int]:
@@ -80,14 +96,16 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_1)
-    mend = "is it a float32 llama2.c model?"
+    hint = "is it a float32 llama2.c model?"
     if len(head) < 28:
-        raise UserError(f"{path}: {size} bytes are too few for a llama2.c file", mend=mend)
+        raise UserError(f"{path}: {size} bytes are too few for a llama2.c file", hint=hint)
     version, tied, start = 0, True, 28
     if struct.unpack_from("<I", head)[0] == LLAMA2C_MAGIC:
         version = struct.unpack_from("<i", head, 4)[0]
         if version != 1 or len(head) < HEADER_1:
-            raise UserError(f"{path}: llama2.c version {version}, or cut off; versions 0 and 1 (float32) are read")
+            raise UserError(
+                f"{path}: llama2.c version {version}, or cut off; versions 0 and 1 (float32) are read"
+            )
         numbers, tied, start = struct.unpack_from("<7i", head, 8), bool(head[36]), HEADER_1
     else:
         numbers = struct.unpack_from("<7i", head)
@@ -101,10 +119,10 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
             eos_token_id=2 if abs(vocab) > 2 else None,
         )  # fmt: skip
     except UserError as error:
-        raise UserError(f"{path}: not a llama2.c header ({error.what})", mend=mend) from None
+        raise UserError(f"{path}: not a llama2.c header ({error.what})", hint=hint) from None
     wanted = start + 4 * sum(math.prod(shape) for _, shape in _layout(config, version))
     if wanted != size:
-        raise UserError(f"{path}: {size} bytes where its header asks for {wanted}", mend=mend)
+        raise UserError(f"{path}: {size} bytes where its header asks for {wanted}", hint=hint)
     return config, version, start
 
 
@@ -118,7 +136,9 @@ def load(path: Path, tokenizer: Path | None = None) -> Loaded:
     data = np.memmap(path, dtype="u1", mode="r")
     for kind, shape in _layout(config, version):
         size = 4 * math.prod(shape)
-        tensor = torch.from_numpy(np.frombuffer(data[position : position + size], dtype="<f4").reshape(shape).copy())
+        tensor = torch.from_numpy(
+            np.frombuffer(data[position : position + size], dtype="<f4").reshape(shape).copy()
+        )
         position += size
         if kind in ("cos", "sin"):
             continue  # computed anew from the positions
@@ -130,12 +150,20 @@ def load(path: Path, tokenizer: Path | None = None) -> Loaded:
             weight = swap_pairs(weight, heads, to_neighbours=False) if heads else weight
             named[f"model.layers.{i}.{NAMES[kind]}.weight"] = weight
     check_weights(named, str(path))
-    network = Network(config, initialised=False)
+    network = Network(config, initialized=False)
     load_weights(network, named, str(path))
     beside = [p for p in path.parent.glob("tok*.bin") if p != path]
     file = tokenizer or (beside[0] if len(beside) == 1 else None)
-    found = None if file is None else read_tokenizer(file, config.vocab_size) if file.suffix == ".bin" else Tokenizer.load(file)
-    return Loaded(network=network, tokenizer=found, origin={"file": path.name, "llama2c_version": version})
+    found = (
+        None
+        if file is None
+        else read_tokenizer(file, config.vocab_size)
+        if file.suffix == ".bin"
+        else Tokenizer.load(file)
+    )
+    return Loaded(
+        network=network, tokenizer=found, origin={"file": path.name, "llama2c_version": version}
+    )
 
 
 def save(path: Path, network: Network, version: int = 0) -> None:
@@ -147,12 +175,17 @@ def save(path: Path, network: Network, version: int = 0) -> None:
         (config.rope_scaling is not None, "rope_scaling"),
         (config.rope_theta != THETA, f"rope_theta {config.rope_theta:g}"),
         (config.rms_norm_eps != NORM_EPS, f"rms_norm_eps {config.rms_norm_eps:g}"),
-        (config.head_dim * config.num_attention_heads != config.hidden_size, "a head_dim of its own"),
+        (
+            config.head_dim * config.num_attention_heads != config.hidden_size,
+            "a head_dim of its own",
+        ),
         (version not in (0, 1), f"version {version}"),
     ):
         if fault:
-            raise UserError(f"llama2.c's format has no {what}", mend="convert --to hf or gguf")
-    named = to_named(config, {name: p.detach().cpu().float() for name, p in network.named_parameters()})
+            raise UserError(f"llama2.c's format has no {what}", hint="convert --to hf or gguf")
+    named = to_named(
+        config, {name: p.detach().cpu().float() for name, p in network.named_parameters()}
+    )
     vocab = config.vocab_size if version == 1 or config.tie_word_embeddings else -config.vocab_size
     numbers = struct.pack(
         "<7i", config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
@@ -160,7 +193,9 @@ def save(path: Path, network: Network, version: int = 0) -> None:
     )  # fmt: skip
     with open(path, "wb") as file:
         if version == 1:
-            header = struct.pack("<Ii", LLAMA2C_MAGIC, 1) + numbers + bytes([config.tie_word_embeddings])
+            header = (
+                struct.pack("<Ii", LLAMA2C_MAGIC, 1) + numbers + bytes([config.tie_word_embeddings])
+            )
             file.write(header.ljust(HEADER_1, b"\0"))
         else:
             file.write(numbers)
@@ -174,18 +209,27 @@ def _tensors(kind: str, config: ModelConfig, named: dict[str, Tensor]) -> list[T
         return [named[OUTSIDE[kind]]]
     if kind in ("cos", "sin"):
         # The formula and types of llama2.c's exporter, so that the bytes come out the same.
-        frequencies = 1.0 / (THETA ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim))
-        angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies).float()
+        frequencies = 1.0 / (
+            THETA ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        )
+        angles = torch.outer(
+            torch.arange(config.max_position_embeddings).float(), frequencies
+        ).float()
         return [angles.cos() if kind == "cos" else angles.sin()]
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(kind)
-    found = [named[f"model.layers.{i}.{NAMES[kind]}.weight"] for i in range(config.num_hidden_layers)]
+    found = [
+        named[f"model.layers.{i}.{NAMES[kind]}.weight"] for i in range(config.num_hidden_layers)
+    ]
     return [swap_pairs(weight, heads, to_neighbours=True) for weight in found] if heads else found
 
 
 def read_pieces(path: Path, vocab_size: int) -> tuple[int, list[tuple[float, bytes]]]:
     """(longest piece, [(score, bytes)]) of a tokenizer file. `UserError` unless it holds exactly `vocab_size` pieces."""
     data = path.read_bytes() if path.stat().st_size <= 64 << 20 else b""
-    broken = UserError(f"{path}: not a llama2.c tokenizer of {vocab_size} pieces", mend="give the one that belongs to the model")
+    broken = UserError(
+        f"{path}: not a llama2.c tokenizer of {vocab_size} pieces",
+        hint="give the one that belongs to the model",
+    )
     if len(data) < 4:
         raise broken
     longest, position = struct.unpack_from("<i", data)[0], 4
@@ -208,7 +252,9 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer file as a fast tokenizer: a SentencePiece BPE with byte fallback, its spaces written as spaces."""
     _, pieces = read_pieces(path, vocab_size)
     if len(pieces) < 259:
-        raise UserError(f"{path}: {len(pieces)} pieces are too few: 256 bytes and three special ones come first")
+        raise UserError(
+            f"{path}: {len(pieces)} pieces are too few: 256 bytes and three special ones come first"
+        )
     try:
         texts = [piece.decode() for _, piece in pieces]
     except UnicodeDecodeError:
@@ -229,14 +275,24 @@ def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
 
     model = sentencepiece_parts(tokenizer)
     written: list[tuple[float, bytes]] = []
-    for i, (piece, score, kind) in enumerate(zip(model.pieces, model.scores, model.types, strict=True)):
-        text = {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, piece) if kind == CONTROL else piece  # as its exporter spells them
+    for i, (piece, score, kind) in enumerate(
+        zip(model.pieces, model.scores, model.types, strict=True)
+    ):
+        text = (
+            {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, piece) if kind == CONTROL else piece
+        )  # as its exporter spells them
         written.append((score, text.replace(SPACE, " ").encode()))
     content = struct.pack("<i", max(len(text) for _, text in written))
-    return content + b"".join(struct.pack("<fi", score, len(text)) + text for score, text in written)
+    return content + b"".join(
+        struct.pack("<fi", score, len(text)) + text for score, text in written
+    )
 
 
 def facts(path: Path) -> dict[str, Any]:
     """What the header says."""
     config, version, _ = read_header(path)
-    return {"version": version, "layers": config.num_hidden_layers, "hidden_size": config.hidden_size}
+    return {
+        "version": version,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+    }

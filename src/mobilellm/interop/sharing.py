@@ -18,8 +18,13 @@ def unrolled(network: Network) -> Network:
     config = network.config
     repeats = config.layer_repeats
     plain = Network(
-        dataclasses.replace(config, num_hidden_layers=config.num_hidden_layers * repeats, layer_repeats=1, shared_kv="own"),
-        initialised=False,
+        dataclasses.replace(
+            config,
+            num_hidden_layers=config.num_hidden_layers * repeats,
+            layer_repeats=1,
+            shared_kv="own",
+        ),
+        initialized=False,
     )
     with torch.no_grad():
         _copy_outside(network, plain)
@@ -36,11 +41,18 @@ def folded(network: Network) -> Network:
         return network
     for repeats in range(count, 1, -1):
         if count % repeats == 0 and all(
-            _equal(network.layers[i], network.layers[i - i % repeats]) for i in range(count) if i % repeats
+            _equal(network.layers[i], network.layers[i - i % repeats])
+            for i in range(count)
+            if i % repeats
         ):
             folded = Network(
-                dataclasses.replace(config, num_hidden_layers=count // repeats, layer_repeats=repeats, shared_kv="own"),
-                initialised=False,
+                dataclasses.replace(
+                    config,
+                    num_hidden_layers=count // repeats,
+                    layer_repeats=repeats,
+                    shared_kv="own",
+                ),
+                initialized=False,
             )
             with torch.no_grad():
                 _copy_outside(network, folded)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.tokenizer.sentencepiece import BPE_MODEL, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, SentencePieceModel
+from mobilellm.tokenizer.sentencepiece import (
+    BPE_MODEL,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    USER_DEFINED,
+    SentencePieceModel,
+)
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
@@ -40,13 +49,18 @@ def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
     content = json.loads(tokenizer.fast.to_str())
     model = content["model"]
     if model["type"] != "BPE" or not model.get("byte_fallback"):
-        raise UserError(f"tokenizer {tokenizer.name}: not of the SentencePiece kind", mend="convert --to hf or gguf")
+        raise UserError(
+            f"tokenizer {tokenizer.name}: not of the SentencePiece kind",
+            hint="convert --to hf or gguf",
+        )
     vocab: dict[str, int] = model["vocab"]
     size = tokenizer.vocab_size
     pieces, scores, types = [""] * size, [0.0] * size, [NORMAL] * size
     for piece, i in vocab.items():
         pieces[i] = piece
-        types[i] = BYTE if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else NORMAL
+        types[i] = (
+            BYTE if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else NORMAL
+        )
     for token in content["added_tokens"]:
         pieces[token["id"]] = token["content"]
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
@@ -65,7 +79,10 @@ def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
     first = normal[0] if normal else 0
     for i in normal:
         scores[i] = -float(i - first) if natural else -float(order.get(pieces[i], len(order) + i))
-    prefix = any("Prepend" in json.dumps(part) for part in _sequence(content.get("normalizer"), "normalizers"))
+    prefix = any(
+        "Prepend" in json.dumps(part)
+        for part in _sequence(content.get("normalizer"), "normalizers")
+    )
     return SentencePieceModel(
         pieces=pieces, scores=scores, types=types, model_type=BPE_MODEL, byte_fallback=True, remove_extra_whitespaces=False,
         unk_id=vocab.get(model.get("unk_token") or ""), bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, add_dummy_prefix=prefix,
@@ -80,17 +97,23 @@ def _sequence(part: Any, key: str) -> list[Any]:
 
 
 def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
-    """`UserError` when the pre-tokeniser is not one that llama.cpp knows as "gpt-2" or "smollm"."""
+    """`UserError` when the pre-tokenizer is not one that llama.cpp knows as "gpt-2" or "smollm"."""
     content = json.loads(tokenizer.fast.to_str())
     model = content["model"]
     stages = _sequence(content.get("pre_tokenizer"), "pretokenizers")
     digits = stages[:1] and stages[0]["type"] == "Digits" and stages[0].get("individual_digits")
     rest = stages[1:] if digits else stages
     known = (
-        len(rest) == 1 and rest[0]["type"] == "ByteLevel" and not rest[0].get("add_prefix_space") and rest[0].get("use_regex", True)
+        len(rest) == 1
+        and rest[0]["type"] == "ByteLevel"
+        and not rest[0].get("add_prefix_space")
+        and rest[0].get("use_regex", True)
     )
     if model["type"] != "BPE" or not known or content.get("normalizer"):
-        raise UserError(f"tokenizer {tokenizer.name}: splits text in a way that has no name in GGUF", mend="convert --to hf")
+        raise UserError(
+            f"tokenizer {tokenizer.name}: splits text in a way that has no name in GGUF",
+            hint="convert --to hf",
+        )
     pieces, types = [""] * tokenizer.vocab_size, [NORMAL] * tokenizer.vocab_size
     for piece, i in model["vocab"].items():
         pieces[i] = piece
@@ -102,7 +125,13 @@ def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
 
 
 def byte_level_tokenizer(
-    parts: ByteLevelParts, *, name: str, bos_id: int | None, eos_id: int | None, add_bos: bool, chat_template: str | None
+    parts: ByteLevelParts,
+    *,
+    name: str,
+    bos_id: int | None,
+    eos_id: int | None,
+    add_bos: bool,
+    chat_template: str | None,
 ) -> Tokenizer:
     """The tokenizer these parts belong to."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
@@ -115,10 +144,14 @@ def byte_level_tokenizer(
     try:
         fast = Fast(models.BPE(vocab=vocab, merges=merges))
     except Exception as error:  # the library's only kind: a merge names a piece that is not there
-        raise UserError(f"{name}: the tokenizer's merges and pieces contradict each other ({error})") from None
+        raise UserError(
+            f"{name}: the tokenizer's merges and pieces contradict each other ({error})"
+        ) from None
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = pre_tokenizers.Digits(individual_digits=True)
-    fast.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level]) if parts.digits_alone else byte_level
+    fast.pre_tokenizer = (
+        pre_tokenizers.Sequence([digits, byte_level]) if parts.digits_alone else byte_level
+    )
     fast.decoder = decoders.ByteLevel()
     if add_bos and bos_id is not None:
         bos = parts.pieces[bos_id]
@@ -127,10 +160,19 @@ def byte_level_tokenizer(
         )
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
         found = [
-            AddedToken(p, special=special, normalized=False) for p, t in zip(parts.pieces, parts.types, strict=True) if t == kind
+            AddedToken(p, special=special, normalized=False)
+            for p, t in zip(parts.pieces, parts.types, strict=True)
+            if t == kind
         ]
         (fast.add_special_tokens if special else fast.add_tokens)(found)
     return Tokenizer(fast, name=name, bos_id=bos_id, eos_id=eos_id, chat_template=chat_template)
 
 
-__all__ = ["SPACE", "ByteLevelParts", "byte_level_parts", "byte_level_tokenizer", "is_sentencepiece", "sentencepiece_parts"]
+__all__ = [
+    "SPACE",
+    "ByteLevelParts",
+    "byte_level_parts",
+    "byte_level_tokenizer",
+    "is_sentencepiece",
+    "sentencepiece_parts",
+]

@@ -1,7 +1,7 @@
 """Tasks run by processes, and kept: what is finished is never done again, however the run ended.
 
     with Workspace.open(out) as work:                     # the folder OUT.preparing, locked
-        results = work.run("tokenise", job, [(key, task), ...], workers=8)
+        results = work.run("tokenize", job, [(key, task), ...], workers=8)
 
 Each finished task is a folder under OUT.preparing/tasks, complete under its name or not there. Workers are
 `python -m mobilellm.jobs.worker` and are spoken to in JSON lines; they end when their standard input does, so that none
@@ -50,21 +50,24 @@ class Workspace:
         `UserError` when `out` exists, or another process is at work on it.
         """
         if out.exists():
-            raise UserError(f"{out}: exists already", mend="choose another name or remove it")
+            raise UserError(f"{out}: exists already", hint="choose another name or remove it")
         work = cls(out)
         with disk_errors(out):
             work.tasks.mkdir(parents=True, exist_ok=True)
             lock = open(work.path / "lock", "a+")  # noqa: SIM115  (held until the end)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not (work.path / "lock").exists():  # the other one finished between the two lines above
+                if not (
+                    work.path / "lock"
+                ).exists():  # the other one finished between the two lines above
                     raise BlockingIOError
             except OSError:
                 lock.seek(0)
                 by = lock.read().strip()
                 lock.close()
                 raise UserError(
-                    f"{out}: another process{f' ({by})' if by else ''} is preparing it", mend="wait for it, or choose another name"
+                    f"{out}: another process{f' ({by})' if by else ''} is preparing it",
+                    hint="wait for it, or choose another name",
                 ) from None
             lock.truncate(0)
             lock.write(f"process {os.getpid()}\n")
@@ -86,10 +89,18 @@ class Workspace:
 
     def start(self, count: int) -> None:
         """Start so many workers, which load what they will need while this process still prepares."""
-        environment = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "RAYON_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+        }
         for _ in range(count):
             command = [sys.executable, "-m", "mobilellm.jobs.worker"]
-            self._started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
+            self._started.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                )
+            )
 
     def finished(self, key: str) -> dict[str, Any] | None:
         """The result of a task that is done."""
@@ -133,7 +144,10 @@ class Workspace:
         answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
         self.start(count - len(self._started))
         workers, self._started = self._started[:count], self._started[count:]
-        readers = [threading.Thread(target=_listen, args=(i, w.stdout, answers), daemon=True) for i, w in enumerate(workers)]
+        readers = [
+            threading.Thread(target=_listen, args=(i, w.stdout, answers), daemon=True)
+            for i, w in enumerate(workers)
+        ]
         for reader in readers:
             reader.start()
         results: dict[str, dict[str, Any]] = {}
@@ -146,7 +160,10 @@ class Workspace:
             if following is not None:
                 weight, key, task = following
                 at[i] = weight, key
-                _say(workers[i], {"kind": kind, "job": job, "task": task, "key": key, "folder": str(self.tasks)})
+                _say(
+                    workers[i],
+                    {"kind": kind, "job": job, "task": task, "key": key, "folder": str(self.tasks)},
+                )
 
         try:
             for i in range(count):
@@ -157,7 +174,7 @@ class Workspace:
                     if i in at:
                         raise UserError(
                             f"a worker process ended (status {workers[i].wait()}) in the middle of its task",
-                            mend="was memory short? Run again, with fewer --workers: what is finished is kept",
+                            hint="was memory short? Run again, with fewer --workers: what is finished is kept",
                         )
                     continue
                 if "progress" in answer:
@@ -170,7 +187,7 @@ class Workspace:
                 elif "mismatch" in answer:
                     raise MismatchError(answer["mismatch"])
                 elif "what" in answer:
-                    raise UserError(answer["what"], mend=answer["mend"])
+                    raise UserError(answer["what"], hint=answer["hint"])
                 else:
                     raise RuntimeError(f"a worker failed:\n{answer['bug']}")
                 progress(done + sum(parts))
@@ -196,7 +213,9 @@ def _say(worker: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
         worker.stdin.flush()
 
 
-def _listen(i: int, stream: IO[bytes], answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]) -> None:
+def _listen(
+    i: int, stream: IO[bytes], answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
+) -> None:
     for line in stream:
         answers.put((i, orjson.loads(line)))
     answers.put((i, None))

@@ -45,9 +45,13 @@ def do(
 
 
 def _perform(
-    kind: str, job: dict[str, Any], task: dict[str, Any], staging: Path, progress: Callable[[float], None]
+    kind: str,
+    job: dict[str, Any],
+    task: dict[str, Any],
+    staging: Path,
+    progress: Callable[[float], None],
 ) -> dict[str, Any]:
-    if kind == "tokenise":
+    if kind == "tokenize":
         from mobilellm.prepare.tasks import Job, Task, run_task
 
         return asdict(run_task(Task.from_dict(task), Job.from_dict(job), staging, progress))
@@ -63,7 +67,11 @@ def _perform(
         from mobilellm.data.validate import check_samples, check_shard
 
         path = Path(task["file"])
-        return check_samples(path, job) if task["check"] == "samples" else check_shard(path, task["shard"], job)
+        return (
+            check_samples(path, job)
+            if task["check"] == "samples"
+            else check_shard(path, task["shard"], job)
+        )
     raise ValueError(f"no task of kind {kind!r}")
 
 
@@ -94,12 +102,19 @@ def main() -> None:
         given = orjson.loads(tasks.get())
         try:
             folder = Path(given["folder"])
-            result = do(given["kind"], given["job"], given["task"], given["key"], folder, lambda done: answer(progress=done))
+            result = do(
+                given["kind"],
+                given["job"],
+                given["task"],
+                given["key"],
+                folder,
+                lambda done: answer(progress=done),
+            )
             answer(result=result)
         except MismatchError as error:
             answer(mismatch=str(error))
         except UserError as error:
-            answer(what=error.what, mend=error.mend)
+            answer(what=error.what, hint=error.hint)
         except KeyboardInterrupt:
             os._exit(130)
         except BaseException:

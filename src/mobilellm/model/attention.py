@@ -60,7 +60,12 @@ def _blocks(length: int) -> list[tuple[int, int, Tensor]]:
 def _scores(query: Tensor, key: Tensor, scale: float, above: Tensor) -> Tensor:
     """Scaled products of a block of queries (N, G, n, D) with the keys (N, S, D) up to its end, masked; float32."""
     N, G, n, D = query.shape
-    x = torch.bmm(query.reshape(N, G * n, D), key.transpose(1, 2)).view(N, G, n, -1).float().mul_(scale)
+    x = (
+        torch.bmm(query.reshape(N, G * n, D), key.transpose(1, 2))
+        .view(N, G, n, -1)
+        .float()
+        .mul_(scale)
+    )
     x[..., -n:].masked_fill_(above, MASKED)
     return x
 
@@ -87,11 +92,17 @@ def _backward(
     for start, end, above in _blocks(T):
         n = end - start
         qb, gb = (t[:, :, start:end].reshape(B * K, G * n, D) for t in (q, go))
-        p = _scores(q[:, :, start:end], k[:, :end], scale, above).sub_(totals[:, :, start:end]).exp_()
+        p = (
+            _scores(q[:, :, start:end], k[:, :end], scale, above)
+            .sub_(totals[:, :, start:end])
+            .exp_()
+        )
         grad_value[:, :end] += torch.bmm(p.to(q.dtype).view(B * K, G * n, end).transpose(1, 2), gb)
         ds = torch.bmm(gb, v[:, :end].transpose(1, 2)).view(B * K, G, n, end).float()
         ds = ds.sub_(delta[:, :, start:end]).mul_(p).mul_(scale).to(q.dtype).view(B * K, G * n, end)
-        grad_query.view(B, K, G, T, D)[:, :, :, start:end] = torch.bmm(ds, k[:, :end]).view(B, K, G, n, D)
+        grad_query.view(B, K, G, T, D)[:, :, :, start:end] = torch.bmm(ds, k[:, :end]).view(
+            B, K, G, n, D
+        )
         grad_key[:, :end] += torch.bmm(ds.transpose(1, 2), qb)
     return (
         grad_query,
@@ -101,7 +112,9 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     return _rows_first(query), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -97,35 +97,61 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in LARGEST:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST[name]:
-                raise UserError(f"{name} = {value!r}: must be a whole number from 1 to {LARGEST[name]}")
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 1 <= value <= LARGEST[name]
+            ):
+                raise UserError(
+                    f"{name} = {value!r}: must be a whole number from 1 to {LARGEST[name]}"
+                )
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
                     f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}",
-                    mend=f"nearest that does: {max(1, self.hidden_size // self.num_attention_heads) * self.num_attention_heads}, "
+                    hint=f"nearest that does: {max(1, self.hidden_size // self.num_attention_heads) * self.num_attention_heads}, "
                     "or give head_dim",
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if not isinstance(self.head_dim, int) or self.head_dim < 2 or self.head_dim % 2 or self.head_dim > 1 << 16:
-            raise UserError(f"head_dim = {self.head_dim!r}: must be an even number from 2 on (rotary positions turn pairs)")
+        if (
+            not isinstance(self.head_dim, int)
+            or self.head_dim < 2
+            or self.head_dim % 2
+            or self.head_dim > 1 << 16
+        ):
+            raise UserError(
+                f"head_dim = {self.head_dim!r}: must be an even number from 2 on (rotary positions turn pairs)"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
-            near = [n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]
+            near = [
+                n
+                for n in range(1, self.num_attention_heads + 1)
+                if self.num_attention_heads % n == 0
+            ]
             raise UserError(
                 f"num_attention_heads {self.num_attention_heads} does not divide by num_key_value_heads {self.num_key_value_heads}",
-                mend=f"num_key_value_heads can be {', '.join(map(str, near))}",
+                hint=f"num_key_value_heads can be {', '.join(map(str, near))}",
             )
         if self.shared_kv not in ("own", "first"):
             raise unknown_name("shared_kv", str(self.shared_kv), ("own", "first"))
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+            if (
+                not isinstance(value, (int, float))
+                or isinstance(value, bool)
+                or not math.isfinite(value)
+                or value <= 0
+            ):
                 raise UserError(f"{name} = {value!r}: must be a positive number")
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [value]:
-                if token is not None and (not isinstance(token, int) or not 0 <= token < self.vocab_size):
-                    raise UserError(f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}")
+                if token is not None and (
+                    not isinstance(token, int) or not 0 <= token < self.vocab_size
+                ):
+                    raise UserError(
+                        f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}"
+                    )
 
     # --- from and to the names of the Hugging Face Llama family ---
 
@@ -133,7 +159,9 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any], where: str = "config") -> ModelConfig:
         """Build from `config.json`'s keys. `UserError` for a key that is unknown or asks for what the network lacks."""
         if not isinstance(values, dict):
-            raise UserError(f"{where}: a configuration is a JSON object, found {type(values).__name__}")
+            raise UserError(
+                f"{where}: a configuration is a JSON object, found {type(values).__name__}"
+            )
         values = dict(values)
         if rope := values.pop("rope_parameters", None):  # transformers 5 groups the rotary settings
             if not isinstance(rope, dict):
@@ -144,7 +172,9 @@ class ModelConfig:
                 values["rope_scaling"] = rope
         if values.get("model_type") == "qwen3":  # the Llama family's network with qk_norm
             values["qk_norm"] = True
-            values.pop("max_window_layers", None)  # counts for sliding windows alone, which FIXED refuses
+            values.pop(
+                "max_window_layers", None
+            )  # counts for sliding windows alone, which FIXED refuses
             if any(kind != "full_attention" for kind in values.pop("layer_types", None) or ()):
                 raise UserError(f"{where}: layer_types other than full_attention are not supported")
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -155,12 +185,19 @@ class ModelConfig:
             elif key in FIXED:
                 if value not in FIXED[key]:
                     raise UserError(
-                        f"{where}: {key} = {value!r} is not supported", mend=f"this network has {key} = {FIXED[key][0]!r}"
+                        f"{where}: {key} = {value!r} is not supported",
+                        hint=f"this network has {key} = {FIXED[key][0]!r}",
                     )
             elif key not in INFORMATIVE:
                 raise unknown_name("key", key, fields | set(FIXED), where)
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in kept]
-        if "num_key_value_heads" in missing and "num_attention_heads" in kept:  # absent in old files: one per query head
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.name not in kept
+        ]
+        if (
+            "num_key_value_heads" in missing and "num_attention_heads" in kept
+        ):  # absent in old files: one per query head
             kept["num_key_value_heads"] = kept["num_attention_heads"]
             missing.remove("num_key_value_heads")
         if missing:
@@ -171,7 +208,7 @@ class ModelConfig:
         try:
             return cls(**kept)
         except UserError as error:
-            raise UserError(f"{where}: {error.what}", mend=error.mend) from None
+            raise UserError(f"{where}: {error.what}", hint=error.hint) from None
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
@@ -184,18 +221,37 @@ class ModelConfig:
         by_lower = {known.lower(): known for known in preset_names()}
         if name.lower() not in by_lower:
             raise unknown_name("model", name, by_lower.values())
-        return dataclasses.replace(cls.read(presets_folder() / by_lower[name.lower()] / "config.json"), **changes)
+        return dataclasses.replace(
+            cls.read(presets_folder() / by_lower[name.lower()] / "config.json"), **changes
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
         values = dataclasses.asdict(self)
-        repeats, shared_kv, qk_norm = values.pop("layer_repeats"), values.pop("shared_kv"), values.pop("qk_norm")
+        repeats, shared_kv, qk_norm = (
+            values.pop("layer_repeats"),
+            values.pop("shared_kv"),
+            values.pop("qk_norm"),
+        )
         shared = repeats > 1
-        name, kind = ("MobileLLM", "mobilellm") if shared else ("Qwen3", "qwen3") if qk_norm else ("Llama", "llama")
+        name, kind = (
+            ("MobileLLM", "mobilellm")
+            if shared
+            else ("Qwen3", "qwen3")
+            if qk_norm
+            else ("Llama", "llama")
+        )
         head = {"architectures": [f"{name}ForCausalLM"], "model_type": kind}
-        tail = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32"}
+        tail = {
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "torch_dtype": "float32",
+        }
         if shared:
-            values |= {"layer_repeats": repeats, "shared_kv": shared_kv} | ({"qk_norm": True} if qk_norm else {})
+            values |= {"layer_repeats": repeats, "shared_kv": shared_kv} | (
+                {"qk_norm": True} if qk_norm else {}
+            )
         if kind == "qwen3":
             del tail["mlp_bias"]
         return head | values | tail
@@ -204,7 +260,9 @@ class ModelConfig:
 def presets_folder() -> Path:
     """Where the presets lie: in the installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parent.parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent.parent / "configs"
+    return (
+        package / "configs" if (package / "configs").is_dir() else package.parent.parent / "configs"
+    )
 
 
 def preset_names() -> list[str]:

@@ -1,6 +1,6 @@
 """What a network of a given configuration amounts to: parameters, FLOPs, cache bytes. Computed, never built.
 
-    numbers = Numbers.of(ModelConfig.preset("125M"))
+    numbers = ModelCosts.of(ModelConfig.preset("125M"))
     numbers.parameters["total"]   # 124635456
 
 Planning, MFU and reports all ask here; none counts again.
@@ -16,7 +16,7 @@ BYTES_PER_PARAMETER = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
+class ModelCosts:
     """Figures of one network."""
 
     parameters: dict[str, int]
@@ -28,15 +28,18 @@ class Numbers:
     kv_slots: int
     """Key/value pairs a token leaves in the cache (fewer than executed_layers when later applications reuse K and V)."""
     kv_width: int
-    """Numbers in one key (or value) over all its heads."""
+    """ModelCosts in one key (or value) over all its heads."""
     attention_width: int
     """num_attention_heads x head_dim."""
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Numbers:
+    def of(cls, config: ModelConfig) -> ModelCosts:
         """Count from the configuration alone."""
         d, layers, repeats = config.hidden_size, config.num_hidden_layers, config.layer_repeats
-        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        q, kv = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         embedding = config.vocab_size * d
         head_norms = config.head_dim if config.qk_norm else 0
         attention, feed_forward = d * (q + 2 * kv) + q * d, 3 * d * config.intermediate_size
@@ -47,10 +50,14 @@ class Numbers:
             "norm": layers * (2 * d + 2 * head_norms) + d,
             "lm_head": 0 if config.tie_word_embeddings else embedding,
         }
-        reused = layers * (repeats - 1) if config.shared_kv == "first" else 0  # applications that skip K and V
+        reused = (
+            layers * (repeats - 1) if config.shared_kv == "first" else 0
+        )  # applications that skip K and V
         return cls(
             parameters=groups | {"total": sum(groups.values())},
-            applied_parameters=layers * repeats * (attention + feed_forward + 2 * d + 2 * head_norms)
+            applied_parameters=layers
+            * repeats
+            * (attention + feed_forward + 2 * d + 2 * head_norms)
             - reused * 2 * d * kv
             + d
             + embedding,
@@ -68,7 +75,10 @@ class Numbers:
         mask is not discounted). At 125M and 2048 tokens they differ by a factor of 1.57.
         """
         six_n = 6 * self.applied_parameters
-        return {"six_n": six_n, "palm": six_n + 12 * self.executed_layers * self.attention_width * sequence_length}
+        return {
+            "six_n": six_n,
+            "palm": six_n + 12 * self.executed_layers * self.attention_width * sequence_length,
+        }
 
     def kv_cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Bytes of keys and values that one token adds to the cache (2 bytes a number: bf16 or fp16)."""
@@ -76,4 +86,7 @@ class Numbers:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights alone at each precision (int8 and int4 without their scales)."""
-        return {name: round(self.parameters["total"] * size) for name, size in BYTES_PER_PARAMETER.items()}
+        return {
+            name: round(self.parameters["total"] * size)
+            for name, size in BYTES_PER_PARAMETER.items()
+        }

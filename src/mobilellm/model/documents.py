@@ -36,18 +36,32 @@ def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
     return (same & torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()).unsqueeze(1)
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, causal: bool) -> Tensor:
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, causal: bool
+) -> Tensor:
     """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and values (B, K, S, D)."""
-    if causal and query.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+    if (
+        causal
+        and query.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+    ):
         dtype = torch.get_autocast_dtype("cpu")
         return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype))[0]
     grouped = query.shape[1] != key.shape[1]
     if mask is None or isinstance(mask, Tensor):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
     if isinstance(mask, (list, tuple)):
         pieces = [
             F.scaled_dot_product_attention(
-                query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], attn_mask=seen, is_causal=seen is None, enable_gqa=grouped
+                query[:, :, a:b],
+                key[:, :, a:b],
+                value[:, :, a:b],
+                attn_mask=seen,
+                is_causal=seen is None,
+                enable_gqa=grouped,
             )
             for a, b, seen in mask
         ]

@@ -1,7 +1,7 @@
 """RMSNorm and SwiGLU with backward passes of their own: they keep less and do it in fewer passes over memory.
 
 Autograd would keep every intermediate (for SwiGLU the gate, its sigmoid's product and the up projection; for RMSNorm the
-normalised input beside the input) and walk over each again. Here only the input is kept, and what is cheap is computed
+normalized input beside the input) and walk over each again. Here only the input is kept, and what is cheap is computed
 anew. torch.compile sees through both.
 """
 

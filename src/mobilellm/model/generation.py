@@ -54,14 +54,20 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     if sampling.top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(0)
-        before = probabilities.cumsum(0) - probabilities  # mass of the likelier ones: the first token always stays
+        before = (
+            probabilities.cumsum(0) - probabilities
+        )  # mass of the likelier ones: the first token always stays
         logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
     return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
 
 
 @torch.inference_mode()
 def generate(
-    network: Network, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Sequence[int] | None = None
+    network: Network,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[int] | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `prompt`, ending before a token of `stop`.
 
@@ -75,7 +81,9 @@ def generate(
         eos = config.eos_token_id
         stop = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not prompt:
-        raise UserError("the prompt is empty and the model has no BOS token", mend="give at least one token")
+        raise UserError(
+            "the prompt is empty and the model has no BOS token", hint="give at least one token"
+        )
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens {max_new_tokens}: must be 0 or more")
     length = len(prompt) + max_new_tokens
@@ -83,10 +91,12 @@ def generate(
         raise UserError(
             f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of "
             f"{config.max_position_embeddings}",
-            mend=f"at most {max(0, config.max_position_embeddings - len(prompt))} new ones fit",
+            hint=f"at most {max(0, config.max_position_embeddings - len(prompt))} new ones fit",
         )
     if (largest := max(prompt)) >= config.vocab_size or min(prompt) < 0:
-        raise UserError(f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}")
+        raise UserError(
+            f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}"
+        )
     weight = network.embed_tokens.weight
     # A CPU generator whatever the device: the draw is one small vector, and the same seed then gives the same text.
     generator = torch.Generator().manual_seed(sampling.seed)

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 @functools.cache
 def onednn_linear() -> Callable[..., Tensor] | None:
     """torch's product by oneDNN, which its compiler uses; None where this torch or this machine has none."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if (
+        platform.machine().lower() not in ("x86_64", "amd64")
+        or not torch.backends.mkldnn.is_available()
+    ):
         return None
     product: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return product

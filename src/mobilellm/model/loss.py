@@ -21,7 +21,9 @@ IGNORED = -100  # the target that counts for nothing, as in torch's cross_entrop
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, z_loss: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, z_loss: float
+    ) -> Tensor:
         """Sum of the losses, float32. hidden (N, C), weight (V, C), targets (N,); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows = max(16, CHUNK_NUMBERS // weight.shape[0])
@@ -74,7 +76,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0
+) -> Tensor:
     """cross_entropy(hidden @ weight.T, targets) with targets of -100 ignored. hidden (N, C), weight (V, C), targets (N,).
 
     `reduction`: "mean" over the targets that count, "sum", or "none" (which gives (N,) and no gradient: it is for scoring).
@@ -88,7 +92,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
             rows = max(16, CHUNK_NUMBERS // weight.shape[0])
             w = weight.to(dtype)
             pieces = [
-                F.cross_entropy(linear(h.to(dtype), w).float(), t, reduction="none", ignore_index=IGNORED)
+                F.cross_entropy(
+                    linear(h.to(dtype), w).float(), t, reduction="none", ignore_index=IGNORED
+                )
                 for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
             ]
             return torch.cat(pieces)

@@ -35,7 +35,9 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
-        slots = config.num_hidden_layers * (config.layer_repeats if config.shared_kv == "own" else 1)
+        slots = config.num_hidden_layers * (
+            config.layer_repeats if config.shared_kv == "own" else 1
+        )
         shape = (2, slots, batch_size, config.num_key_value_heads, max_length, config.head_dim)
         self.store = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.length = 0  # positions filled in every slot
@@ -71,7 +73,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv_proj = Linear(config.hidden_size, self.q_width + 2 * self.kv_width)
         self.o_proj = Linear(self.q_width, config.hidden_size)
@@ -100,7 +106,9 @@ class Attention(nn.Module):
             if cache is not None:
                 key, value = cache.append(slot, key, value)
         else:
-            q = linear(x, self.qkv_proj.weight[: self.q_width]).view(B, T, self.heads, self.head_dim)
+            q = linear(x, self.qkv_proj.weight[: self.q_width]).view(
+                B, T, self.heads, self.head_dim
+            )
             q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
             key, value = shared
         out = masked_attention(q.transpose(1, 2), key, value, mask, causal)  # (B, H, T, D)
@@ -134,31 +142,37 @@ class Block(nn.Module):
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
-        y, key_value = self.self_attn(self.input_layernorm(x), rotation, mask, causal, cache, slot, shared, rows)
+        y, key_value = self.self_attn(
+            self.input_layernorm(x), rotation, mask, causal, cache, slot, shared, rows
+        )
         x = (x if rows is None else x[:, rows]) + y
         return x + self.mlp(self.post_attention_layernorm(x)), key_value
 
 
 class Network(nn.Module):
-    """The language model. Parameters are float32, set by `initialise` from torch's generator.
+    """The language model. Parameters are float32, set by `initialize` from torch's generator.
 
-    With `initialised` false they are left for the caller to set.
+    With `initialized` false they are left for the caller to set.
     """
 
-    def __init__(self, config: ModelConfig, initialised: bool = True) -> None:
+    def __init__(self, config: ModelConfig, initialized: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = (
+            None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        )
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = cos_sin(config)
-        self.register_buffer("cos", cos.unsqueeze(1), persistent=False)  # (max_position_embeddings, 1, D/2)
+        self.register_buffer(
+            "cos", cos.unsqueeze(1), persistent=False
+        )  # (max_position_embeddings, 1, D/2)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
-        if initialised:
-            initialise(self)
+        if initialized:
+            initialize(self)
 
     @property
     def output_weight(self) -> Tensor:
@@ -169,7 +183,7 @@ class Network(nn.Module):
         self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None,
         packed: tuple[Tensor, Sequence[Span]] | None = None, rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The last hidden states, normalised: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
+        """The last hidden states, normalized: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
 
         With `documents` (B, T), the number of the document each token belongs to within its row, a token attends to
         its own document alone. Rotary positions are relative, so each document fares as if it stood by itself.
@@ -210,7 +224,12 @@ class Network(nn.Module):
         return linear(self.hidden(input_ids, cache), self.output_weight)
 
     def loss(
-        self, input_ids: Tensor, targets: Tensor, reduction: str = "mean", documents: Tensor | None = None, z_loss: float = 0.0
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        reduction: str = "mean",
+        documents: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> Tensor:
         """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over targets, or their sum.
 
@@ -218,7 +237,9 @@ class Network(nn.Module):
         gradient (PaLM, arXiv 2204.02311, section 5); the value returned stays the cross-entropy.
         """
         hidden = self.hidden(input_ids, documents=documents).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), reduction, z_loss)
+        return linear_cross_entropy(
+            hidden, self.output_weight, targets.flatten(), reduction, z_loss
+        )
 
     def generate(
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,
@@ -228,7 +249,9 @@ class Network(nn.Module):
         return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
 
 
-def initialise(network: Network, zero_residual: bool = False, generator: torch.Generator | None = None) -> None:
+def initialize(
+    network: Network, zero_residual: bool = False, generator: torch.Generator | None = None
+) -> None:
     """Set every parameter; the one place where that is done.
 
     | parameter                       | value                                             | with zero_residual               |

@@ -36,12 +36,16 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     for key in KEYS[kind]:
         value = scaling.get(key)
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"rope_scaling of type {kind}: {key} = {value!r}, a positive number is needed")
+            raise UserError(
+                f"rope_scaling of type {kind}: {key} = {value!r}, a positive number is needed"
+            )
     if kind == "linear":
         return frequencies / scaling["factor"]
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the old context
+        turns = (
+            scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        )  # over the old context
         # Slow pairs are stretched by the whole factor, fast ones not at all, those between in proportion.
         share = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - share) * frequencies / scaling["factor"] + share * frequencies

@@ -21,21 +21,31 @@ Stacks = dict[str, list[tuple[str, int]]]
 
 def stacks(config: ModelConfig) -> Stacks:
     """Every in-memory parameter, with its parts on disk in order, as (name, rows)."""
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
     ffn, width, vocab = config.intermediate_size, config.hidden_size, config.vocab_size
     found: Stacks = {"embed_tokens.weight": [("model.embed_tokens.weight", vocab)]}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
         found[ours + "input_layernorm.weight"] = [(theirs + "input_layernorm.weight", width)]
         found[ours + "self_attn.qkv_proj.weight"] = [
-            (theirs + f"self_attn.{name}_proj.weight", rows) for name, rows in (("q", q), ("k", kv), ("v", kv))
+            (theirs + f"self_attn.{name}_proj.weight", rows)
+            for name, rows in (("q", q), ("k", kv), ("v", kv))
         ]
         if config.qk_norm:
             for name in ("q_norm", "k_norm"):
-                found[ours + f"self_attn.{name}.weight"] = [(theirs + f"self_attn.{name}.weight", config.head_dim)]
+                found[ours + f"self_attn.{name}.weight"] = [
+                    (theirs + f"self_attn.{name}.weight", config.head_dim)
+                ]
         found[ours + "self_attn.o_proj.weight"] = [(theirs + "self_attn.o_proj.weight", width)]
-        found[ours + "post_attention_layernorm.weight"] = [(theirs + "post_attention_layernorm.weight", width)]
-        found[ours + "mlp.gate_up_proj.weight"] = [(theirs + f"mlp.{name}_proj.weight", ffn) for name in ("gate", "up")]
+        found[ours + "post_attention_layernorm.weight"] = [
+            (theirs + "post_attention_layernorm.weight", width)
+        ]
+        found[ours + "mlp.gate_up_proj.weight"] = [
+            (theirs + f"mlp.{name}_proj.weight", ffn) for name in ("gate", "up")
+        ]
         found[ours + "mlp.down_proj.weight"] = [(theirs + "mlp.down_proj.weight", width)]
     found["norm.weight"] = [("model.norm.weight", width)]
     if not config.tie_word_embeddings:
@@ -45,10 +55,16 @@ def stacks(config: ModelConfig) -> Stacks:
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name on disk -> shape of every tensor a checkpoint of this configuration holds."""
-    q, ffn, width = config.num_attention_heads * config.head_dim, config.intermediate_size, config.hidden_size
+    q, ffn, width = (
+        config.num_attention_heads * config.head_dim,
+        config.intermediate_size,
+        config.hidden_size,
+    )
     columns = {"self_attn.o_proj.weight": q, "mlp.down_proj.weight": ffn}
     return {
-        name: (rows,) if name.endswith("norm.weight") else (rows, columns.get(".".join(name.split(".")[3:]), width))
+        name: (rows,)
+        if name.endswith("norm.weight")
+        else (rows, columns.get(".".join(name.split(".")[3:]), width))
         for parts in stacks(config).values()
         for name, rows in parts
     }
@@ -59,11 +75,15 @@ def to_named(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tens
     named: dict[str, Tensor] = {}
     for ours, parts in stacks(config).items():
         pieces = state[ours].detach().split([rows for _, rows in parts])
-        named.update((name, piece.contiguous()) for (name, _), piece in zip(parts, pieces, strict=True))
+        named.update(
+            (name, piece.contiguous()) for (name, _), piece in zip(parts, pieces, strict=True)
+        )
     return named
 
 
-def from_named(config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights") -> dict[str, Tensor]:
+def from_named(
+    config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights"
+) -> dict[str, Tensor]:
     """The names on disk -> in-memory tensors. `UserError` names every missing, unexpected and misshapen tensor."""
     expected = shapes(config)
     complaints = []
@@ -79,9 +99,14 @@ def from_named(config: ModelConfig, named: Mapping[str, Tensor], where: str = "w
     if wrong:
         complaints.append(f"wrong shape: {_listed(wrong)}")
     if complaints:
-        raise UserError(f"{where}: {'; '.join(complaints)}", mend="the weights and config.json belong to different models")
+        raise UserError(
+            f"{where}: {'; '.join(complaints)}",
+            hint="the weights and config.json belong to different models",
+        )
     return {
-        ours: torch.cat([named[name] for name, _ in parts]) if len(parts) > 1 else named[parts[0][0]]
+        ours: torch.cat([named[name] for name, _ in parts])
+        if len(parts) > 1
+        else named[parts[0][0]]
         for ours, parts in stacks(config).items()
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.hardware.devices import DEVICES, Device, device
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.costs import Numbers
+from mobilellm.model.costs import ModelCosts
 from mobilellm.plan.memory import Precision, estimate
 
 HIGHEST_MFU = 0.9
@@ -27,17 +27,17 @@ RIDGE = DEVICES["a100-80g"].bf16 / DEVICES["a100-80g"].bandwidth
 
 
 def expected_mfu(config: ModelConfig, on: Device) -> float:
-    """Model FLOPs utilisation (PaLM's count) expected of a bf16 training on one kind of device."""
+    """Model FLOPs utilization (PaLM's count) expected of a bf16 training on one kind of device."""
     half = HALF_WIDTH * (on.bf16 / on.bandwidth) / RIDGE
     return HIGHEST_MFU * config.hidden_size / (config.hidden_size + half)
 
 
 def plan_run(
     config: ModelConfig, *, tokens: float, device_name: str, count: int, sequence_length: int = 2048,
-    batch_tokens: int = 2_097_152, micro_batch: int = 0, precision: Precision = "bf16", optimizer: str = "adamw",
+    batch_tokens: int = 2_097_152, micro_batch_size: int = 0, precision: Precision = "bf16", optimizer: str = "adamw",
     sharded: bool = False, mfu: float = 0.0, price_per_gpu_hour: float = 0.0, price_per_kwh: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """The plan as plain data. `mfu` 0 takes the expected one; `micro_batch` 0 the largest that fits.
+    """The plan as plain data. `mfu` 0 takes the expected one; `micro_batch_size` 0 the largest that fits.
 
     `UserError` for a run that cannot be: too few tokens, more devices than sequences, a model that does not fit at all.
     """
@@ -47,15 +47,23 @@ def plan_run(
     if count < 1:
         raise UserError(f"{count} devices: must be at least 1")
     if sequence_length < 1 or batch_tokens < sequence_length or batch_tokens % sequence_length:
-        raise UserError(f"a batch of {batch_tokens} tokens does not divide into sequences of {sequence_length}")
+        raise UserError(
+            f"a batch of {batch_tokens} tokens does not divide into sequences of {sequence_length}"
+        )
     if not 0 <= mfu <= 1:
         raise UserError(f"mfu = {mfu}: must be from 0 to 1")
     sequences = batch_tokens // sequence_length
     if sequences % count:
         near = [n for n in range(1, sequences + 1) if sequences % n == 0]
-        below, above = max((n for n in near if n <= count), default=1), min((n for n in near if n >= count), default=sequences)
-        raise UserError(f"{sequences} sequences a step do not divide by {count} devices", mend=f"use {below} or {above}")
-    numbers = Numbers.of(config)
+        below, above = (
+            max((n for n in near if n <= count), default=1),
+            min((n for n in near if n >= count), default=sequences),
+        )
+        raise UserError(
+            f"{sequences} sequences a step do not divide by {count} devices",
+            hint=f"use {below} or {above}",
+        )
+    numbers = ModelCosts.of(config)
     flops = numbers.flops_per_token(sequence_length)
     rate = mfu or expected_mfu(config, on)
     peak = on.bf16 if precision == "bf16" else on.fp32
@@ -64,13 +72,13 @@ def plan_run(
 
     def needs(micro: int) -> Any:
         return estimate(
-            config, sequence_length=sequence_length, micro_batch=micro, precision=precision, optimizer=optimizer,
+            config, sequence_length=sequence_length, micro_batch_size=micro, precision=precision, optimizer=optimizer,
             accumulating=micro < rows, shards=count if sharded else 1,
         )  # fmt: skip
 
     usable = 0.92 * on.memory  # the rest is the driver's, the kernels' and the allocator's
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and needs(n).peak <= usable]
-    micro = micro_batch or max(fitting, default=1)
+    micro = micro_batch_size or max(fitting, default=1)
     memory = needs(micro)
     seconds = tokens / (speed * count)
     hours = seconds / 3600 * count
@@ -87,17 +95,21 @@ def plan_run(
         "precision": precision,
         "mfu_palm": rate,
         "mfu_6n": rate * flops["six_n"] / flops["palm"],
-        "mfu_from": "given" if mfu else f"{HIGHEST_MFU} x width / (width + {HALF_WIDTH * (on.bf16 / on.bandwidth) / RIDGE:.0f})",
+        "mfu_from": "given"
+        if mfu
+        else f"{HIGHEST_MFU} x width / (width + {HALF_WIDTH * (on.bf16 / on.bandwidth) / RIDGE:.0f})",
         "tokens_per_second_per_device": speed,
         "tokens_per_second": speed * count,
         "batch_tokens": batch_tokens,
         "steps": math.ceil(tokens / batch_tokens),
         "step_seconds": batch_tokens / (speed * count),
-        "micro_batch": micro,
+        "micro_batch_size": micro,
         "memory_bytes": memory.parts | {"peak": memory.peak},
         "fits": memory.peak <= usable,
         "days": seconds / 86400,
         "gpu_hours": hours,
         "energy_kwh": energy,
-        "cost": hours * price_per_gpu_hour + energy * price_per_kwh if price_per_gpu_hour or price_per_kwh else None,
+        "cost": hours * price_per_gpu_hour + energy * price_per_kwh
+        if price_per_gpu_hour or price_per_kwh
+        else None,
     }

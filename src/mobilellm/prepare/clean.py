@@ -36,7 +36,12 @@ from mobilellm.prepare.tasks import plan
 try:
     from datatrove.data import Document
     from datatrove.pipeline.base import PipelineStep
-    from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups
+    from datatrove.pipeline.dedup.exact_dedup import (
+        ExactDedupConfig,
+        ExactDedupFilter,
+        ExactDedupSignature,
+        ExactFindDedups,
+    )
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
         MinhashDedupBuckets,
@@ -47,9 +52,13 @@ try:
     from datatrove.pipeline.filters.base_filter import BaseFilter
     from datatrove.utils.hashing import HashConfig
 except ImportError as error:
-    raise UserError(f"cleaning needs datatrove ({error})", mend="pip install 'mobilellm[data]'") from None
+    raise UserError(
+        f"cleaning needs datatrove ({error})", hint="pip install 'mobilellm[data]'"
+    ) from None
 
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]|[^\W_]+")
+WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]|[^\W_]+"
+)
 CLEANING_VERSION = 1  # of the rules below
 NGRAM = 13  # words of a passage in common with an evaluation set, as Brown et al. count (arXiv 2005.14165, appendix C)
 SHORTEST = 8  # words of an evaluation text that is looked for whole when it has fewer than NGRAM
@@ -83,7 +92,9 @@ def runs(words: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     found = np.zeros(len(words) - length + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
         for place in range(length):
-            found = (found ^ words[place : len(words) - length + 1 + place]) * np.uint64(0x9E3779B97F4A7C15)
+            found = (found ^ words[place : len(words) - length + 1 + place]) * np.uint64(
+                0x9E3779B97F4A7C15
+            )
             found ^= found >> np.uint64(29)
     return found
 
@@ -106,19 +117,27 @@ class Dropped:
 
     def write(self, document: Document, rank: int = 0) -> None:
         """Take note of a document."""
-        reason, detail = (str(document.metadata.get(key, "")) for key in ("filter_reason", "detail"))
+        reason, detail = (
+            str(document.metadata.get(key, "")) for key in ("filter_reason", "detail")
+        )
         self.rank, self.count = rank, self.count + 1
         self.reasons[reason] += 1
         if len(self.examples) < EXAMPLES:
             where = str(document.metadata.get("where", document.id))
             self.examples.append(
-                {"where": where, "why": f"{reason}: {detail}" if detail else reason, "text": document.text[:SHOWN]}
+                {
+                    "where": where,
+                    "why": f"{reason}: {detail}" if detail else reason,
+                    "text": document.text[:SHOWN],
+                }
             )
 
     def __exit__(self, *_: object) -> None:
         note = {"count": self.count, "reasons": dict(self.reasons), "examples": self.examples}
         if self.count:
-            write_file(self.folder / "dropped" / self.step / f"{self.rank:05d}.json", orjson.dumps(note))
+            write_file(
+                self.folder / "dropped" / self.step / f"{self.rank:05d}.json", orjson.dumps(note)
+            )
 
 
 class ReadSources(PipelineStep):
@@ -131,23 +150,33 @@ class ReadSources(PipelineStep):
         self.tasks, self.folder = plan(sources), folder
         self.settings, self.on_bad = ReadSettings(text_field=text_field), on_bad
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yield documents with `source` and `where` in their metadata; `UserError` for a bad one, or it is counted."""
         count = 0
         with Dropped(self.folder, "unreadable") as dropped:
             for task in self.tasks[rank::world_size]:
                 for part in task.parts:
-                    for record in records(Path(part.path), Span(part.start, part.end), self.settings):
+                    for record in records(
+                        Path(part.path), Span(part.start, part.end), self.settings
+                    ):
                         count += 1
                         name = f"{task.source}/{part.file}/{record.key}"
                         where = record.where or f"{part.path} at {record.key}"
                         if record.fault is not None:
                             if self.on_bad == "stop":
                                 raise record.fault
-                            about = {"where": where, "filter_reason": "cannot be read", "detail": record.fault.what}
+                            about = {
+                                "where": where,
+                                "filter_reason": "cannot be read",
+                                "detail": record.fault.what,
+                            }
                             dropped.write(Document("", name, metadata=about), rank)
                             continue
-                        text = "".join(text_pieces(record.path)) if record.path else record.text or ""
+                        text = (
+                            "".join(text_pieces(record.path)) if record.path else record.text or ""
+                        )
                         self.stat_update("total")
                         yield Document(text, name, metadata={"source": task.source, "where": where})
         write_file(self.folder / "read" / f"{rank:05d}.json", orjson.dumps(count))
@@ -162,7 +191,9 @@ class ReadKept(PipelineStep):
         super().__init__()
         self.folder = folder
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yield the documents of one file."""
         path = self.folder / f"{rank:05d}.jsonl"
         if path.is_file():
@@ -182,12 +213,16 @@ class Keep(PipelineStep):
         super().__init__()
         self.folder, self.by_source = folder, by_source
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document], rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Write to folder/RANK.jsonl, or to folder/SOURCE/RANK.jsonl."""
         files: dict[Path, Any] = {}
         try:
             for document in data:
-                folder = self.folder / document.metadata["source"] if self.by_source else self.folder
+                folder = (
+                    self.folder / document.metadata["source"] if self.by_source else self.folder
+                )
                 path = folder / f"{rank:05d}.jsonl"
                 if path not in files:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -227,15 +262,25 @@ class QualityFilter(BaseFilter):
         letters = sum(n for c, n in counts.items() if unicodedata.category(c)[0] in "LM")
         if letters < self.least_letters * solid:
             return self._because(doc, "few letters", f"{letters / solid:.0%}")
-        broken = sum(n for c, n in counts.items() if c == "\ufffd" or (unicodedata.category(c) == "Cc" and c not in "\n\t\r\f"))
+        broken = sum(
+            n
+            for c, n in counts.items()
+            if c == "\ufffd" or (unicodedata.category(c) == "Cc" and c not in "\n\t\r\f")
+        )
         if broken > self.most_broken * len(text):
             return self._because(doc, "broken characters", f"{broken / len(text):.1%}")
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         repeated = [line for line, n in Counter(lines).items() for _ in range(n - 1)]
         if len(lines) > 5 and len(repeated) > self.most_repeated_lines * len(lines):
             return self._because(doc, "repeated lines", f"{len(repeated) / len(lines):.0%}")
-        if len(lines) > 5 and sum(map(len, repeated)) > self.most_repeated_characters * sum(map(len, lines)):
-            return self._because(doc, "text in repeated lines", f"{sum(map(len, repeated)) / sum(map(len, lines)):.0%}")
+        if len(lines) > 5 and sum(map(len, repeated)) > self.most_repeated_characters * sum(
+            map(len, lines)
+        ):
+            return self._because(
+                doc,
+                "text in repeated lines",
+                f"{sum(map(len, repeated)) / sum(map(len, lines)):.0%}",
+            )
         sample = text[: 1 << 16].encode("utf-8", "replace")
         share = len(zlib.compress(sample, 1)) / len(sample)
         if share < self.least_compressed:
@@ -255,7 +300,9 @@ class Decontaminate(BaseFilter):
 
     def __init__(self, folder: Path, exclusion_writer: Any = None) -> None:
         super().__init__(exclusion_writer)
-        self.hashes = {length: hashes for length, hashes in evaluation_ngrams(folder).items() if len(hashes)}
+        self.hashes = {
+            length: hashes for length, hashes in evaluation_ngrams(folder).items() if len(hashes)
+        }
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True, or (False, reason)."""
@@ -302,7 +349,9 @@ def evaluation_ngrams(folder: Path) -> dict[int, NDArray[np.uint64]]:
             for text in "".join(text_pieces(path)).split("\n"):
                 add(text)
     if not found:
-        raise UserError(f"{folder}: no evaluation set in it", mend="it must hold .jsonl or .txt files")
+        raise UserError(
+            f"{folder}: no evaluation set in it", hint="it must hold .jsonl or .txt files"
+        )
     return {length: np.unique(np.concatenate(hashes)) for length, hashes in sorted(found.items())}
 
 
@@ -372,18 +421,26 @@ def stages(
     """The pipelines, to be run one after the other, by any datatrove executor; documents end up in folder/cleaned/SOURCE."""
     tasks = len(plan(sources))
     exact = ExactDedupConfig(content_getter=content_of, hash_config=HASH, only_dedup_in_index=False)
-    first: list[Any] = [ReadSources(sources, folder, text_field, on_bad), QualityFilter(Dropped(folder, "quality"))]
+    first: list[Any] = [
+        ReadSources(sources, folder, text_field, on_bad),
+        QualityFilter(Dropped(folder, "quality")),
+    ]
     if decontaminate is not None:
         first.append(Decontaminate(decontaminate, Dropped(folder, "decontamination")))
     first += [Keep(folder / "kept-1"), ExactDedupSignature(str(folder / "exact/signatures"), exact)]
     second = [
         ReadKept(folder / "kept-1"),
-        ExactDedupFilter(str(folder / "exact/duplicates"), exact, Dropped(folder, "exact duplicate")),
+        ExactDedupFilter(
+            str(folder / "exact/duplicates"), exact, Dropped(folder, "exact duplicate")
+        ),
         Keep(folder / "kept-2"),
         Signature(folder / "near/signatures"),
     ]
     buckets = MinhashDedupBuckets(
-        str(folder / "near/signatures"), str(folder / "near/pairs"), config=MINHASH, only_dedup_in_index=False
+        str(folder / "near/signatures"),
+        str(folder / "near/pairs"),
+        config=MINHASH,
+        only_dedup_in_index=False,
     )
     third = [
         ReadKept(folder / "kept-2"),
@@ -392,11 +449,25 @@ def stages(
     ]
     return [
         CleaningStage("filter", first, tasks),
-        CleaningStage("exact", [ExactFindDedups(str(folder / "exact/signatures"), str(folder / "exact/duplicates"), exact)], 1),
+        CleaningStage(
+            "exact",
+            [
+                ExactFindDedups(
+                    str(folder / "exact/signatures"), str(folder / "exact/duplicates"), exact
+                )
+            ],
+            1,
+        ),
         CleaningStage("unique", second, tasks),
         CleaningStage("pairs", [buckets], MINHASH.num_buckets),
         CleaningStage(
-            "clusters", [MinhashDedupCluster(str(folder / "near/pairs"), str(folder / "near/removed"), config=MINHASH)], 1
+            "clusters",
+            [
+                MinhashDedupCluster(
+                    str(folder / "near/pairs"), str(folder / "near/removed"), config=MINHASH
+                )
+            ],
+            1,
         ),
         CleaningStage("final", third, tasks),
     ]
@@ -412,20 +483,29 @@ def clean(
     """
     from datatrove.executor import LocalPipelineExecutor
 
-    against = [(path, path.stat()) for path in (evaluation_files(decontaminate) if decontaminate else ())]
+    against = [
+        (path, path.stat()) for path in (evaluation_files(decontaminate) if decontaminate else ())
+    ]
     settings = [
         CLEANING_VERSION, [asdict(task) for task in plan(sources)], text_field, on_bad,
         [[str(path), status.st_size, status.st_mtime_ns] for path, status in against],
     ]  # fmt: skip
-    place = folder / hashlib.sha256(orjson.dumps(settings)).hexdigest()[:16]  # other settings take nothing over
+    place = (
+        folder / hashlib.sha256(orjson.dumps(settings)).hexdigest()[:16]
+    )  # other settings take nothing over
     with disk_errors(folder):
         place.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder}: another process is cleaning there", mend="wait for it, or choose another name") from None
-        for stage in stages(sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad):
+            raise UserError(
+                f"{folder}: another process is cleaning there",
+                hint="wait for it, or choose another name",
+            ) from None
+        for stage in stages(
+            sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad
+        ):
             say(f"cleaning: {stage.name}, {stage.tasks} tasks")
             executor = LocalPipelineExecutor(
                 pipeline=stage.pipeline, tasks=stage.tasks, workers=min(workers, stage.tasks), skip_completed=True,
@@ -439,7 +519,10 @@ def clean(
         for source in sources if (place / "cleaned" / source.name).is_dir()
     ]  # fmt: skip
     if not cleaned:
-        raise UserError(f"{sources[0].paths[0]}: no document is left after cleaning", mend=f"the reasons are in {place}/dropped")
+        raise UserError(
+            f"{sources[0].paths[0]}: no document is left after cleaning",
+            hint=f"the reasons are in {place}/dropped",
+        )
     return report, cleaned
 
 
@@ -469,7 +552,10 @@ def summary(folder: Path) -> dict[str, Any]:
             kept += sum(1 for _ in file)
     dropped: dict[str, Any] = {}
     for step in STEPS:
-        notes = [orjson.loads(path.read_bytes()) for path in sorted((folder / "dropped" / step).glob("*.json"))]
+        notes = [
+            orjson.loads(path.read_bytes())
+            for path in sorted((folder / "dropped" / step).glob("*.json"))
+        ]
         reasons = sum((Counter(note["reasons"]) for note in notes), Counter[str]())
         dropped[step] = {
             "documents": sum(note["count"] for note in notes),

@@ -58,13 +58,17 @@ class Source:
         found: list[Path] = []
         for path in self.paths:
             if path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.is_file() and kind(p) and not p.name.startswith("."))
+                inside = sorted(
+                    p
+                    for p in path.rglob("*")
+                    if p.is_file() and kind(p) and not p.name.startswith(".")
+                )
                 if not inside:
-                    raise UserError(f"{path}: holds no text", mend=KINDS)
+                    raise UserError(f"{path}: holds no text", hint=KINDS)
                 found.extend(inside)
             elif path.is_file():
                 if not kind(path):
-                    raise UserError(f"{path}: of a kind that is not read", mend=KINDS)
+                    raise UserError(f"{path}: of a kind that is not read", hint=KINDS)
                 found.append(path)
             else:
                 raise UserError(f"{path}: no such file or folder")
@@ -142,10 +146,14 @@ def records(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:
     except UserError as error:
         yield Record(str(path), -1, fault=error)
     except OSError as error:
-        yield Record(str(path), -1, fault=UserError(f"{path}: cannot be read ({error.strerror or error})"))
+        yield Record(
+            str(path), -1, fault=UserError(f"{path}: cannot be read ({error.strerror or error})")
+        )
 
 
-def _row(line: bytes, fault: str, path: Path, number: Any, position: int, settings: ReadSettings) -> Record:
+def _row(
+    line: bytes, fault: str, path: Path, number: Any, position: int, settings: ReadSettings
+) -> Record:
     """The record of one line. `number` is asked for its value only when it is to be told."""
     record = Record("", position)
     try:
@@ -171,16 +179,23 @@ def _foreign(record: Record, row: Any, where: str, settings: ReadSettings) -> No
     name = settings.text_field
     if isinstance(row, dict) and "token_ids" in row and name not in row:
         if settings.vocab_size is None:
-            raise UserError(f"{where}: token ids, and no tokenizer named", mend="name theirs with --tokenizer")
+            raise UserError(
+                f"{where}: token ids, and no tokenizer named", hint="name theirs with --tokenizer"
+            )
         record.ids, record.source = sample_of(row, where, settings.vocab_size)
         if len(record.ids) not in settings.sample_lengths:
             allowed = " or ".join(map(str, settings.sample_lengths))
-            raise UserError(f"{where}: {len(record.ids)} ids, a sample has {allowed}", mend="or give --sequence-length")
+            raise UserError(
+                f"{where}: {len(record.ids)} ids, a sample has {allowed}",
+                hint="or give --sequence-length",
+            )
     elif isinstance(row, dict) and name in row:
         raise UserError(f"{where}: field {name!r} is {type(row[name]).__name__}, not text")
     else:
         keys = ", ".join(list(row)[:10]) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: no field {name!r} (found {keys})", mend="name the field with --text-field")
+        raise UserError(
+            f"{where}: no field {name!r} (found {keys})", hint="name the field with --text-field"
+        )
 
 
 def _lines(path: Path, span: Span) -> Iterator[tuple[Any, int, bytes, str]]:
@@ -253,7 +268,12 @@ def _compressed_lines(path: Path, span: Span) -> Iterator[tuple[Any, int, bytes,
                 length = (held + len(piece) if first else len(piece)) + 1
                 if where in span:
                     if length > LONGEST_LINE:
-                        yield (lambda n=number: n), start, b"", f"a line of more than {LONGEST_LINE} bytes"
+                        yield (
+                            (lambda n=number: n),
+                            start,
+                            b"",
+                            f"a line of more than {LONGEST_LINE} bytes",
+                        )
                     elif line:
                         yield (lambda n=number: n), start, line, ""
                 start += length
@@ -265,7 +285,12 @@ def _compressed_lines(path: Path, span: Span) -> Iterator[tuple[Any, int, bytes,
         raise
     except UserError as error:
         if span.end is None:  # told once, by whoever reads to the end
-            yield (lambda: number + 1), start, b"", f"{error.what.removeprefix(f'{path}: ')}: nothing from here on can be read"
+            yield (
+                (lambda: number + 1),
+                start,
+                b"",
+                f"{error.what.removeprefix(f'{path}: ')}: nothing from here on can be read",
+            )
 
 
 def unpacked(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -292,7 +317,9 @@ def _gunzip(path: Path, raw: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     try:
         while data or (data := raw.read(BLOCK)):
             if archive.eof or not begun:
-                if members and not data.strip(b"\0"):  # padding behind the last member, as tapes and some uploads leave it
+                if members and not data.strip(
+                    b"\0"
+                ):  # padding behind the last member, as tapes and some uploads leave it
                     at, data = at + len(data), b""
                     continue
                 archive, begun = zlib.decompressobj(31), 1
@@ -313,7 +340,9 @@ def _unzstd(path: Path, raw: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     try:
         import zstandard
     except ImportError:
-        raise MissingPackageError(f"{path}: .zst needs the package zstandard", mend="pip install 'mobilellm[data]'") from None
+        raise MissingPackageError(
+            f"{path}: .zst needs the package zstandard", hint="pip install 'mobilellm[data]'"
+        ) from None
     make = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
     archive, at, data, begun = make(), 0, b"", False
     try:
@@ -341,15 +370,21 @@ def text_pieces(path: Path) -> Iterator[str]:
         try:
             piece = decoder.decode(block)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text at byte {done + error.start}", mend=wrong) from None
+            raise UserError(
+                f"{path}: not UTF-8 text at byte {done + error.start}", hint=wrong
+            ) from None
         done += len(block) - len(decoder.getstate()[0])
         if "\0" in piece:
-            raise UserError(f"{path}: a NUL byte at character {characters + piece.index(chr(0))}: a binary file, not text")
+            raise UserError(
+                f"{path}: a NUL byte at character {characters + piece.index(chr(0))}: a binary file, not text"
+            )
         characters += len(piece)
         if piece:
             yield piece
     if decoder.getstate()[0]:
-        raise UserError(f"{path}: not UTF-8 text at byte {done}: it ends within a character", mend=wrong)
+        raise UserError(
+            f"{path}: not UTF-8 text at byte {done}: it ends within a character", hint=wrong
+        )
 
 
 def _text(path: Path) -> Record:
@@ -371,11 +406,15 @@ def open_parquet(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise MissingPackageError(f"{path}: .parquet needs the package pyarrow", mend="pip install 'mobilellm[data]'") from None
+        raise MissingPackageError(
+            f"{path}: .parquet needs the package pyarrow", hint="pip install 'mobilellm[data]'"
+        ) from None
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0][:200]})") from None
+        raise UserError(
+            f"{path}: not a sound Parquet file ({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 def _parquet(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:
@@ -383,7 +422,9 @@ def _parquet(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]
     name = settings.text_field
     if name not in file.schema_arrow.names:
         found = ", ".join(file.schema_arrow.names[:10])
-        raise UserError(f"{path}: no column {name!r} (found {found})", mend="name the column with --text-field")
+        raise UserError(
+            f"{path}: no column {name!r} (found {found})", hint="name the column with --text-field"
+        )
     kind_of = str(file.schema_arrow.field(name).type)
     if kind_of not in ("string", "large_string", "string_view"):
         raise UserError(f"{path}: column {name!r} is {kind_of}, not text")
@@ -400,4 +441,6 @@ def _parquet(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]
                     else:
                         yield Record("", number, text=text)
         except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-            raise UserError(f"{path}: row group {group} is damaged ({str(error).splitlines()[0][:200]})") from None
+            raise UserError(
+                f"{path}: row group {group} is damaged ({str(error).splitlines()[0][:200]})"
+            ) from None

@@ -1,4 +1,4 @@
-"""Tokenising as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps, on any of its executors.
+"""Tokenizing as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps, on any of its executors.
 
     shards = TokenShards(Path("data/web"), Path("tokenizer.model"), held_out=0.001)
     first = SlurmPipelineExecutor(pipeline=[WarcReader(...), Trafilatura(), GopherQualityFilter(), shards], tasks=1000, ...)
@@ -29,11 +29,13 @@ from mobilellm.tokenizer.tokenizer import Tokenizer
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError as error:
-    raise UserError(f"this needs datatrove ({error})", mend="pip install 'mobilellm[data]'") from None
+    raise UserError(
+        f"this needs datatrove ({error})", hint="pip install 'mobilellm[data]'"
+    ) from None
 
 
 class TokenShards(PipelineStep):
-    """Tokenises documents; their source is what `metadata["source"]` names, or "text"."""
+    """Tokenizes documents; their source is what `metadata["source"]` names, or "text"."""
 
     type, name = "TOKENIZER", "mobilellm shards"
 
@@ -68,12 +70,21 @@ class TokenShards(PipelineStep):
                 for number, document in enumerate(data):
                     source = safe_name(str(document.metadata.get("source") or "text"))
                     if source not in runs:
-                        runs[source] = TaskRun(Task(source, True, [part], 0), job, staging, lambda _: None)
-                    runs[source].take(Record(f"document {document.id}", number, text=document.text), part)
+                        runs[source] = TaskRun(
+                            Task(source, True, [part], 0), job, staging, lambda _: None
+                        )
+                    runs[source].take(
+                        Record(f"document {document.id}", number, text=document.text), part
+                    )
                     self.stat_update("total")
                     yield document
-                write_json(staging / "result.json", {"parts": [asdict(runs[source].finish()) for source in sorted(runs)]})
-                shutil.rmtree(work.tasks / key, ignore_errors=True)  # of an earlier attempt at the same task
+                write_json(
+                    staging / "result.json",
+                    {"parts": [asdict(runs[source].finish()) for source in sorted(runs)]},
+                )
+                shutil.rmtree(
+                    work.tasks / key, ignore_errors=True
+                )  # of an earlier attempt at the same task
                 os.rename(staging, work.tasks / key)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -89,22 +100,42 @@ class FinishShards(PipelineStep):
         super().__init__()
         self.shards, self.expected_tasks = shards, expected_tasks
 
-    def run(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def run(
+        self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Any]:
         """Make the folder. `UserError` when tasks are missing, or one of the splits is empty."""
         step, work = self.shards, Workspace(self.shards.out)
-        folders = sorted(path for path in work.tasks.glob("rank-*") if (path / "result.json").is_file())
+        folders = sorted(
+            path for path in work.tasks.glob("rank-*") if (path / "result.json").is_file()
+        )
         if not folders or (self.expected_tasks is not None and len(folders) != self.expected_tasks):
-            raise UserError(f"{work.tasks}: {len(folders)} of {self.expected_tasks or 'no'} tasks are finished")
-        keyed = [(folder.name, part) for folder in folders for part in read_json(folder / "result.json")["parts"]]
+            raise UserError(
+                f"{work.tasks}: {len(folders)} of {self.expected_tasks or 'no'} tasks are finished"
+            )
+        keyed = [
+            (folder.name, part)
+            for folder in folders
+            for part in read_json(folder / "result.json")["parts"]
+        ]
         results = [part for _, part in keyed]
-        sources = [Source(name, []) for name in sorted({name for part in results for name in part["counts"]})]
+        sources = [
+            Source(name, [])
+            for name in sorted({name for part in results for name in part["counts"]})
+        ]
         tokenizer = Tokenizer.load(step.tokenizer)
         manifest = describe(
-            sources, results, tokenizer, step.split, bos=step.bos, eos=step.eos, library=step.library, reason=step.reason
+            sources,
+            results,
+            tokenizer,
+            step.split,
+            bos=step.bos,
+            eos=step.eos,
+            library=step.library,
+            reason=step.reason,
         )
         for split in ("train", "heldout"):
             if not any(shard["split"] == split for part in results for shard in part["shards"]):
-                raise UserError(f"no document is in the {split} split", mend="set another held_out")
+                raise UserError(f"no document is in the {split} split", hint="set another held_out")
         put_together(work, step.out, [key for key, _ in keyed], results, manifest, tokenizer)
         shutil.rmtree(work.path)
         return iter(data or ())

@@ -20,14 +20,23 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mobilellm.data.shards import ENDS, FORMAT, SPLITS, VERSION, ShardWriter, fingerprint, map_shard, token_dtype
+from mobilellm.data.shards import (
+    ENDS,
+    FORMAT,
+    SPLITS,
+    VERSION,
+    ShardWriter,
+    fingerprint,
+    map_shard,
+    token_dtype,
+)
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, sweep_partial, write_json
 from mobilellm.jobs.pool import Workspace
 from mobilellm.prepare.documents import ReadSettings, Source
 from mobilellm.prepare.sources import parse_sources as parse_sources
 from mobilellm.prepare.split import decide, training_texts
-from mobilellm.prepare.tasks import MOST_LISTED, Job, SplitRule, Task, plan, text_size
+from mobilellm.prepare.tasks import MAX_LISTED, Job, SplitRule, Task, plan, text_size
 from mobilellm.tokenizer.encoder import FAST, REFERENCE, MismatchError, choose, library_version
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
@@ -46,12 +55,14 @@ def check_names(sources: list[Source]) -> None:
     """`UserError` unless there are sources, and their names, which become file names, are plain and differ."""
     names = [source.name for source in sources]
     if not names:
-        raise UserError("no text given", mend="name files or folders")
+        raise UserError("no text given", hint="name files or folders")
     for name in names:
         if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"a source named {name!r}", mend='use letters, digits, "-" and "_"')
+            raise UserError(f"a source named {name!r}", hint='use letters, digits, "-" and "_"')
         if names.count(name) > 1:
-            raise UserError(f"two sources named {name!r}", mend="put their files into one source, or rename one")
+            raise UserError(
+                f"two sources named {name!r}", hint="put their files into one source, or rename one"
+            )
 
 
 def prepare(
@@ -116,27 +127,42 @@ def prepare(
             keyed = [(settings.key(task), asdict(task)) for task in tasks]
             weights = [task.weight for task in tasks]
             return [key for key, _ in keyed], work.run(
-                "tokenise", asdict(settings), keyed, weights, _workers(workers, total), report
+                "tokenize", asdict(settings), keyed, weights, _workers(workers, total), report
             )
 
         try:
             keys, results = run(job(chosen))
         except KeyboardInterrupt:
             if any(work.tasks.iterdir()):
-                say(f"stopped: what is finished lies in {work.path}, and the same command goes on from there")
+                say(
+                    f"stopped: what is finished lies in {work.path}, and the same command goes on from there"
+                )
             raise
         except MismatchError as error:
             reason = f"{FAST} was given up: {error}"
             chosen = REFERENCE
-            say(f"{reason}; everything is tokenised again by {REFERENCE}")
+            say(f"{reason}; everything is tokenized again by {REFERENCE}")
             keys, results = run(job(chosen))
         if reason and library == "auto":
-            say(f"tokenised by {REFERENCE}: {reason}")
-        manifest = describe(sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason) | (extra or {})
+            say(f"tokenized by {REFERENCE}: {reason}")
+        manifest = describe(
+            sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason
+        ) | (extra or {})
         if nodes is not None:
             from mobilellm.prepare.samples import write_layout
 
-            write_layout(work, out, manifest, keys, results, tokenizer, nodes, sequence_length, seed, _workers(workers, total))
+            write_layout(
+                work,
+                out,
+                manifest,
+                keys,
+                results,
+                tokenizer,
+                nodes,
+                sequence_length,
+                seed,
+                _workers(workers, total),
+            )
             return manifest
         put_together(work, out, keys, results, manifest, tokenizer)
     return manifest
@@ -146,7 +172,7 @@ def describe(
     sources: list[Source], results: list[dict[str, Any]], tokenizer: Tokenizer, split: SplitRule, *, bos: bool, eos: bool,
     library: str, reason: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """The manifest of tokenised tasks, but for the shards."""
+    """The manifest of tokenized tasks, but for the shards."""
     counts = _counts(sources, results)
     return {
         "format": FORMAT, "version": VERSION,
@@ -161,7 +187,7 @@ def describe(
         "sources": counts,
         "skipped": {
             "empty": sum(source["empty"] for source in counts), "bad": sum(source["bad"] for source in counts),
-            "first": [place for result in results for place in result["skipped"]][:MOST_LISTED],
+            "first": [place for result in results for place in result["skipped"]][:MAX_LISTED],
         },
         "splits": {},
     }  # fmt: skip
@@ -181,9 +207,13 @@ def put_together(
 def check_delimiters(tokenizer: Tokenizer, bos: bool, eos: bool) -> None:
     """`UserError` when a BOS or EOS is asked for that the tokenizer does not have."""
     if bos and tokenizer.bos_id is None:
-        raise UserError("a BOS token is asked for, but the tokenizer has none", mend="leave out --bos")
+        raise UserError(
+            "a BOS token is asked for, but the tokenizer has none", hint="leave out --bos"
+        )
     if eos and tokenizer.eos_id is None:
-        raise UserError("an EOS token is asked for, but the tokenizer has none", mend="add --no-eos")
+        raise UserError(
+            "an EOS token is asked for, but the tokenizer has none", hint="add --no-eos"
+        )
 
 
 def _workers(asked: int | None, total: float) -> int:
@@ -192,7 +222,9 @@ def _workers(asked: int | None, total: float) -> int:
         if not 1 <= asked <= 4096:
             raise UserError(f"{asked} workers: must be from 1 to 4096")
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return cores if total > 16 << 20 else 1
 
 
@@ -207,10 +239,14 @@ def _trained(
         trained = Tokenizer.load(folder)
         trained.name = "byte-level BPE"
         return trained
-    size = sum(text_size(path, path.stat().st_size) for source in sources for path in source.files())
+    size = sum(
+        text_size(path, path.stat().st_size) for source in sources for path in source.files()
+    )
     share = min(1.0, TRAINING_BYTES / max(1, size))
     if share < 1:
-        say(f"the tokenizer is trained on {share:.2%} of the documents, about {TRAINING_BYTES >> 20} MiB")
+        say(
+            f"the tokenizer is trained on {share:.2%} of the documents, about {TRAINING_BYTES >> 20} MiB"
+        )
     trained = train_bpe(training_texts(sources, split, reading, on_bad, share), vocab_size)
     trained.save(folder)
     return trained
@@ -226,11 +262,16 @@ def _counts(sources: list[Source], results: list[dict[str, Any]]) -> list[dict[s
             for key, value in count.items():
                 before[key] += value
     named = {source.name: source for source in sources}
-    order = [*(name for name in named if name in found), *sorted(name for name in found if name not in named)]
+    order = [
+        *(name for name in named if name in found),
+        *sorted(name for name in found if name not in named),
+    ]
     entries = []
     for name in order:
         count = found[name]
-        assert count["records"] == count["documents"] + count["empty"] + count["bad"], f"documents of {name} were lost: {count}"
+        assert count["records"] == count["documents"] + count["empty"] + count["bad"], (
+            f"documents of {name} were lost: {count}"
+        )
         if not count["records"] and len(order) > 1:
             continue  # its samples all name other sources
         own = [named[name]] if name in named else [source for source in sources if not source.given]
@@ -253,7 +294,13 @@ def _counts(sources: list[Source], results: list[dict[str, Any]]) -> list[dict[s
     return entries
 
 
-def _assemble(staging: Path, work: Workspace, keys: list[str], results: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
+def _assemble(
+    staging: Path,
+    work: Workspace,
+    keys: list[str],
+    results: list[dict[str, Any]],
+    manifest: dict[str, Any],
+) -> None:
     """Put the tasks' shards into the folder, in the plan's order: the large ones as they are, the held-out ones joined."""
     order = [source["name"] for source in manifest["sources"]]
     dtype = np.dtype(manifest["dtype"])
@@ -271,16 +318,23 @@ def _assemble(staging: Path, work: Workspace, keys: list[str], results: list[dic
                     target = staging / split / f"{name}-{number:05d}.npy"
                     _link(path, target)
                     _link(path.with_suffix(".ends.npy"), target.with_suffix(".ends.npy"))
-                    shards.append({k: v for k, v in shard.items() if k != "split"} | {"file": f"{split}/{target.name}"})
+                    shards.append(
+                        {k: v for k, v in shard.items() if k != "split"}
+                        | {"file": f"{split}/{target.name}"}
+                    )
                 continue
             writer = ShardWriter(staging, split, name, dtype)
             for path, shard in own:
-                ends = np.asarray(map_shard(path.with_suffix(".ends.npy"), ENDS, shard["documents"])).astype(np.int64)
-                writer.add(np.asarray(map_shard(path, dtype, shard["tokens"])), shard["bytes"], ends)
+                ends = np.asarray(
+                    map_shard(path.with_suffix(".ends.npy"), ENDS, shard["documents"])
+                ).astype(np.int64)
+                writer.add(
+                    np.asarray(map_shard(path, dtype, shard["tokens"])), shard["bytes"], ends
+                )
             shards.extend(writer.close())
-        manifest["splits"][split] = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")} | {
-            "shards": shards
-        }
+        manifest["splits"][split] = {
+            key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")
+        } | {"shards": shards}
 
 
 def _link(path: Path, target: Path) -> None:

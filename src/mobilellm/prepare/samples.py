@@ -36,16 +36,25 @@ def write_layout(
     work: Workspace, out: Path, manifest: dict[str, Any], keys: list[str], results: list[dict[str, Any]], tokenizer: Tokenizer,
     nodes: int, sequence_length: int, seed: int, workers: int,
 ) -> None:  # fmt: skip
-    """Write `out` from tokenised tasks, and complete the manifest. `UserError` when there are fewer samples than nodes."""
+    """Write `out` from tokenized tasks, and complete the manifest. `UserError` when there are fewer samples than nodes."""
     row = sequence_length + 1
     order = [source["name"] for source in manifest["sources"]]
     shards = [
         (shard["split"], order.index(shard["source"]), str(work.tasks / key / shard["file"]), shard["tokens"])
         for key, result in zip(keys, results, strict=True) for shard in result["shards"]
     ]  # fmt: skip
-    job: dict[str, Any] = {"row": row, "seed": seed, "dtype": manifest["dtype"], "names": order, "splits": {}}
+    job: dict[str, Any] = {
+        "row": row,
+        "seed": seed,
+        "dtype": manifest["dtype"],
+        "names": order,
+        "splits": {},
+    }
     for split in SPLITS:
-        own = [[[path, tokens] for s, i, path, tokens in shards if s == split and i == number] for number in range(len(order))]
+        own = [
+            [[path, tokens] for s, i, path, tokens in shards if s == split and i == number]
+            for number in range(len(order))
+        ]
         job["splits"][split] = own
         lengths = [sum(tokens for _, tokens in files) for files in own]
         manifest["splits"][split] = {
@@ -55,7 +64,8 @@ def write_layout(
     total = manifest["splits"]["train"]["samples"]
     if total < nodes:
         raise UserError(
-            f"{total} samples of {row} ids are too few for {nodes} nodes", mend="give more text, or a shorter --sequence-length"
+            f"{total} samples of {row} ids are too few for {nodes} nodes",
+            hint="give more text, or a shorter --sequence-length",
         )
     tasks = [
         {
@@ -83,8 +93,12 @@ def write_layout(
         for first in range(0, held_out, FILE_SAMPLES)
     ]
     content = orjson.dumps([job, keys])
-    keyed = [(hashlib.sha256(content + orjson.dumps(task)).hexdigest()[:32], task) for task in tasks]
-    written = work.run("samples", job, keyed, [task["count"] for task in tasks], workers, lambda _: None)
+    keyed = [
+        (hashlib.sha256(content + orjson.dumps(task)).hexdigest()[:32], task) for task in tasks
+    ]
+    written = work.run(
+        "samples", job, keyed, [task["count"] for task in tasks], workers, lambda _: None
+    )
     files = []
     with new_folder(out) as staging:
         for (key, task), result in zip(keyed, written, strict=True):
@@ -92,7 +106,14 @@ def write_layout(
             (staging / folder).mkdir(exist_ok=True)
             name = f"{folder}/{task['first'] // FILE_SAMPLES:05d}.jsonl"
             os.replace(work.tasks / key / "samples.jsonl", staging / name)
-            files.append({"file": name, "samples": task["count"], "size": result["size"], "sha256": result["sha256"]})
+            files.append(
+                {
+                    "file": name,
+                    "samples": task["count"],
+                    "size": result["size"],
+                    "sha256": result["sha256"],
+                }
+            )
         tokenizer.save(staging / "tokenizer")
         manifest |= {"format": SAMPLES_FORMAT, "nodes": nodes, "sample_ids": row, "files": files}
         write_json(staging / "manifest.json", manifest)

@@ -24,7 +24,9 @@ from mobilellm.prepare.documents import Source
 NAME = re.compile(r"[\w-]+")
 
 
-def parse_sources(arguments: Sequence[str], named: Sequence[str] = (), listed: Path | None = None) -> list[Source]:
+def parse_sources(
+    arguments: Sequence[str], named: Sequence[str] = (), listed: Path | None = None
+) -> list[Source]:
     """Sources from PATH and NAME=PATH arguments, NAME[:WEIGHT]=GLOB options, and a TOML list; equal names join.
 
     A path may be a pattern ("data/**/*.jsonl.gz"). A bare path is named after its file. `UserError` when nothing is given or
@@ -51,18 +53,27 @@ def parse_sources(arguments: Sequence[str], named: Sequence[str] = (), listed: P
         name, colon, number = label.partition(":")
         if not equals or not path or not NAME.fullmatch(name):
             raise UserError(
-                f"--source {option}: must be NAME=PATH or NAME:WEIGHT=PATH", mend="as in --source wiki:0.7='wiki/*.jsonl.gz'"
+                f"--source {option}: must be NAME=PATH or NAME:WEIGHT=PATH",
+                hint="as in --source wiki:0.7='wiki/*.jsonl.gz'",
             )
         add(name, expand(path), _weight(number, f"--source {option}") if colon else None, True)
     if listed is not None:
         for name, paths, weight in _read(listed):
-            add(name, [path for pattern in paths for path in expand(str(listed.parent / pattern))], weight, True)
+            add(
+                name,
+                [path for pattern in paths for path in expand(str(listed.parent / pattern))],
+                weight,
+                True,
+            )
     if not found:
-        raise UserError("no text given", mend="name files or folders")
+        raise UserError("no text given", hint="name files or folders")
     weighted = [source.name for source in found.values() if source.weight is not None]
     if weighted and len(weighted) < len(found):
         bare = next(name for name in found if name not in weighted)
-        raise UserError(f"source {weighted[0]!r} has a weight and {bare!r} has none", mend="give every source one, or none")
+        raise UserError(
+            f"source {weighted[0]!r} has a weight and {bare!r} has none",
+            hint="give every source one, or none",
+        )
     return list(found.values())
 
 
@@ -101,7 +112,9 @@ def _read(path: Path) -> list[tuple[str, list[str], float | None]]:
         raise UserError(f"{path}: not TOML ({error})") from None
     entries = values.get("source")
     if set(values) != {"source"} or not isinstance(entries, list):
-        raise UserError(f"{path}: must hold a list of [[source]] and nothing else (found {', '.join(values) or 'nothing'})")
+        raise UserError(
+            f"{path}: must hold a list of [[source]] and nothing else (found {', '.join(values) or 'nothing'})"
+        )
     found = []
     for number, entry in enumerate(entries, 1):
         where = f"{path}: source {number}"
@@ -113,8 +126,12 @@ def _read(path: Path) -> list[tuple[str, list[str], float | None]]:
         name, paths = entry.get("name"), entry.get("paths")
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise UserError(f"{where}: its name is {name!r}", mend='use letters, digits, "-" and "_"')
+            raise UserError(
+                f"{where}: its name is {name!r}", hint='use letters, digits, "-" and "_"'
+            )
         if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
-            raise UserError(f"{where}: its paths are {paths!r}, must be a list of paths or patterns")
+            raise UserError(
+                f"{where}: its paths are {paths!r}, must be a list of paths or patterns"
+            )
         found.append((name, paths, _weight(entry["weight"], where) if "weight" in entry else None))
     return found

@@ -17,7 +17,9 @@ from mobilellm.prepare.documents import ReadSettings, Record, Source, Span, reco
 from mobilellm.prepare.tasks import SplitRule
 
 
-def all_records(sources: list[Source], settings: ReadSettings, on_bad: str) -> Iterator[tuple[str, int, Record]]:
+def all_records(
+    sources: list[Source], settings: ReadSettings, on_bad: str
+) -> Iterator[tuple[str, int, Record]]:
     """(source, number of the file, record) of everything that is neither empty nor bad. `UserError` for the first bad one."""
     for source in sources:
         for number, path in enumerate(source.files()):
@@ -29,12 +31,21 @@ def all_records(sources: list[Source], settings: ReadSettings, on_bad: str) -> I
                     yield source.name, number, record
 
 
-def decide(sources: list[Source], fraction: float, seed: int, settings: ReadSettings, on_bad: str) -> SplitRule:
+def decide(
+    sources: list[Source], fraction: float, seed: int, settings: ReadSettings, on_bad: str
+) -> SplitRule:
     """The rule for these sources. Reads documents until one of each side is found, which mostly is at once."""
     if not 0 < fraction < 1:
         raise UserError(f"held out {fraction}: must be a fraction above 0 and below 1")
-    tails = tuple(source.name for source in sources if _is_one_text(source, fraction, settings, on_bad))
-    rule = SplitRule(rule="tail" if len(tails) == len(sources) else "documents", fraction=fraction, seed=seed, tails=tails)
+    tails = tuple(
+        source.name for source in sources if _is_one_text(source, fraction, settings, on_bad)
+    )
+    rule = SplitRule(
+        rule="tail" if len(tails) == len(sources) else "documents",
+        fraction=fraction,
+        seed=seed,
+        tails=tails,
+    )
     if tails:
         return rule  # which leaves neither side empty
     first: list[tuple[float, list[object]]] = []
@@ -51,11 +62,18 @@ def decide(sources: list[Source], fraction: float, seed: int, settings: ReadSett
         fewest = min(fewest, (draw, place), key=lambda one: one[0])
         first = [*first, (draw, place)][:2]
     if not total:
-        raise UserError(f"{sources[0].paths[0]}: no text in it" + (" or the other sources" if len(sources) > 1 else ""))
+        raise UserError(
+            f"{sources[0].paths[0]}: no text in it"
+            + (" or the other sources" if len(sources) > 1 else "")
+        )
     if total == 1 and not sample:
-        return SplitRule(rule="tail", fraction=fraction, seed=seed, tails=(str(fewest[1][0]),))  # too short, as will be said
+        return SplitRule(
+            rule="tail", fraction=fraction, seed=seed, tails=(str(fewest[1][0]),)
+        )  # too short, as will be said
     if total == 1:
-        raise UserError(f"{sources[0].paths[0]}: a single sample is too little to train on and hold out from")
+        raise UserError(
+            f"{sources[0].paths[0]}: a single sample is too little to train on and hold out from"
+        )
     # All draws fell on one side: the lowest is moved out, or the first of the others is moved in.
     if not any_held_out:
         return SplitRule(rule="documents", fraction=fraction, seed=seed, forced_out=fewest[1])
@@ -78,9 +96,13 @@ def training_texts(
 ) -> Iterator[str]:  # fmt: skip
     """The texts that are not held out, for training a tokenizer: all, or a share of them chosen by hash."""
     for source, file, record in all_records(sources, settings, on_bad):
-        pieces: Iterator[str] = text_pieces(record.path) if record.path else iter([record.text or ""])
+        pieces: Iterator[str] = (
+            text_pieces(record.path) if record.path else iter([record.text or ""])
+        )
         if source in rule.tails:
-            left = int((record.characters if record.path else len(record.text or "")) * (1 - rule.fraction))
+            left = int(
+                (record.characters if record.path else len(record.text or "")) * (1 - rule.fraction)
+            )
             for piece in pieces:
                 yield piece[:left]
                 left = max(0, left - len(piece))

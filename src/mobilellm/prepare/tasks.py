@@ -41,14 +41,14 @@ from mobilellm.tokenizer.encoder import Encoder
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 TASK_VERSION = 1
-LEAST_BYTES, MOST_BYTES = 16 << 20, 512 << 20  # of text in a task
-MOST_TASKS = 64  # about, while tasks are between the two
+MIN_BYTES, MAX_BYTES = 16 << 20, 512 << 20  # of text in a task
+MAX_TASKS = 64  # about, while tasks are between the two
 UNPACKS = 3  # bytes of text to expect of a compressed one
-BATCH_CHARACTERS = 1 << 20  # of text tokenised at once
-LONG = 1 << 21  # characters above which a document is tokenised in pieces
-MOST_SPANS = 16  # of a compressed file, which each span unpacks from its start
+BATCH_CHARACTERS = 1 << 20  # of text tokenized at once
+LONG = 1 << 21  # characters above which a document is tokenized in pieces
+MAX_SPANS = 16  # of a compressed file, which each span unpacks from its start
 CHECKED = 1 << 14  # characters of a text that are compared with the reference
-MOST_LISTED = 100  # records left out that are named
+MAX_LISTED = 100  # records left out that are named
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ class Job:
 
     def key(self, task: Task) -> str:
         """Names everything that decides what a task writes."""
-        job = {name: value for name, value in asdict(self).items() if name != "tokenizer"}  # its hash is there, its place is not
+        job = {
+            name: value for name, value in asdict(self).items() if name != "tokenizer"
+        }  # its hash is there, its place is not
         content = {"version": TASK_VERSION, "task": asdict(task), "job": job}
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
@@ -143,8 +145,10 @@ class Job:
 def plan(sources: list[Source]) -> list[Task]:
     """The tasks that cover every file of the sources, in order. They depend on the files alone, not on who runs them."""
     tasks: list[Task] = []
-    total = sum(text_size(path, path.stat().st_size) for source in sources for path in source.files())
-    most = min(max(total // MOST_TASKS, LEAST_BYTES), MOST_BYTES)
+    total = sum(
+        text_size(path, path.stat().st_size) for source in sources for path in source.files()
+    )
+    most = min(max(total // MAX_TASKS, MIN_BYTES), MAX_BYTES)
     for source in sources:
         held: list[Part] = []
         weight = 0
@@ -192,7 +196,7 @@ def _spans(path: Path, size: int, most: int) -> list[tuple[int, int | None]]:
         return list(zip(bounds, [*bounds[1:], None], strict=True))
     step = most
     if path.suffix.lower() in COMPRESSED:
-        step = max(most // UNPACKS, -(-size // MOST_SPANS))
+        step = max(most // UNPACKS, -(-size // MAX_SPANS))
     bounds = list(range(0, max(1, size - step // 2), step))  # the last is up to one and a half
     return list(zip(bounds, [*bounds[1:], None], strict=True))
 
@@ -226,24 +230,33 @@ class TaskResult:
 class TaskRun:
     """One task in progress."""
 
-    def __init__(self, task: Task, job: Job, folder: Path, progress: Callable[[float], None]) -> None:
+    def __init__(
+        self, task: Task, job: Job, folder: Path, progress: Callable[[float], None]
+    ) -> None:
         self.task, self.job, self.folder, self.progress = task, job, folder, progress
         self.tokenizer, self.encoder = _load(job.tokenizer, job.library, job.tokenizer_sha256)
         self.dtype = token_dtype(self.tokenizer.vocab_size)
-        self.opening = [self.tokenizer.bos_id] if job.bos and self.tokenizer.bos_id is not None else []
-        self.closing = [self.tokenizer.eos_id] if job.eos and self.tokenizer.eos_id is not None else []
+        self.opening = (
+            [self.tokenizer.bos_id] if job.bos and self.tokenizer.bos_id is not None else []
+        )
+        self.closing = (
+            [self.tokenizer.eos_id] if job.eos and self.tokenizer.eos_id is not None else []
+        )
         self.read = ReadSettings(
             text_field=job.text_field, vocab_size=self.tokenizer.vocab_size,
             sample_lengths=(job.sequence_length, job.sequence_length + 1),
         )  # fmt: skip
         self.writers: dict[tuple[str, str], ShardWriter] = {}
-        self.batches: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "heldout": ([], [])}
+        self.batches: dict[str, tuple[list[str], list[int]]] = {
+            "train": ([], []),
+            "heldout": ([], []),
+        }
         self.characters = 0
         self.counts = {task.source: Count()}
         self.result = TaskResult()
 
     def run(self) -> TaskResult:
-        """Read the task's files, tokenise, write."""
+        """Read the task's files, tokenize, write."""
         done = 0.0
         share = self.task.weight / max(1, len(self.task.parts))
         for part in self.task.parts:
@@ -254,7 +267,9 @@ class TaskRun:
                     self.result.files.append([part.path, part.size, sha256_file(path)])
                 except OSError as error:
                     if self.job.on_bad == "stop":
-                        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+                        raise UserError(
+                            f"{path}: cannot be read ({error.strerror or error})"
+                        ) from None
                     self.result.files.append([part.path, part.size, None])
             for record in records(path, Span(part.start, part.end), self.read):
                 self.take(record, part)
@@ -278,10 +293,12 @@ class TaskRun:
         except OSError as error:
             raise UserError(f"{path}: went away while it was read ({error.strerror})") from None
         if (status.st_size, status.st_mtime_ns) != (part.size, part.modified):
-            raise UserError(f"{path}: changed while it was read", mend="run again when nothing writes to it")
+            raise UserError(
+                f"{path}: changed while it was read", hint="run again when nothing writes to it"
+            )
 
     def take(self, record: Record, part: Part) -> None:
-        """Count a record, and tokenise what is in it. `UserError` for a bad one, unless those are skipped."""
+        """Count a record, and tokenize what is in it. `UserError` for a bad one, unless those are skipped."""
         name = self.task.source
         if record.ids is not None and not self.task.given and record.source not in (None, UNNAMED):
             name = safe_name(str(record.source))
@@ -316,7 +333,7 @@ class TaskRun:
                     self._flush()
 
     def _skipped(self, where: str, why: str) -> None:
-        if len(self.result.skipped) < MOST_LISTED:
+        if len(self.result.skipped) < MAX_LISTED:
             self.result.skipped.append([where, why])
 
     def _writer(self, source: str, split: str) -> ShardWriter:
@@ -324,18 +341,22 @@ class TaskRun:
             self.writers[source, split] = ShardWriter(self.folder, split, source, self.dtype)
         return self.writers[source, split]
 
-    def _sample(self, ids: NDArray[np.uint32], source: str, part: Part, key: int, count: Count) -> None:
+    def _sample(
+        self, ids: NDArray[np.uint32], source: str, part: Part, key: int, count: Count
+    ) -> None:
         from mobilellm.data.dataset import ends_in
 
         held_out, _ = self.job.split.held_out(self.task.source, part.file, key)
         size = int(byte_lengths(self.tokenizer)[ids].sum())
-        self._writer(source, "heldout" if held_out else "train").add(ids, size, ends_in(ids, self.tokenizer.eos_id))
+        self._writer(source, "heldout" if held_out else "train").add(
+            ids, size, ends_in(ids, self.tokenizer.eos_id)
+        )
         count.documents += 1
         count.tokens += len(ids)
         count.bytes += size
 
     def _flush(self) -> None:
-        """Tokenise and write the documents that wait."""
+        """Tokenize and write the documents that wait."""
         count = self.counts[self.task.source]
         for split, (texts, draws) in self.batches.items():
             if not texts:
@@ -343,7 +364,9 @@ class TaskRun:
             ids, lengths = self.encoder.batch(texts)
             first = 0 if self.result.verified else 4
             sampled = [i for i, draw in enumerate(draws) if i < first or not draw & 0xFF]
-            self.result.verified += self.encoder.check(texts, ids, lengths, [i for i in sampled if len(texts[i]) <= CHECKED])
+            self.result.verified += self.encoder.check(
+                texts, ids, lengths, [i for i in sampled if len(texts[i]) <= CHECKED]
+            )
             self._check_beginnings([texts[i] for i in sampled if len(texts[i]) > CHECKED])
             tokens, ends = delimited(ids, lengths, self.opening, self.closing)
             size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
@@ -358,10 +381,12 @@ class TaskRun:
         """Compare with the reference on the first characters: all of a book would take longer than the rest of the task."""
         beginnings = [text[:CHECKED] for text in texts]
         if beginnings:
-            self.result.verified += self.encoder.check(beginnings, *self.encoder.batch(beginnings), range(len(beginnings)))
+            self.result.verified += self.encoder.check(
+                beginnings, *self.encoder.batch(beginnings), range(len(beginnings))
+            )
 
     def _long(self, pieces: Iterator[str], split: str, count: Count) -> None:
-        """Tokenise one document piece by piece."""
+        """Tokenize one document piece by piece."""
         writer = self._writer(self.task.source, split)
         size = 0
 
@@ -392,7 +417,7 @@ class TaskRun:
         if not 0 < cut < characters:
             raise UserError(
                 f"{self.task.parts[0].path}: a text of {characters} characters is too short to hold out {fraction:g} of it",
-                mend="give more text, or hold out another fraction",
+                hint="give more text, or hold out another fraction",
             )
         for split, begin, end in (("train", 0, cut), ("heldout", cut, characters)):
             pieces = text_pieces(record.path) if record.path else iter([record.text or ""])
@@ -434,7 +459,7 @@ def _load(folder: str, library: str, sha256: str) -> tuple[Tokenizer, Encoder]:
     """The hash is there to tell tokenizers apart that have lain in the same place."""
     tokenizer = Tokenizer.load(Path(folder))
     if sha256 and tokenizer.sha256 != sha256:
-        raise UserError(f"{folder}: not the tokenizer that the run began with", mend="run again")
+        raise UserError(f"{folder}: not the tokenizer that the run began with", hint="run again")
     return tokenizer, Encoder(tokenizer, library)
 
 
@@ -458,9 +483,15 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
 def safe_name(name: str) -> str:
     """A source's own name as one that can be a file's."""
     plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:80]
-    return plain if plain == name else f"{plain}_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+    return (
+        plain
+        if plain == name
+        else f"{plain}_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+    )
 
 
-def run_task(task: Task, job: Job, folder: Path, progress: Callable[[float], None] = lambda _: None) -> TaskResult:
+def run_task(
+    task: Task, job: Job, folder: Path, progress: Callable[[float], None] = lambda _: None
+) -> TaskResult:
     """Do a task, writing into `folder`, which exists. `UserError` for bad input, `encoder.MismatchError` for wrong ids."""
     return TaskRun(task, job, folder, progress).run()

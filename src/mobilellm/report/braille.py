@@ -22,7 +22,10 @@ def plot(points: Sequence[Point], width: int = 72, height: int = 12) -> list[str
     left = 9
     columns, rows = 2 * max(1, width - left), 4 * max(1, height - 1)
     ys = sorted(y for _, y in points)
-    low, high = ys[0], ys[min(len(ys) - 1, int(len(ys) * 0.995))]  # the first steps do not flatten the rest
+    low, high = (
+        ys[0],
+        ys[min(len(ys) - 1, int(len(ys) * 0.995))],
+    )  # the first steps do not flatten the rest
     if high <= low:
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
     x0, x1 = points[0][0], points[-1][0]
@@ -44,8 +47,12 @@ def plot(points: Sequence[Point], width: int = 72, height: int = 12) -> list[str
         before = here
     marks = {at(x0, tick)[1] // 4: short(tick) for tick in ticks(low, high, max(2, height // 3))}
     lines = [
-        f"{marks.get(row, ''):>{left - 2}} {'┤' if row in marks else '│'}" + "".join(chr(0x2800 + cell) for cell in line)
+        f"{marks.get(row, ''):>{left - 2}} {'┤' if row in marks else '│'}"
+        + "".join(chr(0x2800 + cell) for cell in line)
         for row, line in enumerate(cells)
     ]
     first, last = short(x0), short(x1)
-    return [*lines, " " * (left - 1) + "└" + first + "─" * max(0, columns // 2 - len(first) - len(last)) + last]
+    return [
+        *lines,
+        " " * (left - 1) + "└" + first + "─" * max(0, columns // 2 - len(first) - len(last)) + last,
+    ]

@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG: no library, no script needed to read them, colours from the page's own palette.
+"""Line and bar charts as inline SVG: no library, no script needed to read them, colors from the page's own palette.
 
     line_chart([Line("training", points, "c1", faint=True)], x="step", y="nats a token")
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 Point = tuple[float, float]
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 38
-MOST_POINTS = 600
+MAX_POINTS = 600
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Line:
 
     name: str
     points: Sequence[Point]
-    colour: str
+    color: str
     """Class of the stylesheet: c1, c2, ..."""
     faint: bool = False
     marked: bool = False
     """Draw its points."""
 
 
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """At most about `most` points: of each of equal stretches the lowest and the highest, in their order."""
     if len(points) <= most:
         return list(points)
@@ -88,7 +88,11 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
 
     def at(point: Point) -> tuple[float, float]:
         px = LEFT + (point[0] - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-        py = HEIGHT - BOTTOM - (min(max(point[1], low), high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        py = (
+            HEIGHT
+            - BOTTOM
+            - (min(max(point[1], low), high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        )
         return round(px, 1), round(py, 1)
 
     parts = []
@@ -98,20 +102,34 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
         parts.append(f'<text x="{LEFT - 7}" y="{py + 4}" text-anchor="end">{short(tick)}</text>')
     for tick in ticks(x0, x1, 7):
         px = at((tick, low))[0]
-        parts.append(f'<text x="{px}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x)}</text>')
+        parts.append(
+            f'<text x="{px}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick)}</text>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x)}</text>'
+    )
     for line, points in drawn:
         path = " ".join(f"{px},{py}" for px, py in map(at, points))
-        parts.append(f'<polyline class="{line.colour}{" faint" if line.faint else ""}" points="{path}"/>')
+        parts.append(
+            f'<polyline class="{line.color}{" faint" if line.faint else ""}" points="{path}"/>'
+        )
         if line.marked:
-            parts.extend(f'<circle class="{line.colour}" cx="{px}" cy="{py}" r="3.2"/>' for px, py in map(at, points))
+            parts.extend(
+                f'<circle class="{line.color}" cx="{px}" cy="{py}" r="3.2"/>'
+                for px, py in map(at, points)
+            )
     legend = "".join(
-        f'<span><i class="{line.colour}{" faint" if line.faint else ""}"></i>{html.escape(line.name)}</span>' for line, _ in drawn
+        f'<span><i class="{line.color}{" faint" if line.faint else ""}"></i>{html.escape(line.name)}</span>'
+        for line, _ in drawn
     )
     data = {
         "frame": [x0, x1, LEFT, WIDTH - RIGHT],
         "x": x,
-        "lines": [[line.name, [[p[0], float(f"{p[1]:.5g}")] for p in points]] for line, points in drawn if not line.faint],
+        "lines": [
+            [line.name, [[p[0], float(f"{p[1]:.5g}")] for p in points]]
+            for line, points in drawn
+            if not line.faint
+        ],
     }
     return (
         f'<figure class="chart"><figcaption><b>{html.escape(title)}</b> <small>{html.escape(y)}</small>'

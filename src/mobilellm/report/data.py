@@ -25,7 +25,11 @@ def write_data_page(path: Path, name: str, figures: dict[str, Any]) -> None:
         ("Most frequent tokens", _frequent(figures["frequent"])),
         ("Sample documents", _samples(figures["samples"])),
     ]
-    body = "".join(f"<section>{f'<h2>{title}</h2>' if title else ''}{part}</section>" for title, part in sections if part)
+    body = "".join(
+        f"<section>{f'<h2>{title}</h2>' if title else ''}{part}</section>"
+        for title, part in sections
+        if part
+    )
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -37,16 +41,34 @@ def write_data_page(path: Path, name: str, figures: dict[str, Any]) -> None:
 
 
 def _tiles(figures: dict[str, Any]) -> str:
-    train, heldout, length = figures["splits"]["train"], figures["splits"]["heldout"], figures["length"]
+    train, heldout, length = (
+        figures["splits"]["train"],
+        figures["splits"]["heldout"],
+        figures["length"],
+    )
     tiles = [
         (short(train["tokens"]), "tokens to train on", f"{heldout['tokens']:,} held out"),
         (short(train["documents"]), "documents", f"{heldout['documents']:,} held out"),
         (f"{train['bytes_per_token']:.2f}", "bytes a token", f"{train['bytes']:,} bytes of text"),
-        (f"{length['mean']:,.0f}", "tokens a document", f"{length['least']:,} to {length['most']:,}"),
-        (f"{figures['vocabulary']['entropy_bits']:.2f}", "bits of entropy a token", "of token frequencies alone"),
-        (f"{figures['vocabulary']['used']:,}", "tokens used", f"of a vocabulary of {figures['tokenizer']['vocab_size']:,}"),
+        (
+            f"{length['mean']:,.0f}",
+            "tokens a document",
+            f"{length['least']:,} to {length['most']:,}",
+        ),
+        (
+            f"{figures['vocabulary']['entropy_bits']:.2f}",
+            "bits of entropy a token",
+            "of token frequencies alone",
+        ),
+        (
+            f"{figures['vocabulary']['used']:,}",
+            "tokens used",
+            f"of a vocabulary of {figures['tokenizer']['vocab_size']:,}",
+        ),
     ]
-    cells = "".join(f"<div><strong>{a}</strong><span>{b}</span><small>{c}</small></div>" for a, b, c in tiles)
+    cells = "".join(
+        f"<div><strong>{a}</strong><span>{b}</span><small>{c}</small></div>" for a, b, c in tiles
+    )
     return f'<div class="tiles">{cells}</div>'
 
 
@@ -58,14 +80,24 @@ def histogram(lengths: list[dict[str, int]]) -> str:
     known = {row["from"]: row["documents"] for row in lengths}
     rows, size = [], first
     while size <= last:
-        rows.append((f"{size:,} to {2 * size - 1:,}" if size > 1 else "1", float(known.get(size, 0)), False))
+        rows.append(
+            (f"{size:,} to {2 * size - 1:,}" if size > 1 else "1", float(known.get(size, 0)), False)
+        )
         size *= 2
-    return bar_chart(rows, "Training documents by their length in tokens").replace(".000</td>", "</td>")
+    return bar_chart(rows, "Training documents by their length in tokens").replace(
+        ".000</td>", "</td>"
+    )
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>{cells}</table>" if cells else ""
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f"<table><tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>{cells}</table>"
+        if cells
+        else ""
+    )
 
 
 def _sources(sources: list[dict[str, Any]]) -> str:
@@ -84,21 +116,32 @@ def _sources(sources: list[dict[str, Any]]) -> str:
 def _cleaning(report: dict[str, Any] | None) -> str:
     if not report:
         return ""
-    parts = [f"<p>{report['documents_read']:,} documents read, {report['documents_kept']:,} kept.</p>"]
+    parts = [
+        f"<p>{report['documents_read']:,} documents read, {report['documents_kept']:,} kept.</p>"
+    ]
     for step, entry in report["dropped"].items():
         if entry["documents"]:
-            rows = ((example["where"], example["why"], example["text"]) for example in entry["examples"])
-            reasons = ", ".join(f"{name} {count:,}" for name, count in entry["reasons"].items() if name)
+            rows = (
+                (example["where"], example["why"], example["text"]) for example in entry["examples"]
+            )
+            reasons = ", ".join(
+                f"{name} {count:,}" for name, count in entry["reasons"].items() if name
+            )
             why = f" ({html.escape(reasons)})" if reasons else ""
             table = _table(("document", "why", "begins"), rows)
-            parts.append(f"<details><summary>{html.escape(step)}: {entry['documents']:,} dropped{why}</summary>{table}</details>")
+            parts.append(
+                f"<details><summary>{html.escape(step)}: {entry['documents']:,} dropped{why}</summary>{table}</details>"
+            )
     return "".join(parts)
 
 
 def _frequent(frequent: list[dict[str, Any]]) -> str:
     return _table(
         ("id", "token", "count", "share"),
-        ((str(row["id"]), repr(row["piece"]), f"{row['count']:,}", f"{row['share']:.2%}") for row in frequent),
+        (
+            (str(row["id"]), repr(row["piece"]), f"{row['count']:,}", f"{row['share']:.2%}")
+            for row in frequent
+        ),
     )
 
 

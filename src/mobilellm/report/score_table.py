@@ -55,7 +55,13 @@ class Row:
 def published_rows() -> list[Row]:
     """The original's five tables."""
     return [
-        Row(model=row.model, values=row.values, average=row.average, source=f"published: {row.source}", group=row.group)
+        Row(
+            model=row.model,
+            values=row.values,
+            average=row.average,
+            source=f"published: {row.source}",
+            group=row.group,
+        )
         for row in published()
     ]
 
@@ -79,17 +85,33 @@ def measured_row(model: str, scores: dict[str, dict[str, Any]], parameters: int 
             if f"{metric}_stderr" in score:
                 errors[name] = 100 * score[f"{metric}_stderr"]
     facts = next(iter(scores.values()))
-    counts = sorted({f"{name} {score['split']}[{score['count']}]" for name, score in scores.items() if "split" in score})
+    counts = sorted(
+        {
+            f"{name} {score['split']}[{score['count']}]"
+            for name, score in scores.items()
+            if "split" in score
+        }
+    )
     marks = [f"{name} ALTERED" for name, score in scores.items() if "altered" in score]
     source = f"measured here: protocol {facts['protocol']}, lm-eval {facts['harness']}, {', '.join([*counts, *marks])}"
     average = values.pop("average", float("nan"))
-    return Row(model=model, values=values, average=average, source=source, errors=errors, measured=True, parameters=parameters)
+    return Row(
+        model=model,
+        values=values,
+        average=average,
+        source=source,
+        errors=errors,
+        measured=True,
+        parameters=parameters,
+    )
 
 
 def columns(rows: Iterable[Row]) -> dict[str, str]:
     """Tasks of any row with their headings: those of the published tables first, in their order."""
     names = {name for row in rows for name in row.values}
-    return {name: title for name, title in COLUMNS.items() if name in names} | {n: n for n in sorted(names - set(COLUMNS))}
+    return {name: title for name, title in COLUMNS.items() if name in names} | {
+        n: n for n in sorted(names - set(COLUMNS))
+    }
 
 
 def cell(row: Row, name: str) -> str:
@@ -97,20 +119,28 @@ def cell(row: Row, name: str) -> str:
     value = row.average if name == "average" else row.values.get(name)
     if value is None or value != value:
         return ""
-    basis = f" of {len(row.values)}" if name == "average" and row.values.keys() != COLUMNS.keys() else ""
+    basis = (
+        f" of {len(row.values)}"
+        if name == "average" and row.values.keys() != COLUMNS.keys()
+        else ""
+    )
     return f"{value:.1f}" + (f" ±{row.errors[name]:.1f}" if name in row.errors else "") + basis
 
 
 def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows by group: those of none in front, then the published sizes."""
     order = [HERE, *GROUPS]
-    return [(group, found) for group in order if (found := [row for row in rows if row.group == group])]
+    return [
+        (group, found) for group in order if (found := [row for row in rows if row.group == group])
+    ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table a group, its columns aligned, and the rows' sources as a numbered list behind them."""
     names = columns(rows)
-    sources = {source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)}
+    sources = {
+        source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)
+    }
     lines = []
     for group, members in groups(rows):
         cells = [["model", *names.values(), "average", "source"]]
@@ -123,8 +153,21 @@ def markdown(rows: Sequence[Row]) -> str:
             "| " + " | ".join(c.ljust(w) if i in text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
             for row in cells
         ]  # fmt: skip
-        rule = "|" + "|".join("-" * (w + 2) if i in text else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-        lines += [f"**{group}**", "", padded[0] + " |", rule, *(line + " |" for line in padded[1:]), ""]
+        rule = (
+            "|"
+            + "|".join(
+                "-" * (w + 2) if i in text else "-" * (w + 1) + ":" for i, w in enumerate(widths)
+            )
+            + "|"
+        )
+        lines += [
+            f"**{group}**",
+            "",
+            padded[0] + " |",
+            rule,
+            *(line + " |" for line in padded[1:]),
+            "",
+        ]
     return "\n".join(lines + [f"{number}. {source}" for source, number in sources.items()]) + "\n"
 
 
@@ -133,7 +176,9 @@ def as_csv(rows: Sequence[Row]) -> str:
     names = [*columns(rows), "average"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["group", "model", *(part for name in names for part in (name, f"{name}_stderr")), "source"])
+    writer.writerow(
+        ["group", "model", *(part for name in names for part in (name, f"{name}_stderr")), "source"]
+    )
     for row in rows:
         numbers: list[str] = []
         for name in names:
@@ -150,14 +195,18 @@ def bar(row: Row, name: str) -> str:
     if value is None or value != value:
         return ""
     error = row.errors.get(name, 0.0)
-    line = f'<line x1="{value - error:.1f}" x2="{value + error:.1f}" y1="4" y2="4"/>' if error else ""
+    line = (
+        f'<line x1="{value - error:.1f}" x2="{value + error:.1f}" y1="4" y2="4"/>' if error else ""
+    )
     return f'<svg viewBox="0 0 100 8" preserveAspectRatio="none"><rect width="{value:.1f}" height="8"/>{line}</svg>'
 
 
 def page(rows: Sequence[Row], title: str = "Zero-shot scores") -> str:
     """The whole page; it needs no network."""
     names = columns(rows) | {"average": "average"}
-    sources = {source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)}
+    sources = {
+        source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)
+    }
     body = [f"<h1>{html.escape(title)}</h1>"]
     for group, members in groups(rows):
         head = "".join(f"<th>{html.escape(heading)}</th>" for heading in ["model", *names.values()])
@@ -165,7 +214,9 @@ def page(rows: Sequence[Row], title: str = "Zero-shot scores") -> str:
         for row in members:
             cells = "".join(f"<td>{cell(row, name)}{bar(row, name)}</td>" for name in names)
             mark = ' class="here"' if row.measured else ""
-            body.append(f"<tr{mark}><td>{html.escape(row.model)} <sup>{sources[row.source]}</sup></td>{cells}</tr>")
+            body.append(
+                f"<tr{mark}><td>{html.escape(row.model)} <sup>{sources[row.source]}</sup></td>{cells}</tr>"
+            )
         body.append("</table>")
     listed = "".join(f"<li>{html.escape(source)}</li>" for source in sources)
     body.append(f"<h2>Sources</h2><ol>{listed}</ol>")
@@ -177,5 +228,9 @@ def page(rows: Sequence[Row], title: str = "Zero-shot scores") -> str:
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> None:
     """table.md, table.csv and table.html in `folder`."""
-    for name, content in (("table.md", markdown(rows)), ("table.csv", as_csv(rows)), ("table.html", page(rows))):
+    for name, content in (
+        ("table.md", markdown(rows)),
+        ("table.csv", as_csv(rows)),
+        ("table.html", page(rows)),
+    ):
         write_file(folder / name, content.encode())

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 REFERENCE, FAST = "tokenizers", "fastokens"
-PIECE = 1 << 20  # characters of a long text that are tokenised at once
+PIECE = 1 << 20  # characters of a long text that are tokenized at once
 REACH = 1 << 14  # how far around that length a place to cut is looked for
-AROUND = 256  # characters on either side of a cut that are tokenised to see whether it changes an id
+AROUND = (
+    256  # characters on either side of a cut that are tokenized to see whether it changes an id
+)
 CUTS = re.compile(r"(?<=\S) (?=\S)|(?<=\n)(?=\S)")
 PROBE = [
     "", " ", "\n\n", "Two  spaces,\ttabs\r\nand lines.", " leading and trailing ", "naïve café Ünïcödé ½ ﬁ", "日本語 漢字",
@@ -50,9 +52,15 @@ def choose(tokenizer: Tokenizer, wanted: str = "auto") -> tuple[str, str]:
     try:
         import fastokens  # noqa: F401
     except ImportError:
-        return REFERENCE, "fastokens is not installed (pip install 'mobilellm[data]' tokenises several times as fast)"
+        return (
+            REFERENCE,
+            "fastokens is not installed (pip install 'mobilellm[data]' tokenizes several times as fast)",
+        )
     if not covers_all_text(tokenizer):
-        return REFERENCE, "the vocabulary cannot spell every text, and only tokenizers says where it cannot"
+        return (
+            REFERENCE,
+            "the vocabulary cannot spell every text, and only tokenizers says where it cannot",
+        )
     try:
         encoder = Encoder(tokenizer, FAST)
         ids, lengths = encoder.batch(PROBE)
@@ -71,7 +79,9 @@ def covers_all_text(tokenizer: Tokenizer) -> bool:
     if settings["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
     parts = orjson.dumps([settings["pre_tokenizer"], settings["normalizer"]])
-    return b'"ByteLevel"' in parts and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet())
+    return b'"ByteLevel"' in parts and all(
+        letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()
+    )
 
 
 class Encoder:
@@ -96,23 +106,35 @@ class Encoder:
         if self._fast is None:
             found = self.tokenizer.encode_batch(texts)
             lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
-            ids = np.fromiter((i for one in found for i in one), dtype=np.uint32, count=int(lengths.sum()))
+            ids = np.fromiter(
+                (i for one in found for i in one), dtype=np.uint32, count=int(lengths.sum())
+            )
             return ids, lengths
         try:
-            raw, offsets = self._fast.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)
+            raw, offsets = self._fast.encode_batch_flat(
+                texts, add_special_tokens=False, split_special_tokens=True
+            )
         except BaseException as error:
             _reraise(error)
             raise MismatchError(f"it fails on a text ({_line(error)})") from None
         bounds: NDArray[np.int64] = np.frombuffer(offsets, dtype="<u8").astype(np.int64)
         return np.frombuffer(raw, dtype="<u4"), bounds[1:] - bounds[:-1]
 
-    def check(self, texts: list[str], ids: NDArray[np.uint32], lengths: NDArray[np.int64], which: Iterable[int]) -> int:
+    def check(
+        self,
+        texts: list[str],
+        ids: NDArray[np.uint32],
+        lengths: NDArray[np.int64],
+        which: Iterable[int],
+    ) -> int:
         """Compare the ids of some texts with the reference; returns how many. `MismatchError` when any differs."""
         chosen = list(which)
         if self._fast is None or not chosen:
             return 0
         ends = np.cumsum(lengths)
-        for i, expected in zip(chosen, self.tokenizer.encode_batch([texts[i] for i in chosen]), strict=True):
+        for i, expected in zip(
+            chosen, self.tokenizer.encode_batch([texts[i] for i in chosen]), strict=True
+        ):
             if ids[ends[i] - lengths[i] : ends[i]].tolist() != expected:
                 raise MismatchError(f"its ids differ from tokenizers' on {texts[i][:40]!r}")
         return len(chosen)
@@ -120,11 +142,13 @@ class Encoder:
     def long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
         """The ids of one text that comes in pieces, in constant memory, the same as those of the whole.
 
-        It is cut only at a space or behind a line's end where tokenising both sides by themselves is seen to change nothing.
-        A text without such a place is tokenised whole.
+        It is cut only at a space or behind a line's end where tokenizing both sides by themselves is seen to change nothing.
+        A text without such a place is tokenized whole.
         """
         held, strip = "", False
-        for piece in (whole[at : at + 4 * PIECE] for whole in pieces for at in range(0, len(whole), 4 * PIECE)):
+        for piece in (
+            whole[at : at + 4 * PIECE] for whole in pieces for at in range(0, len(whole), 4 * PIECE)
+        ):
             held += piece  # of a few megabytes at most, since what is held is copied at each cut
             while len(held) > PIECE + REACH:
                 cut = self._cut(held)
@@ -150,7 +174,11 @@ class Encoder:
                     behind = self.tokenizer.encode(text[begin : start + AROUND])
                     if before + behind == whole:
                         return start, begin, False
-                    if self._space is not None and behind[:1] == [self._space] and before + behind[1:] == whole:
+                    if (
+                        self._space is not None
+                        and behind[:1] == [self._space]
+                        and before + behind[1:] == whole
+                    ):
                         return start, begin, True
         return None
 

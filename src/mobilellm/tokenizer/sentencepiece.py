@@ -28,8 +28,10 @@ SPACE = "\u2581"  # "▁", which stands for a space inside pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # piece types of the format
 BPE_MODEL = 2
 LARGEST_FILE = 16 << 20  # bytes; the largest known, of 262,144 pieces, has under five million
-MOST_PIECES = 1 << 20
-LONGEST_PIECE = 512  # characters; SentencePiece's own default limit is 16, user-defined ones may be longer
+MAX_PIECES = 1 << 20
+LONGEST_PIECE = (
+    512  # characters; SentencePiece's own default limit is 16, user-defined ones may be longer
+)
 
 
 @dataclass(kw_only=True)
@@ -97,8 +99,8 @@ def read_model(path: Path) -> SentencePieceModel:
     try:
         for number, value in _fields(data, where):
             if number == 1 and isinstance(value, bytes):
-                if len(model.pieces) == MOST_PIECES:
-                    raise UserError(f"{where}: more than {MOST_PIECES} pieces")
+                if len(model.pieces) == MAX_PIECES:
+                    raise UserError(f"{where}: more than {MAX_PIECES} pieces")
                 _read_piece(model, value, where)
             elif number == 2 and isinstance(value, bytes):
                 _read_trainer(model, value, where)
@@ -127,9 +129,13 @@ def _read_piece(model: SentencePieceModel, data: bytes, where: str) -> None:
         elif number == 3 and isinstance(value, int):
             kind = value
     if not 1 <= len(piece) <= LONGEST_PIECE:
-        raise UserError(f"{where}: piece {len(model.pieces)} has {len(piece)} characters, must be from 1 to {LONGEST_PIECE}")
+        raise UserError(
+            f"{where}: piece {len(model.pieces)} has {len(piece)} characters, must be from 1 to {LONGEST_PIECE}"
+        )
     if not math.isfinite(score) or not NORMAL <= kind <= BYTE:
-        raise UserError(f"{where}: piece {len(model.pieces)} has score {score} and type {kind}; the file is damaged")
+        raise UserError(
+            f"{where}: piece {len(model.pieces)} has score {score} and type {kind}; the file is damaged"
+        )
     model.pieces.append(piece)
     model.scores.append(score)
     model.types.append(kind)
@@ -141,7 +147,9 @@ def _read_trainer(model: SentencePieceModel, data: bytes, where: str) -> None:
         if not isinstance(value, int):
             continue
         if number in ids:
-            setattr(model, ids[number], None if value >= 1 << 31 else value)  # negative numbers come as huge ones
+            setattr(
+                model, ids[number], None if value >= 1 << 31 else value
+            )  # negative numbers come as huge ones
         elif number == 3:
             model.model_type = value
         elif number == 35:
@@ -168,24 +176,36 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
     for fault, what in (
         (model.model_type != BPE_MODEL, "not a BPE model"),
         (not model.byte_fallback, "no byte fallback"),
-        (bool(model.charsmap), f"its own character normalisation ({model.normalizer_name or 'unnamed'})"),
+        (
+            bool(model.charsmap),
+            f"its own character normalization ({model.normalizer_name or 'unnamed'})",
+        ),
         (model.remove_extra_whitespaces, "removes repeated spaces"),
         (not model.escape_whitespaces, "does not escape spaces"),
         (model.whitespace_suffix, "spaces behind words"),
         # SentencePiece puts its space before a text first and looks for these pieces then; added tokens of the
         # tokenizers library are looked for first. Without that space the two come to the same.
-        (USER_DEFINED in kinds and model.add_dummy_prefix, "user-defined pieces together with a space before the text"),
-        (any(" " in piece for piece, kind in typed if kind == USER_DEFINED), "a user-defined piece with a plain space"),
+        (
+            USER_DEFINED in kinds and model.add_dummy_prefix,
+            "user-defined pieces together with a space before the text",
+        ),
+        (
+            any(" " in piece for piece, kind in typed if kind == USER_DEFINED),
+            "a user-defined piece with a plain space",
+        ),
         (UNUSED in kinds, "unused pieces"),
         (model.unk_id is None or model.types.count(UNKNOWN) > 1, "no unknown piece, or several"),
         # A character of the text that is itself such a piece is spelt in bytes there, and would be that piece here.
-        (any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN)), "a control piece of one character"),
+        (
+            any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN)),
+            "a control piece of one character",
+        ),
         (bool(tied(model)), f"pieces of equal score ({', '.join(map(repr, tied(model)[:2]))})"),
     ):
         if fault:
             raise UserError(
                 f"{where}: {what}, which cannot be converted exactly",
-                mend="use a BPE model with byte fallback and identity normalisation, or a tokenizer.json",
+                hint="use a BPE model with byte fallback and identity normalization, or a tokenizer.json",
             )
     found = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == BYTE}
     if missing := sorted({f"<0x{byte:02X}>" for byte in range(256)} - found):
@@ -198,15 +218,29 @@ def tied(model: SentencePieceModel) -> list[str]:
     SentencePiece joins the leftmost of equals, merges are taken in their order. The score of a single character does not
     count: nothing is joined into it.
     """
-    scored = [(s, p) for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == NORMAL and len(p) > 1]
-    groups = [[p for _, p in group] for _, group in itertools.groupby(sorted(scored), key=lambda pair: pair[0])]
-    return [p for group in groups if len(group) > 1 and any(p.strip(SPACE) for p in group) for p in group]
+    scored = [
+        (s, p)
+        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
+        if kind == NORMAL and len(p) > 1
+    ]
+    groups = [
+        [p for _, p in group]
+        for _, group in itertools.groupby(sorted(scored), key=lambda pair: pair[0])
+    ]
+    return [
+        p
+        for group in groups
+        if len(group) > 1 and any(p.strip(SPACE) for p in group)
+        for p in group
+    ]
 
 
 def best_first(score: dict[str, float], text: str) -> list[str]:
     """What SentencePiece joins `text` to, step by step: slow, and plainly its definition."""
     parts = list(text)
-    while pairs := [(-score[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in score]:
+    while pairs := [
+        (-score[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in score
+    ]:
         _, i = min(pairs)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
@@ -218,20 +252,30 @@ def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
     How a run is joined depends on its length alone. Both ways fill it with the longest piece from the left and differ,
     if they do, in what is left over; so every length up to four times the longest piece is tried.
     """
-    score = {p: s for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == NORMAL}
+    score = {
+        p: s
+        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
+        if kind == NORMAL
+    }
     longest = max((len(piece) for piece in score if not piece.strip(SPACE)), default=0)
     for length in range(2, 4 * min(longest, 32) + 1):  # pieces of more than 32 spaces: unheard of
         run = SPACE * length
-        if SPACE in score and [token.value for token in bpe.tokenize(run)] != best_first(score, run):
+        if SPACE in score and [token.value for token in bpe.tokenize(run)] != best_first(
+            score, run
+        ):
             raise UserError(
                 f"{where}: runs of {length} spaces, whose pieces have one score, cannot be converted exactly",
-                mend="use a tokenizer.json",
+                hint="use a tokenizer.json",
             )
 
 
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, the best first."""
-    score = {p: s for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True) if kind == NORMAL}
+    score = {
+        p: s
+        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
+        if kind == NORMAL
+    }
     ordered = sorted(score, key=lambda piece: -score[piece])
     return [
         (piece[:cut], piece[cut:])
@@ -244,15 +288,30 @@ def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
 def splits_at_spaces(model: SentencePieceModel) -> bool:
     """Whether no piece has a space behind another character.
 
-    Then nothing is ever joined across such a place, and text can be cut there before tokenising with no change to the
+    Then nothing is ever joined across such a place, and text can be cut there before tokenizing with no change to the
     ids: words are looked up in a cache, and a long document is no longer one word.
     """
-    return not any(SPACE in piece.lstrip(SPACE) for piece, kind in zip(model.pieces, model.types, strict=True) if kind == NORMAL)
+    return not any(
+        SPACE in piece.lstrip(SPACE)
+        for piece, kind in zip(model.pieces, model.types, strict=True)
+        if kind == NORMAL
+    )
 
 
-def to_fast_tokenizer(model: SentencePieceModel, where: str = "tokenizer.model") -> tokenizers.Tokenizer:
+def to_fast_tokenizer(
+    model: SentencePieceModel, where: str = "tokenizer.model"
+) -> tokenizers.Tokenizer:
     """The same tokenizer for the `tokenizers` library. `UserError` for models it could not equal."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
 
     check_supported(model, where)
     assert model.unk_id is not None
@@ -265,17 +324,29 @@ def to_fast_tokenizer(model: SentencePieceModel, where: str = "tokenizer.model")
     prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []
     fast.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     if splits_at_spaces(model):
-        fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated")
+        fast.pre_tokenizer = pre_tokenizers.Split(
+            Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated"
+        )
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
-    fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    user_defined = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    user_defined = [
+        p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED
+    ]
     # Normalized: they are looked for where spaces are "▁" already, as the pieces spell them.
     fast.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in user_defined])
-    control = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, UNKNOWN)]
-    if model.bos_id is not None:  # as the Llama family does: one BOS before a text that is tokenised by itself
+    control = [
+        p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, UNKNOWN)
+    ]
+    if (
+        model.bos_id is not None
+    ):  # as the Llama family does: one BOS before a text that is tokenized by itself
         bos = model.pieces[model.bos_id]
         fast.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, model.bos_id)]
         )
-    fast.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
+    fast.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in control]
+    )
     return fast

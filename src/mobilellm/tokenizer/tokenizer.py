@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_FILE = 256 << 20  # bytes of tokenizer.json; the largest known are a tenth of that
-LARGEST_VOCABULARY = 1 << 22  # ids; one stray id of four billion would otherwise ask for a table of that many rows
+LARGEST_VOCABULARY = (
+    1 << 22
+)  # ids; one stray id of four billion would otherwise ask for a table of that many rows
 
 
 class Tokenizer:
@@ -41,15 +43,27 @@ class Tokenizer:
         eos_id: int | None,
         chat_template: str | None = None,
     ) -> None:
-        fast.encode_special_tokens = True  # a document that spells out a special token does not get that token
+        fast.encode_special_tokens = (
+            True  # a document that spells out a special token does not get that token
+        )
         fast.no_padding()
         fast.no_truncation()
-        self.fast, self.name, self.bos_id, self.eos_id, self.chat_template = fast, name, bos_id, eos_id, chat_template
+        self.fast, self.name, self.bos_id, self.eos_id, self.chat_template = (
+            fast,
+            name,
+            bos_id,
+            eos_id,
+            chat_template,
+        )
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
-        self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
+        self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [
+            bos_id
+        ]
         self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
         if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
-            raise UserError(f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to {LARGEST_VOCABULARY}")
+            raise UserError(
+                f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to {LARGEST_VOCABULARY}"
+            )
         # Through our own JSON, so that the bytes, and with them the hash, do not depend on who wrote the file.
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
@@ -61,11 +75,16 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of several texts, on all cores. `UserError` when the vocabulary has no token for some of it."""
         try:
-            return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         except TypeError:  # not text, or half of a surrogate pair: the caller's mistake
             raise
         except Exception as error:  # the library raises a bare Exception
-            raise UserError(f"tokenizer {self.name!r}: cannot tokenise this text ({_first_line(error)})") from None
+            raise UserError(
+                f"tokenizer {self.name!r}: cannot tokenize this text ({_first_line(error)})"
+            ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -131,7 +150,12 @@ class Tokenizer:
             raise UserError(f"{path}: not a tokenizer.json ({_first_line(error)})") from None
         settings = _settings(path.parent)
         ids = {kind: _special_id(fast, settings, kind) for kind in ("bos", "eos")}
-        if not settings.keys() & {"bos_token", "eos_token", "bos_token_id", "eos_token_id"}:  # a file on its own
+        if not settings.keys() & {
+            "bos_token",
+            "eos_token",
+            "bos_token_id",
+            "eos_token_id",
+        }:  # a file on its own
             ids["eos"] = fast.token_to_id(END_OF_TEXT)
         template = settings.get("chat_template")
         return cls(
@@ -159,7 +183,11 @@ def _special_id(fast: tokenizers.Tokenizer, settings: dict[str, Any], kind: str)
     given = settings.get(f"{kind}_token_id")
     given = given[0] if isinstance(given, list) and given else given
     # `type`, since JSON's true is an int too; an id without a token is another model's
-    return given if type(given) is int and 0 <= given < 1 << 32 and fast.id_to_token(given) is not None else None
+    return (
+        given
+        if type(given) is int and 0 <= given < 1 << 32 and fast.id_to_token(given) is not None
+        else None
+    )
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -170,7 +198,14 @@ def _settings(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             values = read_json(folder / name, limit=16 << 20)
             if isinstance(values, dict):
-                keys = ("bos_token", "eos_token", "bos_token_id", "eos_token_id", "chat_template", "name_or_path")
+                keys = (
+                    "bos_token",
+                    "eos_token",
+                    "bos_token_id",
+                    "eos_token_id",
+                    "chat_template",
+                    "name_or_path",
+                )
                 found.update({key: values[key] for key in keys if values.get(key) is not None})
     if template.is_file():  # where transformers has kept it since 4.52
         try:
@@ -189,7 +224,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if not 257 <= vocab_size <= 1 << 20:
-        raise UserError(f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text token) to {1 << 20}")
+        raise UserError(
+            f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text token) to {1 << 20}"
+        )
     fast = Fast(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()

@@ -1,1 +1,1 @@
-"""The training loop: recipe, optimiser, schedule, checkpoints, run folder."""
+"""The training loop: recipe, optimizer, schedule, checkpoints, run folder."""

@@ -15,11 +15,15 @@ from mobilellm.data.loader import Batch, DataState
 class Prefetch:
     """Iterates over (inputs, targets, documents, state), tensors pinned where a GPU will take them."""
 
-    def __init__(self, batches: Iterable[tuple[Batch, DataState]], device: torch.device, depth: int = 2) -> None:
+    def __init__(
+        self, batches: Iterable[tuple[Batch, DataState]], device: torch.device, depth: int = 2
+    ) -> None:
         self.device = device
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._fetch, args=(batches,), name="mobilellm-data", daemon=True)
+        self._thread = threading.Thread(
+            target=self._fetch, args=(batches,), name="mobilellm-data", daemon=True
+        )
         self._thread.start()
 
     def _fetch(self, batches: Iterable[tuple[Batch, DataState]]) -> None:
@@ -28,7 +32,10 @@ class Prefetch:
             for batch, state in batches:
                 arrays = (batch.inputs, batch.targets, getattr(batch, "documents", None))
                 tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
-                item: Any = ([t.pin_memory() if pin and t is not None else t for t in tensors], state)
+                item: Any = (
+                    [t.pin_memory() if pin and t is not None else t for t in tensors],
+                    state,
+                )
                 if not self._put(item):
                     return
         except BaseException as error:
@@ -43,13 +50,20 @@ class Prefetch:
             return True
         return False
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, DataState]]:
+    def __iter__(
+        self,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, DataState]]:
         while True:
             item = self._queue.get()
             if isinstance(item, BaseException):
                 raise item
             (inputs, targets, documents), state = item
-            yield self._move(inputs), self._move(targets), None if documents is None else self._move(documents), state
+            yield (
+                self._move(inputs),
+                self._move(targets),
+                None if documents is None else self._move(documents),
+                state,
+            )
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)

@@ -6,7 +6,7 @@
       train_state/state.json                   <- step, tokens, data position, statistics of the guard
       checksums.json                           <- size and SHA-256 of every file above; written last
 
-The optimiser's state goes through torch.distributed.checkpoint with its safetensors storage: any number of processes and
+The optimizer's state goes through torch.distributed.checkpoint with its safetensors storage: any number of processes and
 either parallelism reads what any other wrote, and nothing is pickled. A checkpoint is read only after its checksums hold.
 """
 
@@ -24,14 +24,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_tensors_later
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from mobilellm.data.loader import DataState
 from mobilellm.errors import UserError
-from mobilellm.files import PARTIAL, check_file, disk_errors, publish, read_json, sha256_file, write_json
+from mobilellm.files import (
+    PARTIAL,
+    check_file,
+    disk_errors,
+    publish,
+    read_json,
+    sha256_file,
+    write_json,
+)
 from mobilellm.interop.checkpoint import write_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
@@ -44,8 +55,10 @@ if TYPE_CHECKING:
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
-warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # it says what no_dist asks for
-MOST_STATE_BYTES = 1 << 20
+warnings.filterwarnings(
+    "ignore", "torch.distributed is disabled, unavailable or uninitialized"
+)  # it says what no_dist asks for
+MAX_STATE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +66,7 @@ class TrainState:
     """Where a run stands, beside its weights and moments."""
 
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     tokens: int
     """Tokens trained on."""
     data: DataState
@@ -74,7 +87,9 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 class Saver:
     """Writes checkpoints of one run, one at a time, while the training goes on."""
 
-    def __init__(self, run: Path, world: World, background: bool, keep: int, keep_every: int) -> None:
+    def __init__(
+        self, run: Path, world: World, background: bool, keep: int, keep_every: int
+    ) -> None:
         """`background` false writes before `save` returns."""
         self.run, self.world, self.background = run, world, background
         self.keep, self.keep_every = keep, keep_every
@@ -92,7 +107,7 @@ class Saver:
         path = checkpoint_folder(self.run, state.step)
         staging = path.with_name(f".{path.name}{PARTIAL}saving")
         # A resumed run that comes by a checkpoint it has already written has the same bits.
-        begun = self.world.from_main(self._begin(path, staging) if self.world.main else None)
+        begun = self.world.broadcast(self._begin(path, staging) if self.world.main else None)
         if begun != "ready":
             return failure or (begun or None)
         named = self._copy_weights(network)
@@ -173,11 +188,17 @@ class Saver:
         origin: dict[str, Any],
     ) -> None:  # fmt: skip
         write_checkpoint(staging, config, named, tokenizer, origin)
-        write_json(staging / "train_state" / "state.json", {"format": FORMAT} | state.__dict__ | {"data": state.data.to_dict()})
+        write_json(
+            staging / "train_state" / "state.json",
+            {"format": FORMAT} | state.__dict__ | {"data": state.data.to_dict()},
+        )
         files = sorted(p for p in staging.rglob("*") if p.is_file())
         write_json(
             staging / "checksums.json",
-            {str(p.relative_to(staging)): {"size": p.stat().st_size, "sha256": sha256_file(p)} for p in files},
+            {
+                str(p.relative_to(staging)): {"size": p.stat().st_size, "sha256": sha256_file(p)}
+                for p in files
+            },
         )
         publish(staging, path)
         self.last = path
@@ -205,7 +226,7 @@ def _unwrapped(wait: Callable[[], Any]) -> None:
 
 def verify(path: Path) -> None:
     """`UserError` unless every file of the checkpoint has the size and SHA-256 it was written with."""
-    listed = read_json(path / "checksums.json", limit=MOST_STATE_BYTES)
+    listed = read_json(path / "checksums.json", limit=MAX_STATE_BYTES)
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{path}/checksums.json: lists no files")
     for name, entry in listed.items():
@@ -216,34 +237,55 @@ def verify(path: Path) -> None:
 
 def read_state(path: Path) -> TrainState:
     """Where the run stood at a verified checkpoint. `UserError` for another format's."""
-    where = read_json(path / "train_state" / "state.json", limit=MOST_STATE_BYTES)
+    where = read_json(path / "train_state" / "state.json", limit=MAX_STATE_BYTES)
     if not isinstance(where, dict) or where.pop("format", None) != FORMAT:
-        raise UserError(f"{path}: its training state is not of format {FORMAT}, which this version reads", mend="start a new run")
-    return TrainState(**where | {"data": DataState.from_dict(where["data"]), "guard": tuple(where["guard"])})
+        raise UserError(
+            f"{path}: its training state is not of format {FORMAT}, which this version reads",
+            hint="start a new run",
+        )
+    return TrainState(
+        **where | {"data": DataState.from_dict(where["data"]), "guard": tuple(where["guard"])}
+    )
 
 
 def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> None:
     """Put a verified checkpoint's weights, moments and random state in place.
 
-    `UserError` for a checkpoint of another model or another optimiser.
+    `UserError` for a checkpoint of another model or another optimizer.
     """
     saved, own = ModelConfig.read(path / "config.json"), network.config
     if saved != own:
         before, now = saved.to_dict(), own.to_dict()
-        changed = ", ".join(f"{k} {before.get(k)!r} there, {now.get(k)!r} here" for k in now if now[k] != before.get(k))
-        raise UserError(f"{path}: a checkpoint of another model ({changed})", mend="resume the run it belongs to")
+        changed = ", ".join(
+            f"{k} {before.get(k)!r} there, {now.get(k)!r} here"
+            for k in now
+            if now[k] != before.get(k)
+        )
+        raise UserError(
+            f"{path}: a checkpoint of another model ({changed})",
+            hint="resume the run it belongs to",
+        )
     state = from_named(own, load_file(path / "model.safetensors"), str(path / "model.safetensors"))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             local(parameter).copy_(share(state[name].to(parameter.device), parameter))
     del state
     _empty_moments(optimizers)
-    tensors = _optimizer_tensors(network, optimizers) | {"torch_rng": torch.empty_like(torch.get_rng_state())}
+    tensors = _optimizer_tensors(network, optimizers) | {
+        "torch_rng": torch.empty_like(torch.get_rng_state())
+    }
     try:
-        load_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path / "train_state")), no_dist=True)
+        load_tensors(
+            tensors,
+            storage_reader=HuggingFaceStorageReader(str(path / "train_state")),
+            no_dist=True,
+        )
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
-        raise UserError(f"{path}: the optimiser's state does not fit this recipe ({reason})", mend="keep optimizer.kind") from None
+        raise UserError(
+            f"{path}: the optimizer's state does not fit this recipe ({reason})",
+            hint="keep optimizer.name",
+        ) from None
     torch.set_rng_state(tensors["torch_rng"])
 
 
@@ -271,12 +313,16 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
         if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
             continue
         doomed = path.with_name(f".{path.name}{PARTIAL}removed")
-        path.rename(doomed)  # gone from its name at once, so that no half-removed checkpoint is ever found
+        path.rename(
+            doomed
+        )  # gone from its name at once, so that no half-removed checkpoint is ever found
         shutil.rmtree(doomed)
 
 
-def _optimizer_tensors(network: Network, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """ "PARAMETER/KEY" -> tensor, over all optimisers; the very tensors, not copies."""
+def _optimizer_tensors(
+    network: Network, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """ "PARAMETER/KEY" -> tensor, over all optimizers; the very tensors, not copies."""
     names = {id(p): name for name, p in network.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value.detach()
@@ -287,7 +333,7 @@ def _optimizer_tensors(network: Network, optimizers: list[torch.optim.Optimizer]
 
 
 def _empty_moments(optimizers: list[torch.optim.Optimizer]) -> None:
-    """The state that each optimiser would make at its first step, as zeros to be loaded into."""
+    """The state that each optimizer would make at its first step, as zeros to be loaded into."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -37,6 +37,8 @@ class Guard:
         distance = values - means
         new_means = means + weight * distance
         new_variances = (1 - weight) * (variances + weight * distance.square())
-        new = torch.stack((count + 1, new_means[0], new_variances[0], new_means[1], new_variances[1]))
+        new = torch.stack(
+            (count + 1, new_means[0], new_variances[0], new_means[1], new_variances[1])
+        )
         self.state = torch.where(skip, self.state, new)
         return skip

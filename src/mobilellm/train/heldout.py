@@ -20,10 +20,20 @@ def document_border(data: Any) -> int | None:
     return data.eos_id if getattr(data, "eos", True) else None
 
 
-def held_out(network: Network, data: Any, *, sequence_length: int, precision: str, world: World, sharded: bool) -> Score:
+def held_out(
+    network: Network,
+    data: Any,
+    *,
+    sequence_length: int,
+    precision: str,
+    world: World,
+    sharded: bool,
+) -> Score:
     """Score of the held-out split in windows of `sequence_length`, each token once."""
     stream = data.tokens("heldout")
-    nats, counted = total_loss(network, stream, document_border(data), sequence_length, precision, world, sharded)
+    nats, counted = total_loss(
+        network, stream, document_border(data), sequence_length, precision, world, sharded
+    )
     size, mean = data.text_bytes("heldout"), nats / max(1, counted)
     return Score(
         loss=mean, perplexity=math.exp(mean) if mean < 700 else math.inf,
@@ -32,7 +42,13 @@ def held_out(network: Network, data: Any, *, sequence_length: int, precision: st
 
 
 def total_loss(
-    network: Network, stream: Any, prefix: int | None, sequence_length: int, precision: str, world: World, sharded: bool
+    network: Network,
+    stream: Any,
+    prefix: int | None,
+    sequence_length: int,
+    precision: str,
+    world: World,
+    sharded: bool,
 ) -> tuple[float, int]:
     """Nats and tokens of a stream. Processes divide the batches, but for a sharded network, which all must apply together."""
     device = next(network.parameters()).device
@@ -40,12 +56,18 @@ def total_loss(
     rank, size = (0, 1) if sharded else (world.rank, world.size)
     # no_grad, since FSDP gathers weights that are trained on again; uncompiled, since the shapes differ from training's.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for number, (inputs, targets) in enumerate(windows(stream, sequence_length, BATCH_TOKENS, prefix, sequence_length)):
+        for number, (inputs, targets) in enumerate(
+            windows(stream, sequence_length, BATCH_TOKENS, prefix, sequence_length)
+        ):
             if number % size != rank:
                 continue
             with autocast(network, precision):
-                loss = network.loss(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum")
-            sums += torch.tensor([loss.item(), float((targets != IGNORED).sum())], dtype=torch.float64, device=device)
+                loss = network.loss(
+                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
+                )
+            sums += torch.tensor(
+                [loss.item(), float((targets != IGNORED).sum())], dtype=torch.float64, device=device
+            )
     if sharded:
         network.reshard()  # type: ignore[operator]  # FSDP leaves the embedding gathered, for a backward pass that does not come
     nats, counted = (sums if sharded else world.sum_(sums)).tolist()

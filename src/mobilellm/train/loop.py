@@ -31,8 +31,8 @@ from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
 from mobilellm.hardware import device
 from mobilellm.model.config import ModelConfig, preset_names
-from mobilellm.model.costs import Numbers
-from mobilellm.model.network import Network, initialise
+from mobilellm.model.costs import ModelCosts
+from mobilellm.model.network import Network, initialize
 from mobilellm.train import checkpoint
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
@@ -48,15 +48,17 @@ from mobilellm.train.stopwatch import Lap, Stopwatch
 from mobilellm.train.trackers import Trackers
 from mobilellm.train.world import World
 
-MOST_VERIFIED = 32 << 30  # bytes of tokens whose checksums are verified at every start, at about 1 GB/s
+MAX_VERIFIED = (
+    32 << 30
+)  # bytes of tokens whose checksums are verified at every start, at about 1 GB/s
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 # What may differ when a run goes on. Nothing of it changes what is computed but in the order of sums, save the mixture,
 # which is meant to.
 CHANGEABLE = {
-    "data": {"stage"},
-    "train": {"micro_batch", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "async_checkpoints",
-              "log_every", "threads", "profile_steps", "most_skipped", "compile"},
-    "parallel": {"kind", "shard_within", "timeout"},
+    "data": {"stages"},
+    "train": {"micro_batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "async_checkpoints",
+              "log_every", "threads", "profile_steps", "max_skipped_in_a_row", "compile"},
+    "parallel": {"kind", "shard_group_size", "timeout"},
     "track": {"tensorboard", "trackio", "wandb", "every"},
     "eval": {"tasks", "every", "limit", "data"},
 }  # fmt: skip
@@ -82,9 +84,9 @@ class Outcome:
     run: Path
     """Its folder."""
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     steps: int
-    """Optimiser steps asked for."""
+    """Optimizer steps asked for."""
     tokens: int
     """Tokens trained on."""
     seconds: float
@@ -130,7 +132,10 @@ Data = TokenFolder | SampleFolder
 def model_config(recipe: Recipe, data: Data) -> ModelConfig:
     """The network's configuration: the recipe's model, with the vocabulary of the data's tokenizer."""
     section = recipe.model
-    if section.preset.lower() not in {name.lower() for name in preset_names()} and Path(section.preset).is_file():
+    if (
+        section.preset.lower() not in {name.lower() for name in preset_names()}
+        and Path(section.preset).is_file()
+    ):
         base = ModelConfig.read(Path(section.preset))
     else:
         base = ModelConfig.preset(section.preset)
@@ -148,7 +153,7 @@ def model_config(recipe: Recipe, data: Data) -> ModelConfig:
     if recipe.data.sequence_length > config.max_position_embeddings:
         raise UserError(
             f"data.sequence_length = {recipe.data.sequence_length} exceeds the model's context of {config.max_position_embeddings}",
-            mend="shorten it, or raise model.max_position_embeddings",
+            hint="shorten it, or raise model.max_position_embeddings",
         )
     return config
 
@@ -166,28 +171,32 @@ class Pending:
 
 
 class Trainer:
-    """Network, optimisers and data of one run, in one process of a world."""
+    """Network, optimizers and data of one run, in one process of a world."""
 
-    def __init__(self, recipe: Recipe, data: Data, watcher: Watcher | None = None, world: World | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Data, watcher: Watcher | None = None, world: World | None = None
+    ) -> None:
         self.recipe, self.data, self.watcher = recipe, data, watcher or Watcher()
         self.world = world or World(device=device.pick_device())
         self.device = self.world.device
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         self.config = model_config(recipe, data)
-        self.numbers = Numbers.of(self.config)
+        self.numbers = ModelCosts.of(self.config)
         self.flops_per_token = self.numbers.flops_per_token(recipe.data.sequence_length)
-        self.micro_batch = recipe.micro_batch(self.world.size)
+        self.micro_batch_size = recipe.micro_batch_size(self.world.size)
         # Weights are drawn on the CPU, so that every device and every process starts from the same ones.
         torch.manual_seed(recipe.train.seed)
-        self.network = Network(self.config, initialised=False)
-        initialise(self.network, zero_residual=recipe.model.initial_residual == "zero")
+        self.network = Network(self.config, initialized=False)
+        initialize(self.network, zero_residual=recipe.model.initial_residual == "zero")
         self.network.to(self.device)
-        if self.device.type == "cuda" and not recipe.train.micro_batch:
-            self.micro_batch = self.find_micro_batch()
+        if self.device.type == "cuda" and not recipe.train.micro_batch_size:
+            self.micro_batch_size = self.find_micro_batch()
         self.parallel = Parallel(self.network, recipe, self.world)
-        self.optimizers = build(self.network, recipe.optimizer, recipe.train.precision, recipe.learning_rate_factor)
-        self.guard = Guard(self.device, recipe.train.skip_spikes)
+        self.optimizers = build(
+            self.network, recipe.optimizer, recipe.train.precision, recipe.learning_rate_factor
+        )
+        self.guard = Guard(self.device, recipe.train.spike_threshold)
         self.state = TrainState(
             step=0, tokens=0, tokenizer_sha256=data.tokenizer().sha256,
             data=DataState(seed=recipe.train.seed, epoch=0, samples=0, fingerprint=data.fingerprint),
@@ -200,25 +209,38 @@ class Trainer:
     def loader(self) -> Loader | Mixture:
         """Batches of this process from where the run stands."""
         section, place = self.recipe.data, (self.world.rank, self.world.size)
-        common = (section.sequence_length, self.recipe.sequences, self.state.data, *place, section.mask_documents)
+        common = (
+            section.sequence_length,
+            self.recipe.sequences,
+            self.state.data,
+            *place,
+            section.mask_documents,
+        )
         sources = getattr(self.data, "manifest", {}).get("sources", [])
-        if not section.stage and not any(source.get("weight") is not None for source in sources):
+        if not section.stages and not any(source.get("weight") is not None for source in sources):
             return Loader(self.data.tokens("train"), *common)
         streams = {name: self.data.tokens("train", name) for name in self.data.sources()}
-        if not section.stage:  # prepared with weights, and nothing else is asked for
-            return Mixture(streams, [Stage(until_tokens=None, weights=self.data.weights())], *common)
-        last = section.stage[-1]  # goes on for ever, whatever it says
-        stages = [Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights) for s in section.stage]
+        if not section.stages:  # prepared with weights, and nothing else is asked for
+            return Mixture(
+                streams, [Stage(until_tokens=None, weights=self.data.weights())], *common
+            )
+        last = section.stages[-1]  # goes on for ever, whatever it says
+        stages = [
+            Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights)
+            for s in section.stages
+        ]
         return Mixture(streams, stages, *common)
 
     @property
     def peak_flops(self) -> float:
         """What the devices of all processes could do at best, FLOP/s: from the table of devices, or measured here."""
         if not self._peak:
-            self._peak = device.peak_flops(self.device, self.recipe.train.precision) * self.world.size
+            self._peak = (
+                device.peak_flops(self.device, self.recipe.train.precision) * self.world.size
+            )
         return self._peak
 
-    def take(self, path: Path, allow_data_change: bool) -> None:
+    def restore(self, path: Path, allow_data_change: bool) -> None:
         """Go to where a verified checkpoint stands. `UserError` when data or tokenizer are not the ones it was trained on,
         or it is of another model."""
         state, data, where = checkpoint.read_state(path), self.data, self.recipe.data.path
@@ -227,23 +249,32 @@ class Trainer:
             raise UserError(
                 f"{where}: the data changed since {path.name} was written: made with tokenizer {found[:12]}, "
                 f"not {state.tokenizer_sha256[:12]}",
-                mend="prepare them with the run's own tokenizer, which lies in the checkpoint",
+                hint="prepare them with the run's own tokenizer, which lies in the checkpoint",
             )
         if state.data.fingerprint != data.fingerprint:
             if not allow_data_change:
                 raise UserError(
                     f"{where}: the data changed since {path.name} was written",
-                    mend="restore them, or go on with the new ones from their beginning: --allow-data-change",
+                    hint="restore them, or go on with the new ones from their beginning: --allow-data-change",
                 )
-            self.watcher.said(f"{where}: other data than {path.name} was trained on; they are read from their beginning")
-            fresh = DataState(seed=state.data.seed, epoch=state.data.epoch + 1, samples=0, fingerprint=data.fingerprint)
+            self.watcher.said(
+                f"{where}: other data than {path.name} was trained on; they are read from their beginning"
+            )
+            fresh = DataState(
+                seed=state.data.seed,
+                epoch=state.data.epoch + 1,
+                samples=0,
+                fingerprint=data.fingerprint,
+            )
             state = dataclasses.replace(state, data=fresh)
         checkpoint.load(path, self.network, self.optimizers)
         self.state = state
 
     # --- one step ---
 
-    def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+    def forward_backward(
+        self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Gradients of the mean loss over the batch of all processes; returns that loss.
 
         inputs, targets (and documents) are this process's rows. When memory runs out the micro-batch is halved.
@@ -252,23 +283,31 @@ class Trainer:
             try:
                 return self._accumulate(inputs, targets, documents)
             except RuntimeError as error:
-                if not device.is_out_of_memory(error) or self.world.size > 1 or self.micro_batch == 1:
+                if (
+                    not device.is_out_of_memory(error)
+                    or self.world.size > 1
+                    or self.micro_batch_size == 1
+                ):
                     raise self._out_of_memory(error) from error
             self.network.zero_grad(set_to_none=True)
-            self.micro_batch = largest_divisor(len(inputs), self.micro_batch // 2)
+            self.micro_batch_size = largest_divisor(len(inputs), self.micro_batch_size // 2)
             device.empty_cache(self.device)
-            self.watcher.said(f"out of memory: the micro-batch is {self.micro_batch} sequences from now on")
+            self.watcher.said(
+                f"out of memory: the micro-batch is {self.micro_batch_size} sequences from now on"
+            )
 
     def _out_of_memory(self, error: RuntimeError) -> Exception:
         if not device.is_out_of_memory(error):
             return error
         return UserError(
-            f"out of memory with a micro-batch of {self.micro_batch} x {self.recipe.data.sequence_length} tokens",
-            mend="lower train.micro_batch, use parallel.kind fsdp, or ask `mobilellm plan` what fits",
+            f"out of memory with a micro-batch of {self.micro_batch_size} x {self.recipe.data.sequence_length} tokens",
+            hint="lower train.micro_batch_size, use parallel.kind fsdp, or ask `mobilellm plan` what fits",
         )
 
-    def _accumulate(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
-        rows, everything = self.micro_batch, targets.numel() * self.world.size
+    def _accumulate(
+        self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, everything = self.micro_batch_size, targets.numel() * self.world.size
         pieces = list(
             zip(
                 inputs.split(rows), targets.split(rows),
@@ -277,17 +316,23 @@ class Trainer:
         )  # fmt: skip
         total = torch.zeros((), device=self.device)
         for number, (x, y, d) in enumerate(pieces, 1):
-            with contextlib.nullcontext() if number == len(pieces) else self.parallel.accumulating():
+            with (
+                contextlib.nullcontext() if number == len(pieces) else self.parallel.accumulating()
+            ):
                 loss = self.parallel(x, y, d) / everything
                 loss.backward()
             total += loss.detach()
         return self.world.sum_(total / self.world.size)
 
     def update(self, step: int, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and step every optimiser at the learning rate of `step`, unless the guard rules the step out; drop the
+        """Clip and step every optimizer at the learning rate of `step`, unless the guard rules the step out; drop the
         gradients. Returns the gradient norm before clipping, and whether the step was skipped."""
         section = self.recipe.optimizer
-        norm = full(torch.nn.utils.clip_grad_norm_(self.network.parameters(), section.clip or math.inf, foreach=True))
+        norm = full(
+            torch.nn.utils.clip_grad_norm_(
+                self.network.parameters(), section.max_grad_norm or math.inf, foreach=True
+            )
+        )
         skip = self.guard.check(loss, norm)
         skip_when(self.optimizers, skip)
         set_learning_rate(self.optimizers, schedule(step, self.recipe.train.steps, section))
@@ -299,14 +344,20 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """Of the matrices inside the blocks at `step`."""
         section = self.recipe.optimizer
-        return section.learning_rate * self.recipe.learning_rate_factor * schedule(step, self.recipe.train.steps, section)
+        return (
+            section.learning_rate
+            * self.recipe.learning_rate_factor
+            * schedule(step, self.recipe.train.steps, section)
+        )
 
     def find_micro_batch(self) -> int:
         """The largest micro-batch whose forward and backward pass fit into the device's memory, found by trying."""
         rows, length = self.recipe.rows(self.world.size), self.recipe.data.sequence_length
         size = largest_divisor(rows, max(1, (1 << 17) // length))
         step = Parallel(self.network, self.recipe, World(device=self.device))
-        reserve = 3 * sum(p.numel() * p.element_size() for p in self.network.parameters())  # gradients and moments
+        reserve = 3 * sum(
+            p.numel() * p.element_size() for p in self.network.parameters()
+        )  # gradients and moments
         while True:
             ids = torch.zeros(size, length, dtype=torch.long, device=self.device)
             try:
@@ -369,7 +420,11 @@ class Trainer:
                     limit=section.limit or None,
                 )  # fmt: skip
                 for task, score in scores.items():
-                    found |= {f"{task}/{key}": score[key] for key in ("acc", "acc_norm") if score.get(key) is not None}
+                    found |= {
+                        f"{task}/{key}": score[key]
+                        for key in ("acc", "acc_norm")
+                        if score.get(key) is not None
+                    }
             self.world.after_main(what, done=self.world.main)
         return found
 
@@ -377,7 +432,7 @@ class Trainer:
         """The network itself, or a copy gathered from all processes where it is sharded."""
         if not self.parallel.sharded:
             return self.network
-        copy = Network(self.config, initialised=False).to(self.device)
+        copy = Network(self.config, initialized=False).to(self.device)
         with torch.no_grad():
             for mine, gathered in zip(copy.parameters(), self.network.parameters(), strict=True):
                 mine.copy_(full(gathered.detach()))
@@ -397,7 +452,9 @@ class Trainer:
     def fit(self, run: Path, stop: StopRequest) -> Outcome:
         """Train from where the run stands to its last step, or until stopped."""
         train, metrics, begun = self.recipe.train, Metrics(run), time.perf_counter()
-        saver = Saver(run, self.world, train.async_checkpoints, train.keep_checkpoints, train.keep_every)
+        saver = Saver(
+            run, self.world, train.async_checkpoints, train.keep_checkpoints, train.keep_every
+        )
         self.saver = saver
         trackers = Trackers(run, self.recipe, self.watcher.said) if self.world.main else None
         score: Score | None = None
@@ -424,23 +481,39 @@ class Trainer:
                 norm, skipped = self.update(step, loss)
                 made += 1
                 tokens = self.state.tokens + train.batch_tokens
-                self.state = dataclasses.replace(self.state, step=step + 1, tokens=tokens, data=data_state)
-                row = {"step": step + 1, "learning_rate": self.learning_rate(step), "tokens": tokens}
-                row |= {f"epochs/{name}": round(passes, 4) for name, passes in data_state.epochs().items()}
+                self.state = dataclasses.replace(
+                    self.state, step=step + 1, tokens=tokens, data=data_state
+                )
+                row = {
+                    "step": step + 1,
+                    "learning_rate": self.learning_rate(step),
+                    "tokens": tokens,
+                }
+                row |= {
+                    f"epochs/{name}": round(passes, 4)
+                    for name, passes in data_state.epochs().items()
+                }
                 self.pending.append(Pending(loss, norm, skipped, watch.lap(), row, first_sample))
                 if profiler is not None and made == 10 + train.profile_steps:
                     profiler.stop()
                     profiler.export_chrome_trace(str(run / f"profile-rank{self.world.rank}.json"))
                     profiler = None
                 last = step + 1 == train.steps
-                evaluating = last or (train.evaluate_every and (step + 1) % train.evaluate_every == 0)
+                evaluating = last or (
+                    train.evaluate_every and (step + 1) % train.evaluate_every == 0
+                )
                 saving = last or (step + 1) % train.checkpoint_every == 0
-                testing = bool(self.recipe.eval.tasks) and (last or (step + 1) % self.recipe.eval.every == 0)
+                testing = bool(self.recipe.eval.tasks) and (
+                    last or (step + 1) % self.recipe.eval.every == 0
+                )
                 if evaluating or saving or testing or (step + 1) % train.log_every == 0:
                     rows = self.collect(run, metrics, watch, clock, begun)
                     if evaluating:
                         score = self.evaluate()
-                        rows[-1] |= {f"held_out_{key}": getattr(score, key) for key in ("loss", "perplexity", "bits_per_byte")}
+                        rows[-1] |= {
+                            f"held_out_{key}": getattr(score, key)
+                            for key in ("loss", "perplexity", "bits_per_byte")
+                        }
                         rows[-1] |= self.evaluate_sources()
                     if testing:
                         rows[-1] |= self.evaluate_tasks()
@@ -452,7 +525,9 @@ class Trainer:
                     elif line := saver.complaint():
                         self.failed(line)
                     self.publish(metrics, trackers, rows)
-                    clock = time.perf_counter()  # evaluations and checkpoints do not count as training time
+                    clock = (
+                        time.perf_counter()
+                    )  # evaluations and checkpoints do not count as training time
                 watch.mark("data")
         finally:
             batches.close()
@@ -462,9 +537,11 @@ class Trainer:
         with self.waiting():
             if saved_step != self.state.step:
                 self.save(saver, metrics)
-            if line := self.world.from_main(saver.settle()):
+            if line := self.world.broadcast(saver.settle()):
                 good, _ = checkpoint.newest_valid(run)
-                raise UserError(f"the last checkpoint was not written: {line}; last good one: {good or 'none'}")
+                raise UserError(
+                    f"the last checkpoint was not written: {line}; last good one: {good or 'none'}"
+                )
             self.world.barrier("the end of the run")
         if trackers is not None:
             trackers.close()
@@ -475,10 +552,14 @@ class Trainer:
             interrupted=SIGNALS[code - 1].name if code and self.state.step < train.steps else None,
         )  # fmt: skip
 
-    def collect(self, run: Path, metrics: Metrics, watch: Stopwatch, clock: float, begun: float) -> list[dict[str, Any]]:
+    def collect(
+        self, run: Path, metrics: Metrics, watch: Stopwatch, clock: float, begun: float
+    ) -> list[dict[str, Any]]:
         """The metrics of the pending steps. `UserError` when too many in a row were skipped, naming their samples."""
         # The one place that waits for the device: once in log_every steps, for three numbers a step.
-        values = torch.stack([torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]).tolist()
+        values = torch.stack(
+            [torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]
+        ).tolist()
         end = time.perf_counter()
         speed = len(self.pending) * self.recipe.train.batch_tokens / max(end - clock, 1e-9)
         shared = {
@@ -493,13 +574,19 @@ class Trainer:
         for (loss, norm, skip), step in zip(values, self.pending, strict=True):
             phases = {f"{k}_seconds": round(v, 6) for k, v in watch.seconds(step.lap).items()}
             skipped += int(skip)
-            rows.append(step.row | {"loss": loss, "grad_norm": norm, "skipped": skipped} | phases | shared)
+            rows.append(
+                step.row | {"loss": loss, "grad_norm": norm, "skipped": skipped} | phases | shared
+            )
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
             if skip:
-                where = f"epoch {step.first_sample.epoch}, samples from {step.first_sample.samples} on"
+                where = (
+                    f"epoch {step.first_sample.epoch}, samples from {step.first_sample.samples} on"
+                )
                 if self.world.main:
-                    self.watcher.said(f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: skipped ({where})")
-            if self.skipped_in_a_row >= self.recipe.train.most_skipped:
+                    self.watcher.said(
+                        f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: skipped ({where})"
+                    )
+            if self.skipped_in_a_row >= self.recipe.train.max_skipped_in_a_row:
                 if self.world.main:
                     self.publish(metrics, None, rows)
                 if self.saver is not None:
@@ -509,13 +596,15 @@ class Trainer:
                     f"step {rows[-1]['step']}: loss {loss:.6g}, gradient norm {norm:.6g}: {self.skipped_in_a_row} steps "
                     f"skipped in a row ({where}, {self.recipe.sequences} a step), training stopped; "
                     f"last good checkpoint: {good or 'none'}",
-                    mend="look at that data, or lower optimizer.learning_rate in a new run",
+                    hint="look at that data, or lower optimizer.learning_rate in a new run",
                 )
         self.state = dataclasses.replace(self.state, skipped=skipped)
         self.pending = []
         return rows
 
-    def publish(self, metrics: Metrics, trackers: Trackers | None, rows: list[dict[str, Any]]) -> None:
+    def publish(
+        self, metrics: Metrics, trackers: Trackers | None, rows: list[dict[str, Any]]
+    ) -> None:
         """Write rows to metrics.jsonl and the trackers, and show them."""
         if not self.world.main:
             return
@@ -533,36 +622,50 @@ class Trainer:
         origin = {"made_by": "mobilellm train", "run": saver.run.name, "step": self.state.step,
                   "data_fingerprint": self.data.fingerprint, "preset": self.recipe.model.preset}  # fmt: skip
         with self.waiting():
-            line = saver.save(self.state, self.network, self.optimizers, self.data.tokenizer(), origin)
+            line = saver.save(
+                self.state, self.network, self.optimizers, self.data.tokenizer(), origin
+            )
         if line:
             self.failed(line)
 
     def failed(self, line: str) -> None:
         """A checkpoint that could not be written does not end the training, but is not to be overlooked."""
-        self.watcher.said(f"CHECKPOINT NOT WRITTEN: {line}; training goes on, the checkpoints before it stand")
+        self.watcher.said(
+            f"CHECKPOINT NOT WRITTEN: {line}; training goes on, the checkpoints before it stand"
+        )
 
 
 def open_data(recipe: Recipe, world: World | None = None) -> Data:
     """The data a recipe names; one process of all reads it whole, to check it."""
     if not recipe.data.path:
-        raise UserError("data.path is not set", mend="name a folder made by `mobilellm prepare`")
+        raise UserError("data.path is not set", hint="name a folder made by `mobilellm prepare`")
     tokenizer = Path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     data = open_dataset(Path(recipe.data.path), tokenizer)  # every size, in no time
-    if world is not None and world.from_main(data.fingerprint) != data.fingerprint:
-        raise UserError(f"{data.path}: other data than rank 0 has", mend="let all nodes see one folder")
+    if world is not None and world.broadcast(data.fingerprint) != data.fingerprint:
+        raise UserError(
+            f"{data.path}: other data than rank 0 has", hint="let all nodes see one folder"
+        )
     if world is not None and not world.main:
         return data
-    small = 2 * (len(data.tokens("train")) + len(data.tokens("heldout"))) <= MOST_VERIFIED
+    small = 2 * (len(data.tokens("train")) + len(data.tokens("heldout"))) <= MAX_VERIFIED
     return open_dataset(data.path, tokenizer, verify=True) if small else data
 
 
-def train(run: Path, recipe: Recipe, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
+def train(
+    run: Path, recipe: Recipe, watcher: Watcher | None = None, world: World | None = None
+) -> Outcome:
     """Start a new run in the folder `run`, which must be empty or absent, and train it to the end."""
     world = world or World(device=device.pick_device())
     return _begin(run, recipe, watcher, world, None)
 
 
-def branch(run: Path, source: Path, watcher: Watcher | None = None, world: World | None = None, decay_steps: int = 0) -> Outcome:
+def branch(
+    run: Path,
+    source: Path,
+    watcher: Watcher | None = None,
+    world: World | None = None,
+    decay_steps: int = 0,
+) -> Outcome:
     """Start a new run from a checkpoint of another one and let its learning rate fall over `decay_steps` (0: as the
     recipe has it): what a wsd schedule's stable part is good for. `UserError` for a run without one."""
     world = world or World(device=device.pick_device())
@@ -570,31 +673,40 @@ def branch(run: Path, source: Path, watcher: Watcher | None = None, world: World
     recipe = read_recipe(origin)
     path = source if source != origin else checkpoint.newest_valid(origin)[0]
     if path is None:
-        raise UserError(f"{origin}: no checkpoint verifies", mend="name another run")
+        raise UserError(f"{origin}: no checkpoint verifies", hint="name another run")
     checkpoint.verify(path)
     step = int(path.name.removeprefix("step-"))
     decay = decay_steps or recipe.optimizer.decay_steps or max(1, recipe.train.steps // 5)
     if recipe.optimizer.schedule not in ("wsd", "constant"):
         raise UserError(
             f"{origin}: its schedule is {recipe.optimizer.schedule}, whose learning rate falls from the start",
-            mend="branch from a run with optimizer.schedule wsd or constant",
+            hint="branch from a run with optimizer.schedule wsd or constant",
         )
     stable = recipe.train.steps - (recipe.optimizer.decay_steps or max(1, recipe.train.steps // 5))
     if recipe.optimizer.schedule == "wsd" and step > stable:
-        raise UserError(f"{path}: its learning rate falls already (since step {stable})", mend=f"name one up to step {stable}")
-    recipe = recipe.replace("train", steps=step + decay).replace("optimizer", schedule="wsd", decay_steps=decay)
+        raise UserError(
+            f"{path}: its learning rate falls already (since step {stable})",
+            hint=f"name one up to step {stable}",
+        )
+    recipe = recipe.replace("train", steps=step + decay).replace(
+        "optimizer", schedule="wsd", decay_steps=decay
+    )
     return _begin(run, recipe, watcher, world, path)
 
 
-def _begin(run: Path, recipe: Recipe, watcher: Watcher | None, world: World, start: Path | None) -> Outcome:
+def _begin(
+    run: Path, recipe: Recipe, watcher: Watcher | None, world: World, start: Path | None
+) -> Outcome:
     recipe.check()
     data = open_data(recipe, world)
     recipe = recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
-    recipe = Recipe.from_dict(world.from_main(resolve(recipe, world.device).to_dict() if world.main else None))
+    recipe = Recipe.from_dict(
+        world.broadcast(resolve(recipe, world.device).to_dict() if world.main else None)
+    )
     trainer = Trainer(recipe, data, watcher, world)
     trainer.loader()  # complains about data too short for one batch before anything is written
     if start is not None:
-        trainer.take(start, allow_data_change=False)
+        trainer.restore(start, allow_data_change=False)
     if world.main:
         environment = device.describe(trainer.device) | {
             "precision": recipe.train.precision,
@@ -632,17 +744,19 @@ def resume(
             for line in rejected:
                 watcher.said(f"rejected: {line}")
             if rejected and path is None:
-                raise UserError(f"{run}: no checkpoint verifies: {rejected[0]}", mend="start a new run")
+                raise UserError(
+                    f"{run}: no checkpoint verifies: {rejected[0]}", hint="start a new run"
+                )
             for bad in checkpoint.complete(run):  # out of the way, under a name that says why
                 if path is not None and bad.name > path.name:
                     aside = bad.with_name(f"rejected-{bad.name}")
                     shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
                     bad.rename(aside)
-        path = world.from_main(path)
+        path = world.broadcast(path)
         data = open_data(recipe, world)
         trainer = Trainer(recipe, data, watcher, world)
         if path is not None:
-            trainer.take(path, allow_data_change)
+            trainer.restore(path, allow_data_change)
         if world.main:
             Metrics(run).rewind(trainer.state.step)
         world.barrier("the beginning of the run")
@@ -652,7 +766,11 @@ def resume(
 def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
     """The run's own recipe with what may change taken from `changes`. `UserError` names what else differs."""
     mine, given = own.to_dict(), changes.to_dict()
-    given["data"]["path"] = str(Path(given["data"]["path"]).resolve()) if given["data"]["path"] else mine["data"]["path"]
+    given["data"]["path"] = (
+        str(Path(given["data"]["path"]).resolve())
+        if given["data"]["path"]
+        else mine["data"]["path"]
+    )
     differing = []
     for section, values in given.items():
         for key in values.keys() | mine[section].keys():
@@ -666,6 +784,6 @@ def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
     if differing:
         raise UserError(
             f"{run}: another recipe began this run ({'; '.join(sorted(differing))})",
-            mend="resume it with its own recipe, or choose another --out",
+            hint="resume it with its own recipe, or choose another --out",
         )
     return Recipe.from_dict(mine)

@@ -1,6 +1,6 @@
 """The network among several processes: compiled, then replicated (DDP) or sharded (FSDP2), in this order.
 
-step = parallelise(network, recipe, world)
+step = parallelize(network, recipe, world)
 with step.accumulating():          # gradients stay here
     step(x, y).backward()
 step(x, y).backward()              # gradients are averaged over all processes
@@ -46,10 +46,12 @@ class Parallel:
             for layer in network.layers:
                 layer.compile(dynamic=False)
         if self.sharded:
-            _shard(network, world, recipe.parallel.shard_within)
+            _shard(network, world, recipe.parallel.shard_group_size)
         elif world.size > 1:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of a name that only newer versions have
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # of a name that only newer versions have
                 self.step = nn.parallel.DistributedDataParallel(
                     self.step,
                     device_ids=[world.device] if world.device.type == "cuda" else None,
@@ -98,11 +100,13 @@ def _shard(network: Network, world: World, within: int) -> None:
     if within and (world.size % within or within < 2):
         near = [n for n in range(2, world.size + 1) if world.size % n == 0]
         raise UserError(
-            f"parallel.shard_within = {within} does not divide {world.size} processes",
-            mend=f"it can be {', '.join(map(str, near))}",
+            f"parallel.shard_group_size = {within} does not divide {world.size} processes",
+            hint=f"it can be {', '.join(map(str, near))}",
         )
     if within and within < world.size:  # replicated over the groups, sharded within each
-        mesh = init_device_mesh(world.device.type, (world.size // within, within), mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh(
+            world.device.type, (world.size // within, within), mesh_dim_names=("replicate", "shard")
+        )
     else:
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     for layer in network.layers:

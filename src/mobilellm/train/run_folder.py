@@ -35,7 +35,10 @@ def create(run: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
     """Make the folder of a new run. `UserError` when it is there already."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         what = "holds another run" if (run / "recipe.toml").exists() else "exists and is not empty"
-        raise UserError(f"{run}: {what}", mend=f"choose another --out, or go on with it: mobilellm train --resume {run}")
+        raise UserError(
+            f"{run}: {what}",
+            hint=f"choose another --out, or go on with it: mobilellm train --resume {run}",
+        )
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     write_json(run / "environment.json", environment)
@@ -45,7 +48,10 @@ def create(run: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
 def read_recipe(run: Path) -> Recipe:
     """The resolved recipe of an existing run."""
     if not (run / "recipe.toml").is_file():
-        raise UserError(f"{run}: no run here (no recipe.toml)", mend="give the folder that `mobilellm train --out` named")
+        raise UserError(
+            f"{run}: no run here (no recipe.toml)",
+            hint="give the folder that `mobilellm train --out` named",
+        )
     return Recipe.read(run / "recipe.toml")
 
 
@@ -56,7 +62,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{run}: another process is training here", mend="wait for it, or stop it") from None
+            raise UserError(
+                f"{run}: another process is training here", hint="wait for it, or stop it"
+            ) from None
         sweep_partial(run)
         sweep_partial(run / "checkpoints")
         yield
@@ -85,9 +93,11 @@ class Metrics:
         write_file(self.path, b"".join(kept))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows, one JSON object a line. Numbers that are not finite become null, as JSON has it."""
+        """Add rows, one JSON object a line. ModelCosts that are not finite become null, as JSON has it."""
         with disk_errors(self.path), open(self.path, "ab") as file:
-            file.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+            file.write(
+                b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+            )
 
     def sync(self) -> None:
         """Flush to the disk."""

@@ -23,7 +23,14 @@ def whole(part: Tensor, like: Any) -> Tensor:
     """All processes' parts of a tensor that is sharded as `like` is."""
     from torch.distributed.tensor import DTensor
 
-    sharded = DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    sharded = DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
     return sharded.full_tensor()
 
 
@@ -33,5 +40,7 @@ def share(tensor: Tensor, like: Any) -> Tensor:
 
     if not isinstance(like, DTensor):
         return tensor
-    replicated = DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+    replicated = DTensor.from_local(
+        tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False
+    )
     return replicated.redistribute(like.device_mesh, like.placements).to_local()

@@ -17,7 +17,9 @@ class Trackers:
 
     def __init__(self, run: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
         self.every, self.say = recipe.track.every, say
-        self.sinks: dict[str, tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]] = {}
+        self.sinks: dict[
+            str, tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
+        ] = {}
         settings = recipe.to_dict()
         try:
             if recipe.track.tensorboard:
@@ -27,14 +29,20 @@ class Trackers:
             if recipe.track.wandb:
                 self.sinks["wandb"] = _wandb(recipe.track.wandb, run, settings)
         except ModuleNotFoundError as error:
-            raise UserError(f"track: {error.name} is not installed", mend="pip install 'mobilellm[track]'") from None
+            raise UserError(
+                f"track: {error.name} is not installed", hint="pip install 'mobilellm[track]'"
+            ) from None
 
     def send(self, rows: list[dict[str, Any]]) -> None:
         """The rows that are due: every few steps, and each with a held-out score."""
         for row in rows:
             if row["step"] % self.every and "held_out_loss" not in row:
                 continue
-            values = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in LEFT_OUT}
+            values = {
+                k: float(v)
+                for k, v in row.items()
+                if isinstance(v, (int, float)) and k not in LEFT_OUT
+            }
             for name, (log, _) in list(self.sinks.items()):
                 self._try(name, lambda log=log, step=row["step"], values=values: log(step, values))  # type: ignore[misc]
 
@@ -55,7 +63,13 @@ def _tensorboard(run: Path, settings: dict[str, Any]) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / "tensorboard"))
-    writer.add_text("recipe", "\n".join(f"    {s}.{k} = {v}" for s, values in settings.items() for k, v in values.items()), 0)
+    writer.add_text(
+        "recipe",
+        "\n".join(
+            f"    {s}.{k} = {v}" for s, values in settings.items() for k, v in values.items()
+        ),
+        0,
+    )
 
     def log(step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
@@ -74,5 +88,7 @@ def _trackio(project: str, name: str, settings: dict[str, Any]) -> Any:
 def _wandb(project: str, run: Path, settings: dict[str, Any]) -> Any:
     import wandb
 
-    session = wandb.init(project=project, name=run.name, dir=str(run), config=settings, resume="allow", id=run.name)
+    session = wandb.init(
+        project=project, name=run.name, dir=str(run), config=settings, resume="allow", id=run.name
+    )
     return (lambda step, values: session.log(values, step=step)), session.finish

@@ -55,20 +55,27 @@ class World:
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         except (KeyError, ValueError) as error:
-            raise UserError(f"WORLD_SIZE is set, but {error} is not a rank", mend="start several processes with torchrun") from None
+            raise UserError(
+                f"WORLD_SIZE is set, but {error} is not a rank",
+                hint="start several processes with torchrun",
+            ) from None
         # The backends' own limit stands behind the watchdog's, which knows whom to name.
         device, limit = _device(local_rank), datetime.timedelta(seconds=1.5 * timeout + 5)
         try:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=_store(rank, size, limit), rank=rank, world_size=size, timeout=limit)
+            dist.init_process_group(
+                backend, store=_store(rank, size, limit), rank=rank, world_size=size, timeout=limit
+            )
         except dist.DistError as error:
             raise UserError(
                 f"rank {rank}: not all {size} processes came within {limit.seconds} s ({str(error).splitlines()[0]})",
-                mend="start every node, with the same --nnodes and rendezvous",
+                hint="start every node, with the same --nnodes and rendezvous",
             ) from None
         world = cls(device=device, rank=rank, size=size, local_rank=local_rank, timeout=timeout)
         try:
-            world.control, world.saving = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+            world.control, world.saving = (
+                dist.new_group(backend="gloo", timeout=limit) for _ in range(2)
+            )
             world.watchdog = Watchdog(rank, size, timeout)
             world.watchdog.start()
             yield world
@@ -76,10 +83,14 @@ class World:
             world._tell_once(error)
             raise
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+            if not any(
+                sign in str(error)
+                for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+            ):
                 raise
             raise UserError(
-                f"rank {rank}: another process of this job has ended", mend="look for its own message; --resume auto goes on"
+                f"rank {rank}: another process of this job has ended",
+                hint="look for its own message; --resume auto goes on",
             ) from error
         finally:
             if world.watchdog is not None:
@@ -111,7 +122,10 @@ class World:
             work.wait()
             agreed = int(tensor)
         tensor = torch.tensor(value)
-        self._pending = (dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control, async_op=True), tensor)
+        self._pending = (
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control, async_op=True),
+            tensor,
+        )
         return agreed
 
     def settle_flag(self) -> None:
@@ -134,7 +148,7 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.control)
         return int(tensor)
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's value (plain data), everywhere."""
         if self.size == 1:
             return value
@@ -157,9 +171,13 @@ class World:
         if self.size == 1:
             return
         try:
-            dist.monitored_barrier(self.control, timeout=datetime.timedelta(seconds=self.timeout), wait_all_ranks=True)
+            dist.monitored_barrier(
+                self.control, timeout=datetime.timedelta(seconds=self.timeout), wait_all_ranks=True
+            )
         except RuntimeError as error:
-            raise UserError(f"rank {self.rank} waited in vain at {what}: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"rank {self.rank} waited in vain at {what}: {str(error).splitlines()[0]}"
+            ) from None
 
     def _tell_once(self, error: UserError) -> None:
         """Of equal complaints of several processes only the first to arrive is to be printed."""
@@ -168,7 +186,7 @@ class World:
             error.said = store.add(f"mobilellm/said/{error}", 1) > 1
         if not error.said:
             error.what = f"rank {self.rank}: {error.what}" if not self.main else error.what
-            error.args = (f"{error.what}; {error.mend}" if error.mend else error.what,)
+            error.args = (f"{error.what}; {error.hint}" if error.hint else error.what,)
 
 
 def _store(rank: int, size: int, limit: datetime.timedelta) -> Any:
@@ -177,9 +195,14 @@ def _store(rank: int, size: int, limit: datetime.timedelta) -> Any:
     torchrun's store outlives a restart, with the addresses of the processes before it (torch 2.13): those who read them
     first would call the dead.
     """
-    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    address, port = (
+        os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        int(os.environ.get("MASTER_PORT", "29500")),
+    )
     held_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(address, port, size, is_master=rank == 0 and not held_by_torchrun, timeout=limit)  # type: ignore[attr-defined]
+    store = dist.TCPStore(
+        address, port, size, is_master=rank == 0 and not held_by_torchrun, timeout=limit
+    )  # type: ignore[attr-defined]
     return dist.PrefixStore(f"mobilellm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
 
@@ -189,7 +212,7 @@ def _device(local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} here)",
-            mend=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
+            hint=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -227,7 +250,11 @@ class Watchdog(threading.Thread):
                 with contextlib.suppress(Exception):
                     self.store.set(f"mobilellm/step/{self.rank}", str(self.step))
             elif time.monotonic() - since > self.timeout:
-                print(f"mobilellm: {self.complaint(time.monotonic() - since)}", file=sys.stderr, flush=True)
+                print(
+                    f"mobilellm: {self.complaint(time.monotonic() - since)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(self.STATUS)
 
     def complaint(self, waited: float) -> str:
@@ -236,11 +263,15 @@ class Watchdog(threading.Thread):
         for rank in range(self.size):
             key = f"mobilellm/step/{rank}"
             with contextlib.suppress(Exception):
-                if rank != self.rank and self.store.check([key]):  # asking for what is not there would wait for it
+                if rank != self.rank and self.store.check(
+                    [key]
+                ):  # asking for what is not there would wait for it
                     steps[rank] = int(self.store.get(key))
         behind = [rank for rank in range(self.size) if steps.get(rank, -1) < max(steps.values())]
         line = f"rank {self.rank} has waited {waited:.0f} s in step {self.step + 1}"
         if behind:
-            named = ", ".join(f"rank {rank} (last seen before step {steps.get(rank, -1) + 1})" for rank in behind)
+            named = ", ".join(
+                f"rank {rank} (last seen before step {steps.get(rank, -1) + 1})" for rank in behind
+            )
             return f"{line} for {named}; the job ends here and can be resumed"
         return f"{line} together with all others: a collective or the device hangs; the job ends here and can be resumed"

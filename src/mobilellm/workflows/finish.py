@@ -15,7 +15,7 @@ from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.perplexity import Score, perplexity
 from mobilellm.files import write_json
 from mobilellm.interop.checkpoint import Loaded, load
-from mobilellm.model.costs import Numbers
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.generation import Sampling
 from mobilellm.report import write_report
 from mobilellm.train.heldout import document_border
@@ -37,7 +37,7 @@ def finish(outcome: Outcome) -> dict[str, Any]:
         sequence_length=recipe.data.sequence_length,
     )  # fmt: skip
     prompts = _prompts(data, loaded)
-    numbers, config = Numbers.of(loaded.config), loaded.config
+    numbers, config = ModelCosts.of(loaded.config), loaded.config
     result = {
         "name": run.name,
         "finished": now(),
@@ -101,7 +101,9 @@ def _prompts(data: Data, loaded: Loaded) -> list[str]:
     stream = data.tokens("heldout")
     openings = []
     for start in (0, len(stream) // 2):
-        text = loaded.tokenizer.decode([int(t) for t in stream.read(start, min(200, len(stream) - start))])
+        text = loaded.tokenizer.decode(
+            [int(t) for t in stream.read(start, min(200, len(stream) - start))]
+        )
         # The first line may be the end of one: take the next that has a word in it.
         lines = [line for line in text.splitlines()[1:] or [text] if re.search(r"\w{3}", line)]
         openings += [" ".join(line.split()[:8]) for line in lines[:1]]
@@ -122,7 +124,14 @@ def _baselines(data: Data, loaded: Loaded) -> dict[str, Any]:
                 break
         return "".join(pieces)
 
-    return baselines(train, heldout, data.text_bytes("heldout"), loaded.config.vocab_size, text(train), text(heldout))
+    return baselines(
+        train,
+        heldout,
+        data.text_bytes("heldout"),
+        loaded.config.vocab_size,
+        text(train),
+        text(heldout),
+    )
 
 
 def _training(run: Path, outcome: Outcome) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from mobilellm.hardware import device
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.costs import Numbers
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 from mobilellm.plan.memory import Precision, estimate
 from mobilellm.train.optimizer import build
@@ -26,16 +26,16 @@ STEPS = 5
 
 
 def measured_plan(
-    config: ModelConfig, *, tokens: float, sequence_length: int, micro_batch: int, optimizer: str,
+    config: ModelConfig, *, tokens: float, sequence_length: int, micro_batch_size: int, optimizer: str,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """The same data as plan_run's, for this device alone, from the median of a few steps of random tokens."""
     world = World(device=device.pick_device())
-    micro = micro_batch or 1
+    micro = micro_batch_size or 1
     recipe = Recipe(
         data=DataSection(sequence_length=sequence_length),
         train=TrainSection(batch_tokens=micro * sequence_length, steps=1000),
-        optimizer=OptimizerSection(kind=optimizer),  # type: ignore[arg-type]
+        optimizer=OptimizerSection(name=optimizer),  # type: ignore[arg-type]
     )
     recipe = resolve(recipe, world.device)
     precision: Precision = "bf16" if recipe.train.precision == "bf16" else "fp32"
@@ -44,7 +44,9 @@ def measured_plan(
     step = Parallel(network, recipe, world)
     optimizers = build(network, recipe.optimizer, precision)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(world.device)
+    ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(
+        world.device
+    )
     taken = []
     for _ in range(STEPS + 2):
         start = time.perf_counter()
@@ -57,11 +59,11 @@ def measured_plan(
         loss.item()  # waits for the device
         taken.append(time.perf_counter() - start)
     seconds = statistics.median(taken[2:])
-    numbers = Numbers.of(config)
+    numbers = ModelCosts.of(config)
     flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
     peak = device.peak_flops(world.device, precision)
     memory = estimate(
-        config, sequence_length=sequence_length, micro_batch=micro, precision=precision, optimizer=optimizer
+        config, sequence_length=sequence_length, micro_batch_size=micro, precision=precision, optimizer=optimizer
     )  # fmt: skip
     room = _memory(world.device)
     name = str(device.describe(world.device)["device"])
@@ -73,7 +75,7 @@ def measured_plan(
         "precision": precision, "mfu_palm": speed * flops["palm"] / peak, "mfu_6n": speed * flops["six_n"] / peak,
         "mfu_from": f"{STEPS} steps measured here, against {peak / 1e9:,.0f} GFLOP/s in a product alone",
         "tokens_per_second_per_device": speed, "tokens_per_second": speed, "batch_tokens": micro * sequence_length,
-        "steps": math.ceil(tokens / (micro * sequence_length)), "step_seconds": seconds, "micro_batch": micro,
+        "steps": math.ceil(tokens / (micro * sequence_length)), "step_seconds": seconds, "micro_batch_size": micro,
         "memory_bytes": memory.parts | {"peak": memory.peak}, "measured_peak_bytes": device.peak_memory(world.device),
         "fits": memory.peak <= room, "days": tokens / speed / 86400, "gpu_hours": tokens / speed / 3600,
         "energy_kwh": None, "cost": None,

@@ -22,13 +22,19 @@ from mobilellm.train.resolve import resolve
 Precision = Literal["auto", "fp32", "bf16"]
 SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
-LEAST_STEPS = 30
+MIN_STEPS = 30
 EVALUATIONS = 8
-MOST_EPOCHS = 5  # of a text: past that a small model learns it by heart and the held-out loss rises
+MAX_EPOCHS = 5  # of a text: past that a small model learns it by heart and the held-out loss rises
 
 
 def recipe_for(
-    data_path: Path, preset: str, *, steps: int = 0, seconds: float = 150.0, seed: int = 0, precision: Precision = "auto"
+    data_path: Path,
+    preset: str,
+    *,
+    steps: int = 0,
+    seconds: float = 150.0,
+    seed: int = 0,
+    precision: Precision = "auto",
 ) -> Recipe:
     """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds` allow here.
 
@@ -37,7 +43,7 @@ def recipe_for(
     data = TokenFolder.open(data_path)
     available = len(data.tokens("train"))
     if available < 2:
-        raise UserError(f"{data_path}: too little text to train on", mend="give a longer text")
+        raise UserError(f"{data_path}: too little text to train on", hint="give a longer text")
     length = SEQUENCE_LENGTH
     while length > 8 and available < 4 * length:  # a short text: shorter samples
         length //= 2
@@ -53,18 +59,18 @@ def recipe_for(
             checkpoint_every=10_000, keep_checkpoints=1,
         ),
         optimizer=OptimizerSection(
-            kind="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=20, schedule="linear", final_fraction=0.02
+            name="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=20, schedule="linear", final_lr_fraction=0.02
         ),
     )  # fmt: skip
     if not steps:
         recipe = resolve(recipe, device.pick_device())
         step_seconds = measure(recipe, data)
-        most = max(LEAST_STEPS, MOST_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
-        steps = min(most, max(LEAST_STEPS, int(seconds / step_seconds)))
+        most = max(MIN_STEPS, MAX_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
+        steps = min(most, max(MIN_STEPS, int(seconds / step_seconds)))
     every = max(1, steps // EVALUATIONS)
-    return recipe.replace("train", steps=steps, evaluate_every=every, checkpoint_every=max(50, steps // 4)).replace(
-        "optimizer", warmup_steps=min(recipe.optimizer.warmup_steps, max(1, steps // 5))
-    )
+    return recipe.replace(
+        "train", steps=steps, evaluate_every=every, checkpoint_every=max(50, steps // 4)
+    ).replace("optimizer", warmup_steps=min(recipe.optimizer.warmup_steps, max(1, steps // 5)))
 
 
 def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
@@ -73,7 +79,9 @@ def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
     taken = []
     for number, (batch, _) in enumerate(trainer.loader()):
         start = time.perf_counter()
-        loss = trainer.forward_backward(*(torch.from_numpy(a).to(trainer.device) for a in (batch.inputs, batch.targets)))
+        loss = trainer.forward_backward(
+            *(torch.from_numpy(a).to(trainer.device) for a in (batch.inputs, batch.targets))
+        )
         trainer.update(0, loss)[0].item()  # waits for the device
         taken.append(time.perf_counter() - start)
         if number == steps + 1:
