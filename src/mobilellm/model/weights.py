@@ -6,6 +6,7 @@ elsewhere. Both directions are exact. A layer-sharing network has one copy of ea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,8 @@ from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 
+# Tensors on disk that have a row for each token of the vocabulary.
+VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 # In-memory name -> the names on disk that it is stacked from, and how many rows each has.
 Stacks = dict[str, list[tuple[str, int]]]
 
@@ -121,3 +124,32 @@ def load_weights(network: Network, named: Mapping[str, Tensor], where: str = "we
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(state[name])
+
+
+def grow_vocabulary(
+    config: ModelConfig, named: Mapping[str, Tensor], vocab_size: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and weights (under their names on disk) with a vocabulary of `vocab_size`.
+
+    New rows of the embedding, and of an output layer that is not tied, are the mean of the old
+    rows: the logit of a new token is then the mean of the old logits, so that it takes little
+    probability from the old tokens (John Hewitt, "Initializing New Word Embeddings for Pretrained
+    Language Models", 2021). The old rows keep their bits.
+
+    config, named = grow_vocabulary(loaded.config, named, tokenizer.vocab_size)
+
+    `UserError` when `vocab_size` is smaller than the vocabulary that the weights have.
+    """
+    if vocab_size < config.vocab_size:
+        raise UserError(
+            f"a vocabulary of {vocab_size} tokens is smaller than the model's {config.vocab_size}",
+            hint="it may only grow: use the model's own tokenizer, or one that extends it",
+        )
+    new = vocab_size - config.vocab_size
+    grown = dict(named)
+    for name in VOCABULARY_ROWS:
+        if new and name in grown:
+            rows = grown[name]  # (V, C)
+            mean = rows.mean(dim=0, keepdim=True, dtype=torch.float64).to(rows.dtype)
+            grown[name] = torch.cat([rows, mean.expand(new, -1)])
+    return dataclasses.replace(config, vocab_size=vocab_size), grown
