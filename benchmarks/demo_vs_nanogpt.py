@@ -147,7 +147,8 @@ def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dic
     """Train what `mobilellm quickstart` trains, for about `seconds` (compilation included)."""
     from mobilellm.cli.quickstart import HELD_OUT, Quickstart
     from mobilellm.prepare.prepare import Source, prepare
-    from mobilellm.train import loop
+    from mobilellm.train import start
+    from mobilellm.train.rows import Watcher
     from mobilellm.workflows.quickstart import recipe_for
 
     quick = Quickstart()
@@ -162,11 +163,11 @@ def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dic
     recipe = recipe_for(folder / "data", quick.preset, seconds=seconds, precision=precision)
     rows: list[dict[str, Any]] = []
 
-    class Keep(loop.Watcher):
+    class Keep(Watcher):
         def stepped(self, row: dict[str, Any]) -> None:
             rows.append(row)
 
-    loop.train(folder / "run", recipe, Keep())
+    start.train(folder / "run", recipe, Keep())
     spent, before, curve = 0.0, 0, []
     for row in rows:
         spent, before = spent + (row["tokens"] - before) / row["tokens_per_second"], row["tokens"]

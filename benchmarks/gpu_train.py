@@ -206,7 +206,9 @@ def measure(
     from mobilellm.hardware.device import peak_flops
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.costs import ModelCosts
+    from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
+    from mobilellm.train.optimizer import OPTIMIZERS
 
     best = {"compile": True, "attention": "auto", "loss": "chunked"}
 
@@ -266,12 +268,11 @@ def measure(
     flops = ModelCosts.of(config).flops_per_token(length)
     precision = "bf16" if device.type == "cuda" else "fp32"
     peak = peak_flops(device, precision)
-    expected = estimate(
-        config,
-        sequence_length=length,
-        micro_batch_size=winner["micro_batch_size"],
-        precision=precision,
+    size = winner["micro_batch_size"]
+    batching = Batching.of(
+        sequence_length=length, batch_tokens=size * length, micro_batch_size=size
     )
+    expected = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS["adamw"].costs)
     return {
         "preset": preset, "sequence_length": length, "best": winner, "sweep": sweep, "transformers": peers,
         "speed_ratio": winner["tokens_per_second"] / peers[-1]["tokens_per_second"] if "error" not in peers[-1] else None,

@@ -93,7 +93,9 @@ def batches(recipe: Any) -> list[Any]:
 
     data = TokenFolder.open(Path(recipe.data.path))
     state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
-    loader = Loader(data.tokens("train"), recipe.data.sequence_length, recipe.sequences, state)
+    loader = Loader(
+        data.tokens("train"), recipe.data.sequence_length, recipe.batching().sequences, state
+    )
     return [batch for (batch, _), _ in zip(loader, range(recipe.train.steps), strict=False)]
 
 
@@ -141,7 +143,7 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
     before = memory("VmRSS")
     model = AutoModelForCausalLM.from_pretrained(folder / "start", dtype=torch.float32)
     arguments = TrainingArguments(
-        output_dir=str(folder / "hf"), per_device_train_batch_size=recipe.sequences, max_steps=recipe.train.steps,
+        output_dir=str(folder / "hf"), per_device_train_batch_size=recipe.batching().sequences, max_steps=recipe.train.steps,
         learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95,
         max_grad_norm=1.0, logging_steps=1, report_to="none", save_strategy="no", use_cpu=not torch.cuda.is_available(),
         bf16=precision == "bf16", dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
@@ -159,7 +161,7 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     from safetensors.torch import load_file
 
     from mobilellm.model.weights import load_weights
-    from mobilellm.train import loop
+    from mobilellm.train import loop, rows, start
     from mobilellm.train.resolve import resolve
 
     recipe = settings(folder, size, precision)
@@ -175,7 +177,7 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     seconds: list[float] = []
     peak = 0
 
-    class Clock(loop.Watcher):
+    class Clock(rows.Watcher):
         def started(self, trainer: Any, step: int) -> None:
             load_weights(trainer.network, load_file(folder / "start/model.safetensors"))
 
@@ -197,9 +199,9 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     before = memory("VmRSS")
     # The data's vocabulary is 1024; the network keeps the one it was made with.
     real = loop.model_config
-    loop.model_config = lambda _, data: real_config(folder)  # type: ignore[assignment]
+    loop.model_config = lambda *_: real_config(folder)  # type: ignore[assignment]
     try:
-        loop.train(folder / f"ours-{precision}", recipe, Clock())
+        start.train(folder / f"ours-{precision}", recipe, Clock())
     finally:
         loop.model_config = real
     return {

@@ -6,9 +6,10 @@ from pathlib import Path
 import mobilellm
 
 PACKAGE = Path(mobilellm.__file__).parent
-GROUND = {"errors", "files"}
+GROUND = {"divisors", "errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
+    "divisors": set(),
     "files": set(),
     "hardware": set(),
     "jobs": set(),

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parent
 STEPS = 8
 
 BASE: dict[str, dict[str, Any]] = {
-    "model": {"preset": "1M", "num_hidden_layers": 2},
+    "model": {"preset": "1M", "override": {"num_hidden_layers": 2}},
     "data": {"sequence_length": 64},
     "train": {
         "steps": STEPS, "batch_tokens": 512, "precision": "fp32", "compile": "off", "evaluate_every": 4,
@@ -45,11 +45,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             ]
         }
     },
-    "sharing_own": {"model": {"layer_repeats": 2, "shared_kv": "own"}},
-    "sharing_first": {"model": {"layer_repeats": 2, "shared_kv": "first"}},
+    "sharing_own": {"model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "own"}}},
+    "sharing_first": {"model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "first"}}},
     "accumulation": {"train": {"micro_batch_size": 2}, "optimizer": {"max_grad_norm": 0.5}},
     "wsd": {"optimizer": {"schedule": "wsd", "decay_steps": 4, "decay_shape": "sqrt", "final_lr_fraction": 0.0}},
-    "z_loss_qk_norm": {"model": {"qk_norm": True}, "optimizer": {"z_loss": 1e-3}},
+    "z_loss_qk_norm": {"model": {"override": {"num_hidden_layers": 2, "qk_norm": True}}, "optimizer": {"z_loss": 1e-3}},
     "scaled_batch": {
         "optimizer": {
             "reference_batch_tokens": 2048, "batch_scaling": "sqrt", "schedule": "constant", "embedding_learning_rate": 1e-3,
@@ -91,8 +91,8 @@ def run_case(name: str, data: Path, run: Path) -> dict[str, Any]:
     """Train a case in the folder `run`; returns what is kept of it."""
     import torch
 
-    from mobilellm.train.loop import train
     from mobilellm.train.recipe import Recipe
+    from mobilellm.train.start import train
 
     values = settings(name)
     threads = torch.get_num_threads()

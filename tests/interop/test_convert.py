@@ -203,7 +203,6 @@ class TestOriginal:
     ) -> None:
         from mobilellm.data.shards import TokenFolder
         from mobilellm.evaluate.sharing import measure_sharing
-        from mobilellm.train.loop import train
         from mobilellm.train.recipe import (
             DataSection,
             ModelSection,
@@ -211,6 +210,7 @@ class TestOriginal:
             Recipe,
             TrainSection,
         )
+        from mobilellm.train.start import train
 
         data = TokenFolder.open(small_data)
         held_out = data.tokens("heldout")

@@ -20,7 +20,7 @@ def test_value_and_gradients_equal_torchs(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     make = lambda heads: (
         torch.randn(B, T, heads, D, generator=generator).transpose(1, 2).detach().requires_grad_()
-    )  # noqa: E731
+    )
     q, k, v = make(H), make(K), make(K)
     weight = torch.randn(B, H, T, D, generator=generator)
     ours = causal_attention(q, k, v)[0]

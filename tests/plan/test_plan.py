@@ -11,9 +11,10 @@ from mobilellm.evaluate.perplexity import autocast
 from mobilellm.hardware.devices import DEVICES, recognize
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.plan.batching import Batching
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import plan_run
-from mobilellm.train.optimizer import build
+from mobilellm.train.optimizer import OPTIMIZERS, build
 from mobilellm.train.recipe import OptimizerSection
 
 from .tracked import Tracked
@@ -72,10 +73,10 @@ def test_a_plan_in_words_and_the_devices(capsys: pytest.CaptureFixture[str]) -> 
     ("changes", "words"),
     [
         ({"device_name": "a100-80gb"}, "did you mean 'a100-80g'"),
-        ({"count": 3}, "1024 sequences a step do not divide by 3 devices; use 2 or 4"),
+        ({"count": 3}, "use 2 or 4 processes"),
         ({"tokens": 0}, "0 tokens"),
         ({"mfu": 2.0}, "mfu = 2.0"),
-        ({"batch_tokens": 1000}, "does not divide into sequences"),
+        ({"batch_tokens": 1000}, "does not divide by sequence_length"),
     ],
 )
 def test_plans_that_cannot_be_are_one_line(changes: dict, words: str) -> None:
@@ -128,12 +129,10 @@ def test_memory_is_what_was_held(
             for each in optimizers:
                 each.step()
                 each.zero_grad(set_to_none=True)
+    batching = Batching.of(
+        sequence_length=length, batch_tokens=passes * rows * length, micro_batch_size=rows
+    )
     expected = estimate(
-        config,
-        sequence_length=length,
-        micro_batch_size=rows,
-        precision=precision,
-        optimizer=optimizer,
-        accumulating=passes > 1,
+        config, batching, precision=precision, optimizer=OPTIMIZERS[optimizer].costs
     )
     assert expected.peak == pytest.approx(held.peak, rel=0.15)

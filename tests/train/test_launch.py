@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 @pytest.fixture
 def recipe(small_data: Path, tmp_path: Path) -> Path:
     recipe = Recipe(
-        model=ModelSection(preset="1M", num_hidden_layers=2),
+        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
         data=DataSection(sequence_length=32),
         train=TrainSection(
             steps=20, batch_tokens=128, precision="fp32", compile="off", evaluate_every=0, checkpoint_every=100, log_every=1,

@@ -17,16 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mobilellm.errors import UserError
-from mobilellm.train import checkpoint, loop
-from mobilellm.train.loop import Watcher, resume, train
+from mobilellm.train import checkpoint, loop, step
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.rows import Watcher
+from mobilellm.train.start import resume, train
 
 
 @pytest.fixture
 def recipe(small_data: Path) -> Recipe:
     return Recipe(
-        model=ModelSection(preset="1M", num_hidden_layers=2),
+        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
         data=DataSection(path=str(small_data), sequence_length=32),
         train=TrainSection(
             steps=24,
@@ -178,7 +179,7 @@ def test_accumulated_micro_batches_give_the_gradients_of_the_whole(
     for micro in (4, 1):
         trainer = loop.Trainer(recipe.replace("train", micro_batch_size=micro), data)
         batch, _ = next(iter(trainer.loader()))
-        loss = trainer.forward_backward(
+        loss = trainer.step.forward_backward(
             torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
         )
         gradients.append((loss, [p.grad.clone() for p in trainer.network.parameters()]))
@@ -220,7 +221,10 @@ def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(
     from transformers import AutoModelForCausalLM
 
     path = train(
-        tmp_path / "run", recipe.replace("model", layer_repeats=2, shared_kv="first")
+        tmp_path / "run",
+        recipe.replace(
+            "model", override={"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "first"}
+        ),
     ).checkpoint
     assert json.loads((path / "config.json").read_text())["model_type"] == "mobilellm"
     with pytest.raises(ValueError, match="mobilellm"):
@@ -229,7 +233,7 @@ def test_a_layer_sharing_run_is_not_mistaken_for_a_plain_one(
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = float("nan")) -> None:
     """Give the gradients and losses of some steps (from 1) a value."""
-    real, calls = loop.Trainer.forward_backward, []
+    real, calls = step.TrainStep.forward_backward, []
 
     def poisoned(self, *arguments):
         calls.append(1)
@@ -240,7 +244,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = floa
             loss = loss * value
         return loss
 
-    monkeypatch.setattr(loop.Trainer, "forward_backward", poisoned)
+    monkeypatch.setattr(step.TrainStep, "forward_backward", poisoned)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -500,7 +504,9 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="less than one sample"):
         train(
             tmp_path / "x",
-            recipe.replace("model", max_position_embeddings=1 << 17)
+            recipe.replace(
+                "model", override={"num_hidden_layers": 2, "max_position_embeddings": 1 << 17}
+            )
             .replace("data", sequence_length=1 << 16)
             .replace("train", batch_tokens=1 << 16),
         )

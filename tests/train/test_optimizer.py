@@ -8,8 +8,9 @@ import torch
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.train.muon import Muon, orthogonalize
-from mobilellm.train.optimizer import build, schedule, set_learning_rate
+from mobilellm.train.optimizer import build, set_learning_rate
 from mobilellm.train.recipe import OptimizerSection
+from mobilellm.train.schedule import factor as schedule
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

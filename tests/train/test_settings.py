@@ -14,8 +14,7 @@ from mobilellm.errors import UserError
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
 from mobilellm.train import checkpoint
-from mobilellm.train.loop import Trainer, branch, resume, train
-from mobilellm.train.optimizer import schedule
+from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import (
     DataSection,
     EvalSection,
@@ -26,12 +25,14 @@ from mobilellm.train.recipe import (
     TrackSection,
     TrainSection,
 )
+from mobilellm.train.schedule import factor as schedule
+from mobilellm.train.start import branch, resume, train
 
 
 @pytest.fixture
 def recipe(small_data: Path) -> Recipe:
     return Recipe(
-        model=ModelSection(preset="1M", num_hidden_layers=2),
+        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
         data=DataSection(path=str(small_data), sequence_length=32),
         train=TrainSection(
             steps=24,
@@ -70,7 +71,7 @@ def test_a_mixture_is_read_by_its_weights_and_scored_by_source(
         StageSection(weights={"early": 3.0, "late": 1.0}, until_tokens=12 * 128),
         StageSection(weights={"late": 1.0}),
     )
-    recipe = recipe.replace("data", path=str(two_sources), stage=stages)
+    recipe = recipe.replace("data", path=str(two_sources), stages=stages)
     whole = train(tmp_path / "run", recipe)
     rows = metrics(tmp_path / "run")
     data = TokenFolder.open(two_sources)
@@ -111,7 +112,7 @@ def test_masked_documents_train_as_if_alone(
     trainer = Trainer(recipe, data)
     batches = (batch for batch, _ in trainer.loader())
     batch = next(b for b in batches if (np.diff(b.documents, axis=1) > 0).any())
-    loss = trainer.forward_backward(
+    loss = trainer.step.forward_backward(
         *(torch.from_numpy(a) for a in (batch.inputs, batch.targets, batch.documents))
     )
     alone = torch.zeros(())
@@ -256,7 +257,7 @@ def test_a_tracker_that_breaks_does_not_end_the_run(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mobilellm.train import trackers
-    from mobilellm.train.loop import Watcher
+    from mobilellm.train.rows import Watcher
 
     def broken(*_: object) -> None:
         raise ConnectionError("no network")

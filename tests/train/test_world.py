@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from mobilellm.errors import UserError
 from mobilellm.train import checkpoint
-from mobilellm.train.loop import resume, train
 from mobilellm.train.recipe import (
     DataSection,
     ModelSection,
@@ -26,6 +25,7 @@ from mobilellm.train.recipe import (
     Recipe,
     TrainSection,
 )
+from mobilellm.train.start import resume, train
 
 WORKER = Path(__file__).with_name("worker.py")
 ENVIRONMENT = os.environ | {
@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {
 @pytest.fixture
 def recipe(small_data: Path) -> Recipe:
     return Recipe(
-        model=ModelSection(preset="1M", num_hidden_layers=2),
+        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
         data=DataSection(path=str(small_data), sequence_length=32),
         train=TrainSection(
             steps=24, batch_tokens=384, micro_batch_size=2, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5,

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from mobilellm.data.shards import TokenFolder
-from mobilellm.train import loop
-from mobilellm.train.loop import Trainer, Watcher
+from mobilellm.train import start
+from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import Recipe
+from mobilellm.train.rows import Watcher
 from mobilellm.train.sharded import full
 from mobilellm.train.world import World
 
@@ -43,7 +44,7 @@ def gradients(recipe: Recipe, world: World) -> None:
             assert (
                 mine.inputs.tolist() == inputs[world.rank * rows : (world.rank + 1) * rows].tolist()
             )
-            loss = trainer.forward_backward(
+            loss = trainer.step.forward_backward(
                 torch.from_numpy(mine.inputs), torch.from_numpy(mine.targets)
             )
             assert abs(loss - expected) < 1e-6 * expected, (kind, micro, loss, expected)
@@ -74,15 +75,15 @@ def main(scenario: str, recipe: Recipe, folder: Path) -> None:
             gradients(recipe, world)
         elif scenario == "whole-and-stopped":
             for name in ("whole", "stopped", "stopped-here"):
-                loop.train(
+                start.train(
                     folder / name,
                     recipe,
                     StopAt(10) if world.main and name != "whole" else None,
                     world,
                 )
-            loop.resume(folder / "stopped-here", world=world)
+            start.resume(folder / "stopped-here", world=world)
         elif scenario == "go-on":
-            loop.resume(folder / "stopped", world=world, changes=recipe)
+            start.resume(folder / "stopped", world=world, changes=recipe)
         else:
             raise ValueError(scenario)
 

@@ -52,6 +52,7 @@ def run(arguments: list[str]) -> int:
     from mobilellm.cli.eval import Eval
     from mobilellm.cli.generate import Generate
     from mobilellm.cli.info import Info
+    from mobilellm.cli.key_value import key_value_registry
     from mobilellm.cli.plan import Plan
     from mobilellm.cli.prepare import Prepare
     from mobilellm.cli.quickstart import Quickstart
@@ -90,5 +91,11 @@ def run(arguments: list[str]) -> int:
         )
     ]
     union: Any = functools.reduce(operator.or_, verbs)
-    parsed: Any = tyro.cli(union, prog="mobilellm", description=DESCRIPTION, args=arguments)
+    parsed: Any = tyro.cli(
+        union,
+        prog="mobilellm",
+        description=DESCRIPTION,
+        args=arguments,
+        registry=key_value_registry(),
+    )
     return int(parsed.run() or 0)

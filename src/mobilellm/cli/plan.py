@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mobilellm.cli.terminal import count, duration, print_json, say, size
 from mobilellm.errors import UserError
+from mobilellm.train.recipe import OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Plan:
     """Sequences in one pass of one device; 0 takes the largest that fits."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the matrix products."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """Its moments count."""
     fsdp: bool = False
     """Weights, gradients and moments sharded over all devices."""
@@ -69,11 +70,12 @@ class Plan:
             )  # fmt: skip
         else:
             from mobilellm.plan.run import plan_run
+            from mobilellm.train.optimizer import OPTIMIZERS
 
             plan = plan_run(
                 config, tokens=self.tokens, device_name=self.device, count=self.gpus, sequence_length=self.sequence_length,
                 batch_tokens=self.batch_tokens, micro_batch_size=self.micro_batch_size, precision=self.precision,
-                optimizer=self.optimizer, sharded=self.fsdp, mfu=self.mfu, price_per_gpu_hour=self.price_per_gpu_hour,
+                optimizer=OPTIMIZERS[self.optimizer].costs, sharded=self.fsdp, mfu=self.mfu, price_per_gpu_hour=self.price_per_gpu_hour,
                 price_per_kwh=self.price_per_kwh,
             )  # fmt: skip
         if self.json:

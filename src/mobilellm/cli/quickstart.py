@@ -45,7 +45,7 @@ class Quickstart:
             raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
         from mobilellm.cli.train import conclude, watched
         from mobilellm.files import read_json
-        from mobilellm.train import loop
+        from mobilellm.train import start
         from mobilellm.workflows.finish import finish
         from mobilellm.workflows.quickstart import recipe_for
 
@@ -59,13 +59,13 @@ class Quickstart:
         with watched() as watcher:
             if (self.out / "recipe.toml").is_file():
                 say(f"{self.out} was begun before: going on with it")
-                outcome = loop.resume(self.out, watcher)
+                outcome = start.resume(self.out, watcher)
             else:
                 say("setting up" if self.steps else "measuring the speed of this machine")
                 recipe = recipe_for(
                     data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed
                 )
-                outcome = loop.train(self.out, recipe, watcher)
+                outcome = start.train(self.out, recipe, watcher)
         if outcome.interrupted:
             return conclude(outcome, {}, self.json)
         say("baselines, samples and report")

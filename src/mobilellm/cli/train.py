@@ -19,12 +19,14 @@ from mobilellm.train.recipe import (
     OptimizerSection,
     ParallelSection,
     Recipe,
+    StartSection,
     TrackSection,
     TrainSection,
 )
 
 if TYPE_CHECKING:
-    from mobilellm.train.loop import Outcome, Trainer, Watcher
+    from mobilellm.train.loop import Outcome, Trainer
+    from mobilellm.train.rows import Watcher
 
 
 SECTIONS = [section.name for section in dataclasses.fields(Recipe)]
@@ -52,6 +54,7 @@ class Train:
     allow_data_change: bool = False
     """Go on although the data are others than the checkpoint was trained on; they are read from their beginning."""
     model: ModelSection = field(default_factory=ModelSection)
+    start: StartSection = field(default_factory=StartSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
@@ -83,7 +86,7 @@ class Train:
                 "--branch takes the recipe of the run it starts from",
                 hint="give --out and --decay-steps alone",
             )
-        from mobilellm.train import loop
+        from mobilellm.train import start
         from mobilellm.train.world import World
 
         run = self.out if self.resume in (None, "auto") else Path(str(self.resume))
@@ -94,11 +97,11 @@ class Train:
         with World.join(self.parallel.timeout) as world, watched(world.main) as watcher:
             if going_on:
                 changes = None if recipe == Recipe() else self._changes(recipe, run)
-                outcome = loop.resume(run, watcher, world, changes, self.allow_data_change)
+                outcome = start.resume(run, watcher, world, changes, self.allow_data_change)
             elif self.branch is not None:
-                outcome = loop.branch(run, self.branch, watcher, world, self.decay_steps)
+                outcome = start.branch(run, self.branch, watcher, world, self.decay_steps)
             else:
-                outcome = loop.train(run, recipe, watcher, world)
+                outcome = start.train(run, recipe, watcher, world)
         if not world.main:
             return exit_status(outcome)
         result = {}
@@ -172,7 +175,7 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
         self.main = main
 
     def __enter__(self) -> Watcher:
-        from mobilellm.train.loop import Watcher
+        from mobilellm.train.rows import Watcher
 
         if not self.main:
             self.shown = None
@@ -185,22 +188,23 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
 
             def started(self, trainer: Trainer, step: int) -> None:
                 recipe, train, world = trainer.recipe, trainer.recipe.train, trainer.world
+                batching = trainer.step.batching
                 self.steps, self.log_every = train.steps, train.log_every
                 say(
-                    f"training {count(trainer.numbers.parameters['total'])} parameters for {train.steps} steps of "
+                    f"training {count(trainer.costs.parameters['total'])} parameters for {train.steps} steps of "
                     f"{train.batch_tokens:,} tokens, {train.precision}, "
                     f"{'compiled' if train.compile == 'block' else 'eager'}"
                     + (f", from step {step}" if step else "")
                 )
-                passes = recipe.rows(world.size) // trainer.micro_batch_size
-                if world.size > 1 or passes > 1:
+                if world.size > 1 or batching.passes > 1:
                     who = (
                         f"{world.size} processes ({recipe.parallel.kind})"
                         if world.size > 1
                         else "1 process"
                     )
                     say(
-                        f"{who}, each {passes} x {trainer.micro_batch_size} sequences of {recipe.data.sequence_length} tokens a step"
+                        f"{who}, each {batching.passes} x {batching.micro_batch_size} sequences of "
+                        f"{batching.sequence_length} tokens a step"
                     )
                 if recipe.optimizer.reference_batch_tokens:
                     section = recipe.optimizer

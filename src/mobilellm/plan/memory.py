@@ -1,6 +1,7 @@
 """Memory of one device while training: counted from the configuration, as train/ lays it out.
 
-    memory = estimate(config, sequence_length=2048, micro_batch_size=8, precision="bf16", optimizer="adamw")
+    batching = Batching.of(sequence_length=2048, batch_tokens=16384)
+    memory = estimate(config, batching, precision="bf16", optimizer=OptimizerCosts(matrix_bytes=8))
     memory.peak               # bytes
     memory.parts              # {"weights": ..., "gradients": ..., "moments": ..., "activations": ..., "logits": ...}
 
@@ -16,6 +17,7 @@ from typing import Literal
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.loss import CHUNK_NUMBERS
+from mobilellm.plan.batching import Batching
 
 Precision = Literal["fp32", "bf16"]
 
@@ -30,6 +32,18 @@ class Memory:
     """The most that is held at once."""
     activations_per_token: int
     """Bytes kept from the forward pass for the backward pass, a token of the micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerCosts:
+    """What a kind of optimizer holds."""
+
+    matrix_bytes: int
+    """Bytes kept for each parameter of the matrices inside the blocks."""
+    other_bytes: int = 8
+    """Bytes kept for each other parameter: AdamW's two moments."""
+    orthogonalizes: bool = False
+    """Whether a step iterates over copies of the matrices, as Muon's does."""
 
 
 def activation_bytes(config: ModelConfig, precision: Precision) -> int:
@@ -52,42 +66,50 @@ def activation_bytes(config: ModelConfig, precision: Precision) -> int:
 
 
 def estimate(
-    config: ModelConfig, *, sequence_length: int, micro_batch_size: int, precision: Precision, optimizer: str = "adamw",
-    accumulating: bool = False, shards: int = 1,
-) -> Memory:  # fmt: skip
-    """Memory of one device. `micro_batch_size` sequences a pass; `accumulating` when a step has several; `shards` processes
-    that FSDP divides weights, gradients and moments among."""
+    config: ModelConfig,
+    batching: Batching,
+    *,
+    precision: Precision,
+    optimizer: OptimizerCosts,
+    sharded: bool = False,
+) -> Memory:
+    """Memory of one device. With `sharded` FSDP divides weights, gradients and moments among all processes."""
     groups = ModelCosts.of(config).parameters
     total, inside = groups["total"], groups["attention"] + groups["feed_forward"]
+    shards = batching.world_size if sharded else 1
     output = config.vocab_size * config.hidden_size
     weights, gradients = 4 * total, 4 * total
-    moments = 8 * total if optimizer == "adamw" else 4 * inside + 8 * (total - inside)
+    moments = optimizer.matrix_bytes * inside + optimizer.other_bytes * (total - inside)
     per_token = activation_bytes(config, precision)
-    tokens = sequence_length * micro_batch_size
+    tokens = batching.sequence_length * batching.micro_batch_size
     kept = per_token * tokens
     if precision == "bf16":
         kept += 2 * inside
     rows = min(tokens, max(16, CHUNK_NUMBERS // config.vocab_size))
-    # Of one chunk: logits in the products' precision and float32, its softmax, and the softmax in the products' precision.
+    # One chunk holds its logits in the products' precision and in float32, and its softmax in both.
     chunk = rows * config.vocab_size * (4 + 4 if precision == "fp32" else 2 + 4 + 2)
-    logits = (
-        chunk + 4 * output + (2 * output if precision == "bf16" else 0)
-    )  # and the output layer's gradient and copy
+    # The output layer's gradient and copy come on top.
+    logits = chunk + 4 * output + (2 * output if precision == "bf16" else 0)
     block = 4 * inside // config.num_hidden_layers
-    gathered = (
-        0 if shards == 1 else 4 * output + 2 * block
-    )  # FSDP gathers the embedding, and a block ahead
+    # FSDP gathers the embedding, and a block ahead.
+    gathered = 0 if shards == 1 else 4 * output + 2 * block
     standing = (weights + moments) // shards
-    forward = standing + gathered + kept + logits + (gradients // shards if accumulating else 0)
+    accumulated = gradients // shards if batching.passes > 1 else 0
+    forward = standing + gathered + kept + logits + accumulated
     step = standing + gradients // shards
-    if optimizer == "muon":
-        step += _muon_scratch(config, precision)
-    parts = {"weights": weights // shards, "gradients": gradients // shards, "moments": moments // shards,
-             "activations": kept, "logits": logits}  # fmt: skip
+    if optimizer.orthogonalizes:
+        step += _orthogonalizing_scratch(config, precision)
+    parts = {
+        "weights": weights // shards,
+        "gradients": gradients // shards,
+        "moments": moments // shards,
+        "activations": kept,
+        "logits": logits,
+    }
     return Memory(parts=parts, peak=max(forward, step), activations_per_token=per_token)
 
 
-def _muon_scratch(config: ModelConfig, precision: Precision) -> int:
+def _orthogonalizing_scratch(config: ModelConfig, precision: Precision) -> int:
     """Directions of all matrices, and the iteration over the largest group of equal shapes."""
     e = 2 if precision == "bf16" else 4
     inside = ModelCosts.of(config).parameters

@@ -15,12 +15,15 @@ import dataclasses
 import math
 from typing import Any
 
+from mobilellm.divisors import divisors
 from mobilellm.errors import UserError
 from mobilellm.hardware.devices import DEVICES, Device, device
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
-from mobilellm.plan.memory import Precision, estimate
+from mobilellm.plan.batching import Batching
+from mobilellm.plan.memory import Memory, OptimizerCosts, Precision, estimate
 
+ADAMW = OptimizerCosts(matrix_bytes=8)
 HIGHEST_MFU = 0.9
 HALF_WIDTH = 450.0
 RIDGE = DEVICES["a100-80g"].bf16 / DEVICES["a100-80g"].bandwidth
@@ -34,7 +37,7 @@ def expected_mfu(config: ModelConfig, on: Device) -> float:
 
 def plan_run(
     config: ModelConfig, *, tokens: float, device_name: str, count: int, sequence_length: int = 2048,
-    batch_tokens: int = 2_097_152, micro_batch_size: int = 0, precision: Precision = "bf16", optimizer: str = "adamw",
+    batch_tokens: int = 2_097_152, micro_batch_size: int = 0, precision: Precision = "bf16", optimizer: OptimizerCosts = ADAMW,
     sharded: bool = False, mfu: float = 0.0, price_per_gpu_hour: float = 0.0, price_per_kwh: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """The plan as plain data. `mfu` 0 takes the expected one; `micro_batch_size` 0 the largest that fits.
@@ -46,40 +49,29 @@ def plan_run(
         raise UserError(f"{tokens:g} tokens: must be at least 1")
     if count < 1:
         raise UserError(f"{count} devices: must be at least 1")
-    if sequence_length < 1 or batch_tokens < sequence_length or batch_tokens % sequence_length:
-        raise UserError(
-            f"a batch of {batch_tokens} tokens does not divide into sequences of {sequence_length}"
-        )
     if not 0 <= mfu <= 1:
         raise UserError(f"mfu = {mfu}: must be from 0 to 1")
-    sequences = batch_tokens // sequence_length
-    if sequences % count:
-        near = [n for n in range(1, sequences + 1) if sequences % n == 0]
-        below, above = (
-            max((n for n in near if n <= count), default=1),
-            min((n for n in near if n >= count), default=sequences),
-        )
-        raise UserError(
-            f"{sequences} sequences a step do not divide by {count} devices",
-            hint=f"use {below} or {above}",
-        )
+    batching = Batching.of(
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        world_size=count,
+        micro_batch_size=micro_batch_size,
+    )
     numbers = ModelCosts.of(config)
     flops = numbers.flops_per_token(sequence_length)
     rate = mfu or expected_mfu(config, on)
     peak = on.bf16 if precision == "bf16" else on.fp32
     speed = peak * rate / flops["palm"]
-    rows = sequences // count
 
-    def needs(micro: int) -> Any:
-        return estimate(
-            config, sequence_length=sequence_length, micro_batch_size=micro, precision=precision, optimizer=optimizer,
-            accumulating=micro < rows, shards=count if sharded else 1,
-        )  # fmt: skip
+    def needs(division: Batching) -> Memory:
+        return estimate(config, division, precision=precision, optimizer=optimizer, sharded=sharded)
 
     usable = 0.92 * on.memory  # the rest is the driver's, the kernels' and the allocator's
-    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and needs(n).peak <= usable]
-    micro = micro_batch_size or max(fitting, default=1)
-    memory = needs(micro)
+    if not micro_batch_size:
+        divisions = [batching.with_micro_batch(n) for n in divisors(batching.rows)]
+        fitting = [division for division in divisions if needs(division).peak <= usable]
+        batching = fitting[-1] if fitting else divisions[0]
+    memory = needs(batching)
     seconds = tokens / (speed * count)
     hours = seconds / 3600 * count
     energy = hours * on.watts / 1e3
@@ -103,7 +95,7 @@ def plan_run(
         "batch_tokens": batch_tokens,
         "steps": math.ceil(tokens / batch_tokens),
         "step_seconds": batch_tokens / (speed * count),
-        "micro_batch_size": micro,
+        "micro_batch_size": batching.micro_batch_size,
         "memory_bytes": memory.parts | {"peak": memory.peak},
         "fits": memory.peak <= usable,
         "days": seconds / 86400,

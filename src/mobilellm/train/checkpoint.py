@@ -47,7 +47,7 @@ from mobilellm.interop.checkpoint import write_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named
-from mobilellm.train.muon import Muon
+from mobilellm.train.optimizer import empty_state
 from mobilellm.train.sharded import full, local, share
 from mobilellm.train.world import World
 
@@ -82,6 +82,11 @@ class TrainState:
 def checkpoint_folder(run: Path, step: int) -> Path:
     """RUN/checkpoints/step-00001000."""
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(path.name.removeprefix("step-"))
 
 
 class Saver:
@@ -265,12 +270,12 @@ def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) 
             f"{path}: a checkpoint of another model ({changed})",
             hint="resume the run it belongs to",
         )
-    state = from_named(own, load_file(path / "model.safetensors"), str(path / "model.safetensors"))
+    state = from_named(own, read_weights(path), str(path / "model.safetensors"))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             local(parameter).copy_(share(state[name].to(parameter.device), parameter))
     del state
-    _empty_moments(optimizers)
+    empty_state(optimizers)
     tensors = _optimizer_tensors(network, optimizers) | {
         "torch_rng": torch.empty_like(torch.get_rng_state())
     }
@@ -287,6 +292,11 @@ def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) 
             hint="keep optimizer.name",
         ) from None
     torch.set_rng_state(tensors["torch_rng"])
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights, under their names on disk."""
+    return load_file(path / "model.safetensors")
 
 
 def complete(run: Path) -> list[Path]:
@@ -310,7 +320,7 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 def prune(run: Path, keep: int, keep_every: int = 0) -> None:
     """Remove all but the `keep` newest checkpoints and those at multiples of `keep_every` steps; `keep` 0 keeps all."""
     for path in complete(run)[:-keep] if keep else []:
-        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+        if keep_every and step_of(path) % keep_every == 0:
             continue
         doomed = path.with_name(f".{path.name}{PARTIAL}removed")
         path.rename(
@@ -330,15 +340,3 @@ def _optimizer_tensors(
         for parameter, entry in optimizer.state.items()
         for key, value in entry.items()
     }
-
-
-def _empty_moments(optimizers: list[torch.optim.Optimizer]) -> None:
-    """The state that each optimizer would make at its first step, as zeros to be loaded into."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                names = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
-                entry = {name: torch.zeros_like(parameter) for name in names}
-                if not isinstance(optimizer, Muon):
-                    entry["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                optimizer.state[parameter] = entry

@@ -1,95 +1,138 @@
-"""The optimizers of a run, built from its recipe, and the learning rate of each step.
+"""The optimizers of a run, built from its recipe by the entry of `OPTIMIZERS` that it names.
 
-Matrices inside the blocks are decayed, and go to Muon when the recipe says so; the embedding and the norms go to AdamW.
+    optimizers = build(network, recipe.optimizer, "fp32", recipe.learning_rate_factor)
+
+Matrices inside the blocks are decayed, and go to Muon when the recipe says so; the embedding and the norms go to AdamW. A
+new kind is one entry: how it is built, the tensors it keeps for each parameter, and what these cost.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mobilellm.model.network import Network
 from mobilellm.model.weights import stacks
+from mobilellm.plan.memory import OptimizerCosts
 from mobilellm.train.muon import Muon
 from mobilellm.train.recipe import OptimizerSection
 
+Group = dict[str, Any]
 
-def schedule(step: int, steps: int, section: OptimizerSection) -> float:
-    """The factor on the peak learning rate at `step` (from 0): a linear rise, then the recipe's fall."""
-    if step < section.warmup_steps:
-        return (step + 1) / section.warmup_steps
-    if section.schedule == "constant":
-        return 1.0
-    if section.schedule == "wsd":
-        decay = section.decay_steps or max(1, steps // 5)
-        done = (step - (steps - decay) + 1) / decay  # 1 at the last step
-        if done <= 0:
-            return 1.0
-        return 1 - (1 - section.final_lr_fraction) * (
-            done if section.decay_shape == "linear" else math.sqrt(done)
-        )
-    # The last step, steps - 1, is where the fall ends.
-    progress = min(1.0, (step - section.warmup_steps) / max(1, steps - 1 - section.warmup_steps))
-    left = (
-        1 - progress if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerKind:
+    """What the rest of the project knows of a kind of optimizer."""
+
+    build: Callable[[Network, OptimizerSection, str], list[torch.optim.Optimizer]]
+    """The torch optimizers over all parameters of a network; each group's "lr" is its peak."""
+    costs: OptimizerCosts
+    """Bytes it keeps for each parameter, and holds during a step."""
+
+
+def _adamw(groups: list[Group], section: OptimizerSection) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=section.betas, eps=section.eps, fused=True)
+
+
+def _outside(network: Network, section: OptimizerSection, embedding_decay: float) -> list[Group]:
+    """AdamW's groups for what is not a matrix inside a block: the embedding (and an untied output layer), and all norms."""
+    peak = section.embedding_learning_rate or section.learning_rate
+    inside = _inside(network)
+    embedding = [p for name, p in network.named_parameters() if p.ndim == 2 and name not in inside]
+    norms = [p for p in network.parameters() if p.ndim == 1]
+    return [
+        {"params": embedding, "lr": peak, "weight_decay": embedding_decay},
+        {"params": norms, "lr": peak, "weight_decay": 0.0},
+    ]
+
+
+def _inside(network: Network) -> dict[str, nn.Parameter]:
+    """The matrices inside the blocks, by name."""
+    return {
+        name: p
+        for name, p in network.named_parameters()
+        if p.ndim == 2 and name.startswith("layers.")
+    }
+
+
+def _build_adamw(
+    network: Network, section: OptimizerSection, _: str
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything. Weight decay on every matrix, the embedding among them, as the paper's own recipe has it."""
+    groups = _outside(network, section, embedding_decay=section.weight_decay)
+    matrices = list(_inside(network).values())
+    groups.append(
+        {"params": matrices, "lr": section.learning_rate, "weight_decay": section.weight_decay}
     )
-    return section.final_lr_fraction + (1 - section.final_lr_fraction) * left
+    return [_adamw(groups, section)]
+
+
+def _build_muon(
+    network: Network, section: OptimizerSection, precision: str
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest. The embedding goes undecayed: its rows are updated rarely
+    and at a rate of their own."""
+    parts = {name: [rows for _, rows in found] for name, found in stacks(network.config).items()}
+    by_parts: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for name, parameter in _inside(network).items():
+        by_parts.setdefault(tuple(parts[name]), []).append(parameter)
+    muon = Muon(
+        [{"params": found, "parts": list(key)} for key, found in by_parts.items()],
+        lr=section.learning_rate,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    return [muon, _adamw(_outside(network, section, embedding_decay=0.0), section)]
+
+
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "adamw": OptimizerKind(build=_build_adamw, costs=OptimizerCosts(matrix_bytes=8)),
+    "muon": OptimizerKind(
+        build=_build_muon, costs=OptimizerCosts(matrix_bytes=4, orthogonalizes=True)
+    ),
+}
+
+# torch's class -> the tensors that it keeps for a parameter, as it makes them at its first step.
+STATE: dict[type[torch.optim.Optimizer], Callable[[nn.Parameter], dict[str, Tensor]]] = {
+    Muon: lambda p: {"momentum": torch.zeros_like(p)},
+    torch.optim.AdamW: lambda p: {
+        "exp_avg": torch.zeros_like(p),
+        "exp_avg_sq": torch.zeros_like(p),
+        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+    },
+}
 
 
 def build(
     network: Network, section: OptimizerSection, precision: str, factor: float = 1.0
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers, each group carrying its peak, times `factor`, as `peak_lr`."""
-    inside = {
-        name: p
-        for name, p in network.named_parameters()
-        if p.ndim == 2 and name.startswith("layers.")
-    }
-    outside = {name: p for name, p in network.named_parameters() if name not in inside}
-    peak = section.learning_rate
-    outside_peak = section.embedding_learning_rate or peak
-    # With AdamW, weight decay on every matrix, the embedding among them, as the paper's own recipe has it. With Muon the
-    # embedding goes undecayed: its rows are updated rarely and at a rate of their own.
-    decayed = {"adamw": section.weight_decay, "muon": 0.0}[section.name]
-    norms = [p for name, p in network.named_parameters() if p.ndim == 1]
-    groups = [
-        {
-            "params": [p for p in outside.values() if p.ndim == 2],
-            "lr": outside_peak,
-            "weight_decay": decayed,
-        },
-        {"params": norms, "lr": outside_peak, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = []
-    if section.name == "muon":
-        parts = {
-            name: [rows for _, rows in pieces] for name, pieces in stacks(network.config).items()
-        }
-        by_parts: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
-        for name, parameter in inside.items():
-            by_parts.setdefault(tuple(parts[name]), []).append(parameter)
-        optimizers.append(
-            Muon(
-                [{"params": found, "parts": list(key)} for key, found in by_parts.items()],
-                lr=peak,
-                momentum=section.momentum,
-                weight_decay=section.weight_decay,
-                dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            )
-        )
-    else:
-        groups.append(
-            {"params": list(inside.values()), "lr": peak, "weight_decay": section.weight_decay}
-        )
-    optimizers.append(torch.optim.AdamW(groups, betas=section.betas, eps=section.eps, fused=True))
+    """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`."""
+    optimizers = OPTIMIZERS[section.name].build(network, section, precision)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"] * factor
     return optimizers
 
 
-def skip_when(optimizers: list[torch.optim.Optimizer], skip: torch.Tensor) -> None:
+def empty_state(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Give every parameter the state that its optimizer would make at its first step, as zeros to be loaded into."""
+    for optimizer in optimizers:
+        for parameter in parameters(optimizer):
+            optimizer.state[parameter] = STATE[type(optimizer)](parameter)
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """Every parameter that an optimizer updates."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def skip_when(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
     """Let the next step change nothing where `skip` (0-dim bool, on the device) is true; the host need not know."""
     flag = skip.float()
     for optimizer in optimizers:

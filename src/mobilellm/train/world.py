@@ -166,6 +166,17 @@ class World:
         while not store.check([f"mobilellm/done/{what}"]):
             time.sleep(0.2)
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens in this block may take longer than a step is allowed to."""
+        if self.watchdog is not None:
+            self.watchdog.paused = True
+        try:
+            yield
+        finally:
+            if self.watchdog is not None:
+                self.watchdog.paused = False
+
     def barrier(self, what: str) -> None:
         """Wait for all processes. `UserError` names those that did not come to `what` in time."""
         if self.size == 1:
@@ -200,9 +211,8 @@ def _store(rank: int, size: int, limit: datetime.timedelta) -> Any:
         int(os.environ.get("MASTER_PORT", "29500")),
     )
     held_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        address, port, size, is_master=rank == 0 and not held_by_torchrun, timeout=limit
-    )  # type: ignore[attr-defined]
+    mine = rank == 0 and not held_by_torchrun
+    store = dist.TCPStore(address, port, size, is_master=mine, timeout=limit)  # type: ignore[attr-defined]
     return dist.PrefixStore(f"mobilellm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
 

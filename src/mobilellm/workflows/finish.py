@@ -19,7 +19,8 @@ from mobilellm.model.costs import ModelCosts
 from mobilellm.model.generation import Sampling
 from mobilellm.report import write_report
 from mobilellm.train.heldout import document_border
-from mobilellm.train.loop import Data, Outcome, open_data
+from mobilellm.train.inputs import Data, open_data
+from mobilellm.train.loop import Outcome
 from mobilellm.train.run_folder import now, read_recipe
 
 SAMPLE_TOKENS = 160

@@ -16,7 +16,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 from mobilellm.plan.memory import Precision, estimate
-from mobilellm.train.optimizer import build
+from mobilellm.train.optimizer import OPTIMIZERS, build
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
 from mobilellm.train.resolve import resolve
@@ -38,6 +38,7 @@ def measured_plan(
         optimizer=OptimizerSection(name=optimizer),  # type: ignore[arg-type]
     )
     recipe = resolve(recipe, world.device)
+    batching = recipe.batching()
     precision: Precision = "bf16" if recipe.train.precision == "bf16" else "fp32"
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)
@@ -62,9 +63,7 @@ def measured_plan(
     numbers = ModelCosts.of(config)
     flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
     peak = device.peak_flops(world.device, precision)
-    memory = estimate(
-        config, sequence_length=sequence_length, micro_batch_size=micro, precision=precision, optimizer=optimizer
-    )  # fmt: skip
+    memory = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS[optimizer].costs)
     room = _memory(world.device)
     name = str(device.describe(world.device)["device"])
     return {

@@ -79,10 +79,10 @@ def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
     taken = []
     for number, (batch, _) in enumerate(trainer.loader()):
         start = time.perf_counter()
-        loss = trainer.forward_backward(
+        loss = trainer.step.forward_backward(
             *(torch.from_numpy(a).to(trainer.device) for a in (batch.inputs, batch.targets))
         )
-        trainer.update(0, loss)[0].item()  # waits for the device
+        trainer.step.update(0, loss)[0].item()  # waits for the device
         taken.append(time.perf_counter() - start)
         if number == steps + 1:
             break

@@ -1,0 +1,136 @@
+"""What a run is made of: its data, its network's configuration, and the batches of one process.
+
+data = open_data(recipe)
+config = model_config(recipe, data)
+for batch, state in batches(recipe, data, state, rank=0, world_size=1): ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilellm.data.dataset import SampleFolder, open_dataset
+from mobilellm.data.loader import DataState, Loader
+from mobilellm.data.mixture import Mixture, Stage
+from mobilellm.data.shards import TokenFolder
+from mobilellm.errors import UserError
+from mobilellm.model.config import ModelConfig, preset_names
+from mobilellm.train.recipe import DEFAULT_PRESET, Recipe
+from mobilellm.train.world import World
+
+MAX_VERIFIED_BYTES = 32 << 30  # of tokens whose checksums are verified at every start, at 1 GB/s
+
+Data = TokenFolder | SampleFolder
+
+
+def open_data(recipe: Recipe, world: World | None = None) -> Data:
+    """The data a recipe names; one process of all reads it whole, to check it."""
+    if not recipe.data.path:
+        raise UserError("data.path is not set", hint="name a folder made by `mobilellm prepare`")
+    tokenizer = Path(recipe.data.tokenizer) if recipe.data.tokenizer else None
+    data = open_dataset(Path(recipe.data.path), tokenizer)  # checks every size, which takes no time
+    if world is not None and world.broadcast(data.fingerprint) != data.fingerprint:
+        raise UserError(
+            f"{data.path}: other data than rank 0 has", hint="let all nodes see one folder"
+        )
+    if world is not None and not world.main:
+        return data
+    tokens = len(data.tokens("train")) + len(data.tokens("heldout"))
+    small = 2 * tokens <= MAX_VERIFIED_BYTES
+    return open_dataset(data.path, tokenizer, verify=True) if small else data
+
+
+def model_config(recipe: Recipe, data: Data, started: ModelConfig | None = None) -> ModelConfig:
+    """The network's configuration: the recipe's model, with the vocabulary of the data's tokenizer.
+
+    `started` is the configuration of the weights that the run starts from; the recipe's preset, where one is given too, must
+    have its shape. `UserError` for overrides that no network can have, or a sequence longer than the context.
+    """
+    section = recipe.model
+    base = preset(section.preset or DEFAULT_PRESET) if started is None else started
+    tokens = {
+        "vocab_size": data.vocab_size if started is None else started.vocab_size,
+        "bos_token_id": data.bos_id,
+        "eos_token_id": data.eos_id,
+    }
+    if fixed := sorted(tokens.keys() & section.override.keys()):
+        raise UserError(
+            f"model.override: {', '.join(fixed)} comes from the data's tokenizer",
+            hint="leave it out, or prepare the data with another tokenizer",
+        )
+    config = ModelConfig.from_dict(base.to_dict() | section.override | tokens, "model.override")
+    if started is not None:
+        _check_shape(recipe, config, started)
+    length = recipe.data.sequence_length
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length = {length} exceeds the model's context of "
+            f"{config.max_position_embeddings}",
+            hint="shorten it, or raise max_position_embeddings in model.override",
+        )
+    return config
+
+
+def preset(name: str) -> ModelConfig:
+    """A shipped size by its name, or the configuration of a file. `UserError` names the nearest size."""
+    known = {known.lower() for known in preset_names()}
+    if name.lower() not in known and Path(name).is_file():
+        return ModelConfig.read(Path(name))
+    return ModelConfig.preset(name)
+
+
+# What may differ from the network whose weights a run starts from: nothing that a weight's shape or meaning depends on.
+FREE = {
+    "vocab_size",
+    "bos_token_id",
+    "eos_token_id",
+    "max_position_embeddings",
+    "initializer_range",
+}
+
+
+def _check_shape(recipe: Recipe, config: ModelConfig, started: ModelConfig) -> None:
+    """`UserError` when the recipe asks for another network than the one it starts from."""
+    asked = [("model.override", config)]
+    if recipe.model.preset:
+        asked.append(("model.preset", preset(recipe.model.preset)))
+    own = started.to_dict()
+    for where, other in asked:
+        values = other.to_dict()
+        differing = [
+            f"{key} = {values.get(key)!r} where the weights have {own[key]!r}"
+            for key in own.keys() - FREE
+            if values.get(key) != own[key]
+        ]
+        if differing:
+            raise UserError(
+                f"{where}: another network than start.from = {recipe.start.from_!r} "
+                f"({'; '.join(sorted(differing))})",
+                hint=f"leave {where} out: the shape is that of the weights",
+            )
+
+
+def batches(
+    recipe: Recipe, data: Data, state: DataState, rank: int, world_size: int
+) -> Loader | Mixture:
+    """The endless batches of one process from `state` on.
+
+    `UserError` for data shorter than a sample, and for stages that do not fit the data's sources.
+    """
+    section = recipe.data
+    place = (rank, world_size)
+    sequences = recipe.batching(world_size).sequences
+    common = (section.sequence_length, sequences, state, *place, section.mask_documents)
+    sources = getattr(data, "manifest", {}).get("sources", [])
+    weighted = any(source.get("weight") is not None for source in sources)
+    if not section.stages and not weighted:
+        return Loader(data.tokens("train"), *common)
+    streams = {name: data.tokens("train", name) for name in data.sources()}
+    if not section.stages:  # prepared with weights, and nothing else is asked for
+        return Mixture(streams, [Stage(until_tokens=None, weights=data.weights())], *common)
+    last = section.stages[-1]  # goes on for ever, whatever it says
+    stages = [
+        Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights)
+        for s in section.stages
+    ]
+    return Mixture(streams, stages, *common)

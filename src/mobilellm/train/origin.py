@@ -1,0 +1,78 @@
+"""The model that a run starts from: read, compared with the data's tokenizer, its vocabulary grown where it must be.
+
+origin = read_origin(Path("smollm2.gguf"), data)
+origin.weights.config, origin.facts["path"]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+from mobilellm.interop.checkpoint import load
+from mobilellm.model.weights import grow_vocabulary, to_named
+from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.train.inputs import Data
+from mobilellm.train.loop import Weights
+
+# Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts, code, line breaks.
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  two  spaces, 12345 and 3.14159\n\tdef f(x):\n        return x ** 2",
+    "Größe, naïve café, Ελληνικά, русский, 日本語, 한국어, 😀",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Given weights, and where they are from."""
+
+    weights: Weights
+    """Fit for the data: as many rows as its tokenizer has tokens."""
+    facts: dict[str, Any]
+    """For environment.json: the path, what the files say of their origin, and rows added."""
+
+
+def read_origin(path: Path, data: Data) -> Origin:
+    """Read the model at `path` for a training on `data`.
+
+    The data's tokenizer must be the model's, or the model's with more tokens after its own. `UserError` when it is another,
+    or the model has none to compare.
+    """
+    loaded = load(path)
+    config = loaded.config
+    where = f"start.from = {str(path)!r}"
+    tokenizer = data.tokenizer()
+    if loaded.tokenizer is None:
+        raise UserError(
+            f"{where}: this model has no tokenizer, so nothing says that the data fit it",
+            hint="put its tokenizer.json or tokenizer.model into the folder",
+        )
+    if loaded.tokenizer.sha256 != tokenizer.sha256:
+        _check_tokens(loaded.tokenizer, tokenizer, where)
+    rows = max(data.vocab_size, config.vocab_size)  # a model may have more rows than tokens
+    named = to_named(config, dict(loaded.network.named_parameters()))
+    grown, named = grow_vocabulary(config, named, rows)
+    facts = {"path": str(path), "origin": loaded.origin, "added_rows": rows - config.vocab_size}
+    return Origin(weights=Weights(config=grown, named=named), facts=facts)
+
+
+def _check_tokens(own: Tokenizer, other: Tokenizer, where: str) -> None:
+    """`UserError` unless `other`, the data's tokenizer, has every token of `own` under its id and cuts text alike."""
+    hint = "prepare the data with the model's own tokenizer: `mobilellm prepare --tokenizer`"
+    for token in range(own.vocab_size):
+        mine, theirs = own.fast.id_to_token(token), other.fast.id_to_token(token)
+        if mine != theirs:
+            raise UserError(
+                f"{where}: the data were made with another tokenizer (token {token} is {theirs!r} "
+                f"there, {mine!r} in the model)",
+                hint=hint,
+            )
+    for text in PROBES:
+        if own.encode(text) != other.encode(text):
+            raise UserError(
+                f"{where}: the data's tokenizer has the model's tokens, but cuts text otherwise",
+                hint=hint,
+            )

@@ -1,0 +1,160 @@
+"""One optimizer step: gradients over micro-batches, clipping, the guard's decision, the update.
+
+step = TrainStep(network, recipe, world)
+loss = step.forward_backward(inputs, targets)     # mean nats over the targets of all processes
+norm, skipped = step.update(0, loss)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mobilellm.errors import UserError
+from mobilellm.hardware import device
+from mobilellm.model.loss import IGNORED
+from mobilellm.model.network import Network
+from mobilellm.plan.batching import Batching
+from mobilellm.train.guard import Guard
+from mobilellm.train.optimizer import build, set_learning_rate, skip_when
+from mobilellm.train.parallel import Parallel
+from mobilellm.train.recipe import Recipe
+from mobilellm.train.schedule import factor
+from mobilellm.train.sharded import full
+from mobilellm.train.world import World
+
+MAX_TRIED_TOKENS = 1 << 17  # of the first micro-batch that is tried on a GPU
+
+
+class TrainStep:
+    """The network of a run, wrapped for its processes, with its optimizers and its guard."""
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        world: World,
+        masked: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`masked` says that some targets do not count, so that they must be counted anew each step."""
+        self.network, self.recipe, self.world = network, recipe, world
+        self.masked, self.say = masked, say
+        self.batching = recipe.batching(world.size)
+        if world.device.type == "cuda" and not recipe.train.micro_batch_size:
+            self.batching = find_micro_batch(network, recipe, world)
+        self.parallel = Parallel(network, recipe, world)
+        self.optimizers = build(
+            network, recipe.optimizer, recipe.train.precision, recipe.learning_rate_factor
+        )
+        self.guard = Guard(world.device, recipe.train.spike_threshold)
+
+    def forward_backward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> Tensor:
+        """Gradients of the mean loss over the targets of all processes; returns that loss.
+
+        inputs, targets (and documents) are this process's rows, each (rows, T). When memory runs out in a single process
+        the micro-batch is halved; `UserError` when it cannot be.
+        """
+        while True:
+            try:
+                return self._accumulate(inputs, targets, documents)
+            except RuntimeError as error:
+                smallest = self.batching.micro_batch_size == 1
+                if not device.is_out_of_memory(error) or self.world.size > 1 or smallest:
+                    raise _out_of_memory(error, self.batching) from error
+            self.network.zero_grad(set_to_none=True)
+            self.batching = self.batching.with_micro_batch(self.batching.micro_batch_size // 2)
+            device.empty_cache(self.world.device)
+            size = self.batching.micro_batch_size
+            self.say(f"out of memory: the micro-batch is {size} sequences from now on")
+
+    def _accumulate(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        rows, counted = self.batching.micro_batch_size, self._counted(targets)
+        none = [None] * -(-len(inputs) // rows)
+        pieces = list(
+            zip(
+                inputs.split(rows),
+                targets.split(rows),
+                none if documents is None else documents.split(rows),
+                strict=True,
+            )
+        )
+        total = torch.zeros((), device=self.world.device)
+        for number, (x, y, d) in enumerate(pieces, 1):
+            last = number == len(pieces)
+            with contextlib.nullcontext() if last else self.parallel.accumulating():
+                loss = self.parallel(x, y, d) / counted
+                loss.backward()
+            total += loss.detach()
+        return self.world.sum_(total / self.world.size)
+
+    def _counted(self, targets: Tensor) -> int | Tensor:
+        """Targets of all processes that count: processes may hold different numbers of them. It stays on the device."""
+        if not self.masked:
+            return targets.numel() * self.world.size
+        return self.world.sum_((targets != IGNORED).sum()).clamp(min=1)
+
+    def update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip and step every optimizer at the learning rate of `step`, unless the guard rules the step out; drop the
+        gradients. Returns the gradient norm before clipping, and whether the step was skipped."""
+        section = self.recipe.optimizer
+        limit = section.max_grad_norm or math.inf
+        parameters = self.network.parameters()
+        norm = full(torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
+        skip = self.guard.check(loss, norm)
+        skip_when(self.optimizers, skip)
+        set_learning_rate(self.optimizers, factor(step, self.recipe.train.steps, section))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm, skip
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the matrices inside the blocks at `step`."""
+        section = self.recipe.optimizer
+        peak = section.learning_rate * self.recipe.learning_rate_factor
+        return peak * factor(step, self.recipe.train.steps, section)
+
+
+def find_micro_batch(network: Network, recipe: Recipe, world: World) -> Batching:
+    """The division with the largest micro-batch whose forward and backward pass fit into the device's memory, found by
+    trying. Room is kept for gradients and moments. `UserError` when one sequence does not fit."""
+    batching = recipe.batching(world.size)
+    length = batching.sequence_length
+    batching = batching.with_micro_batch(max(1, MAX_TRIED_TOKENS // length))
+    step = Parallel(network, recipe, World(device=world.device))
+    reserve = 3 * sum(p.numel() * p.element_size() for p in network.parameters())
+    while True:
+        size = batching.micro_batch_size
+        ids = torch.zeros(size, length, dtype=torch.long, device=world.device)
+        held: Tensor | None = None
+        try:
+            held = torch.empty(reserve, dtype=torch.uint8, device=world.device)
+            step(ids, ids).backward()
+            fits = True
+        except RuntimeError as error:
+            if size == 1 or not device.is_out_of_memory(error):
+                raise _out_of_memory(error, batching) from error
+            fits = False
+        network.zero_grad(set_to_none=True)
+        del held
+        device.empty_cache(world.device)
+        if fits:
+            return batching.with_micro_batch(world.smallest(size))
+        batching = batching.with_micro_batch(size // 2)
+
+
+def _out_of_memory(error: RuntimeError, batching: Batching) -> Exception:
+    if not device.is_out_of_memory(error):
+        return error
+    return UserError(
+        f"out of memory with a micro-batch of {batching.micro_batch_size} x "
+        f"{batching.sequence_length} tokens",
+        hint="lower train.micro_batch_size, use parallel.kind fsdp, or ask `mobilellm plan` what fits",
+    )
