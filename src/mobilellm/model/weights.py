@@ -114,30 +114,6 @@ def from_named(
     }
 
 
-def grow_vocabulary(
-    config: ModelConfig, named: Mapping[str, Tensor], vocab_size: int
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and tensors (under their names on disk) of the same network with `vocab_size` tokens.
-
-    Each new row of the embedding, and of an untied output layer, is the mean of the rows there were: a new token begins as
-    likely as an average one (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). `UserError` for
-    fewer tokens than there are.
-    """
-    added = vocab_size - config.vocab_size
-    if added < 0:
-        raise UserError(
-            f"a vocabulary of {vocab_size} tokens is smaller than the model's {config.vocab_size}",
-            hint="prepare the data with the model's own tokenizer",
-        )
-    grown = dict(named)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if added and name in grown:
-            rows = grown[name]
-            mean = rows.float().mean(dim=0, keepdim=True).to(rows.dtype)
-            grown[name] = torch.cat([rows, mean.expand(added, -1)])
-    return dataclasses.replace(config, vocab_size=vocab_size), grown
-
-
 def _listed(names: list[str], most: int = 40) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
