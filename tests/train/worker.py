@@ -31,7 +31,7 @@ def gradients(recipe: Recipe, world: World) -> None:
     alone = Trainer(recipe, data, world=World(device=world.device))
     batch, _ = next(iter(alone.loader()))
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-    expected = alone.forward_backward(inputs, targets)
+    expected = alone.step.forward_backward(inputs, targets)
     kinds = [("ddp", 0), ("fsdp", 0)] + ([("fsdp", 2)] if world.size == 4 else [])
     for kind, within in kinds:
         for micro in (1, 99):
@@ -59,8 +59,8 @@ def gradients(recipe: Recipe, world: World) -> None:
                 )
     kept = Trainer(recipe, data, world=world)
     x, y = (torch.from_numpy(a)[:1] for a in (mine.inputs, mine.targets))
-    with kept.parallel.accumulating():
-        kept.parallel(x, y).backward()
+    with kept.step.parallel.accumulating():
+        kept.step.parallel(x, y).backward()
     alone.network.zero_grad()
     (alone.network.loss(x, y, "sum") * world.size).backward()
     for p, q in zip(kept.network.parameters(), alone.network.parameters(), strict=True):
@@ -69,10 +69,39 @@ def gradients(recipe: Recipe, world: World) -> None:
         )
 
 
+def masked(recipe: Recipe, world: World) -> None:
+    """Targets that do not count are left out of the mean over all processes, which hold different numbers of them."""
+    data = TokenFolder.open(Path(recipe.data.path))
+    alone = Trainer(recipe, data, world=World(device=world.device))
+    batch, _ = next(iter(alone.loader()))
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets).clone()
+    rows = len(inputs) // world.size
+    targets[:rows, 5:] = -100  # rank 0 has few that count, and none in its first row
+    targets[0] = -100
+    mean = alone.network.loss(inputs, targets)
+    mean.backward()
+    for kind in ("ddp", "fsdp"):
+        for micro in (1, 99):
+            settings = recipe.replace("parallel", kind=kind).replace(
+                "train", micro_batch_size=micro
+            )
+            trainer = Trainer(settings, data, world=world)
+            trainer.step.masked = True
+            mine = slice(world.rank * rows, (world.rank + 1) * rows)
+            loss = trainer.step.forward_backward(inputs[mine], targets[mine])
+            assert abs(loss - mean) < 1e-6 * mean, (kind, micro, loss, mean)
+            pairs = zip(trainer.network.named_parameters(), alone.network.parameters(), strict=True)
+            for (name, p), q in pairs:
+                difference = (full(p.grad) - q.grad).abs().max()
+                assert difference <= 3e-6 * q.grad.abs().max() + 1e-9, (kind, micro, name)
+
+
 def main(scenario: str, recipe: Recipe, folder: Path) -> None:
     with World.join(timeout=60) as world:
         if scenario == "gradients":
             gradients(recipe, world)
+        elif scenario == "masked":
+            masked(recipe, world)
         elif scenario == "whole-and-stopped":
             for name in ("whole", "stopped", "stopped-here"):
                 start.train(

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 MEMORY = 0.02  # weight of the newest step in the running mean and variance: about the last 50 steps
-FIRST = 50  # steps that are only observed, before any counts as a spike
+FIRST = 50  # steps before which the statistics are too young to be trusted with a spike
+# Until then only the loss is judged, as if its standard deviation were at least this share of its mean: the loss of a network
+# that knows nothing is the logarithm of the vocabulary, and a training that works never goes far above it.
+EARLY_SHARE = 0.1
 
 
 class Guard:
@@ -31,8 +34,11 @@ class Guard:
         skip = ~torch.isfinite(values).all()
         count, means, variances = self.state[0], self.state[[1, 3]], self.state[[2, 4]]
         if self.deviations:
-            above = (values > means + self.deviations * variances.sqrt()).any()
-            skip = skip | (above & (count >= FIRST))
+            spread = variances.sqrt()
+            above = (values > means + self.deviations * spread).any()
+            early = torch.maximum(spread[0], EARLY_SHARE * means[0])
+            exploded = (count > 0) & (values[0] > means[0] + self.deviations * early)
+            skip = skip | torch.where(count >= FIRST, above, exploded)
         weight = torch.clamp(1 / (count + 1), min=MEMORY)  # a plain mean at first
         distance = values - means
         new_means = means + weight * distance
