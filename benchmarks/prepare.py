@@ -1,10 +1,12 @@
-"""Preparation against amber-data-prep's way and datatrove's DocumentTokenizer; the loader; a trillion tokens' start-up.
+"""Preparation against amber-data-prep's way and datatrove's DocumentTokenizer; the loader; a
+trillion tokens' start-up.
 
     python benchmarks/prepare.py ../shared/data/text/*.jsonl.gz --tokenizer ../shared/data/tokenizer/mistral-v1-32k
 
-Prints each figure and writes benchmarks/results/prepare.json. All in one run: every contender reads the same files, with the
-same tokenizer and the same number of processes. amber-data-prep's way is written here from its description: a Hugging Face fast
-tokenizer in worker processes, ids joined behind an EOS each, cut into samples of 2,049 ids, written as JSON lines.
+Prints each figure and writes benchmarks/results/prepare.json. All in one run: every contender reads
+the same files, with the same tokenizer and the same number of processes. amber-data-prep's way is
+written here from its description: a Hugging Face fast tokenizer in worker processes, ids joined
+behind an EOS each, cut into samples of 2,049 ids, written as JSON lines.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
 
 
 def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
-    """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a single core."""
+    """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a
+    single core."""
     arguments = [
         sys.executable,
         "-m",
@@ -188,7 +191,8 @@ def tokens_per_second(loader: Loader, seconds: float = 3.0) -> float:
 
 
 def loading(files: list[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]:
-    """Tokens a second of the loader, from shards and from JSON lines, against json.loads of each line."""
+    """Tokens a second of the loader, from shards and from JSON lines, against json.loads of each
+    line."""
     from mobilellm.data.dataset import open_dataset
 
     sources = [Source("text", files)]
@@ -264,7 +268,8 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
 
 
 def start_up(folder: Path) -> dict[str, Any]:
-    """In a process of its own: seconds until the first batch, its memory, and the time of samples anywhere."""
+    """In a process of its own: seconds until the first batch, its memory, and the time of samples
+    anywhere."""
     program = (
         "import json, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
         "from mobilellm.data.dataset import open_dataset\nfrom mobilellm.data.loader import DataState, Loader\n"

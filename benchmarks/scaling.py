@@ -1,8 +1,10 @@
-"""How training grows from one process to two, each with one CPU thread, by `torchrun` and gloo on this machine.
+"""How training grows from one process to two, each with one CPU thread, by `torchrun` and gloo on
+this machine.
 
     python benchmarks/scaling.py --save benchmarks/results/scaling.json
 
-The same recipe and global batch; speed is the median of the steps after the fifth. Two kinds: ddp and fsdp.
+The same recipe and global batch; speed is the median of the steps after the fifth. Two kinds: ddp
+and fsdp.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from mobilellm.hardware.device import describe, fast_precision
+    from mobilellm.hardware.description import describe
+    from mobilellm.hardware.probes import fast_precision
     from mobilellm.train.recipe import (
         DataSection,
         ModelSection,

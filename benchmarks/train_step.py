@@ -3,9 +3,10 @@
     python benchmarks/train_step.py                        # the demo's size, then 125M at 2 x 512 tokens
     python benchmarks/train_step.py --only demo --rounds 3
 
-The peer is LlamaForCausalLM with torch's AdamW, eager, fp32, as its own documentation trains it. Ours runs as `mobilellm
-train` would resolve it here, and once more in fp32 so that precision and engineering can be told apart. Both are stepped in
-turn in one process; memory is the peak of a process of its own for each. Prints a table; --save adds the JSON.
+The peer is LlamaForCausalLM with torch's AdamW, eager, fp32, as its own documentation trains it.
+Ours runs as `mobilellm train` would resolve it here, and once more in fp32 so that precision and
+engineering can be told apart. Both are stepped in turn in one process; memory is the peak of a
+process of its own for each. Prints a table; --save adds the JSON.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def stepper(
 
 
 def peak_memory(arguments: tuple[Any, ...]) -> int:
-    """Peak resident bytes that two steps add to a process, over what it held before the network was built."""
+    """Peak resident bytes that two steps add to a process, over what it held before the network was
+    built."""
     import torch._dynamo  # noqa: F401
 
     import mobilellm.evaluate.perplexity
@@ -113,7 +115,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     """Seconds a step, interleaved: every round steps each contestant in turn."""
     import torch
 
-    from mobilellm.hardware.device import compiler_works, fast_precision
+    from mobilellm.hardware.probes import compiler_works, fast_precision
 
     precision, compiled = fast_precision(torch.device("cpu")), compiler_works()
     contestants = {"transformers, eager fp32": ("transformers", size, "fp32", False)}
@@ -176,7 +178,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from mobilellm.hardware.device import describe
+    from mobilellm.hardware.description import describe
 
     machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
     results = []

@@ -1,13 +1,15 @@
-"""Training against Hugging Face's Trainer: the same weights, the same batches, the same precision, one after the other.
+"""Training against Hugging Face's Trainer: the same weights, the same batches, the same precision,
+one after the other.
 
     pip install accelerate                                  # which the Trainer asks for
     python benchmarks/trainer_vs_hf.py                      # demo's size and 125M, fp32 and what the device is fast at
     python benchmarks/trainer_vs_hf.py --only demo --save benchmarks/results/trainer_vs_hf.json
 
-Each contestant trains in a process of its own: transformers.Trainer on LlamaForCausalLM as its documentation has it (fused
-AdamW, eager), and `mobilellm train`'s loop as it resolves its settings here. Speed is the median step after the third;
-memory is the peak of resident memory over what was held before the model was built, without the last checkpoint, which the
-Trainer is told not to write. The losses of all steps are compared.
+Each contestant trains in a process of its own: transformers.Trainer on LlamaForCausalLM as its
+documentation has it (fused AdamW, eager), and `mobilellm train`'s loop as it resolves its settings
+here. Speed is the median step after the third; memory is the peak of resident memory over what was
+held before the model was built, without the last checkpoint, which the Trainer is told not to
+write. The losses of all steps are compared.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
             return SequentialSampler(rows)
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            # The targets are the tokens after the inputs already: the model's own shift would drop one of each sample.
+            # The targets are the tokens after the inputs already: the model's own shift would drop
+            # one of each sample.
             logits = model(input_ids=inputs["input_ids"]).logits.float()
             return torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), inputs["labels"].flatten()
@@ -241,7 +244,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from mobilellm.hardware.device import describe, fast_precision
+    from mobilellm.hardware.description import describe
+    from mobilellm.hardware.probes import fast_precision
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {k: v for k, v in describe(here).items() if k != "command"}

@@ -1,4 +1,5 @@
-"""A TorchX component: `torchx run -s SCHEDULER scripts/torchx_pretrain.py:pretrain --recipe R --data D --run RUN -j 2x8`.
+"""A TorchX component: `torchx run -s SCHEDULER scripts/torchx_pretrain.py:pretrain --recipe R
+--data D --run RUN -j 2x8`.
 
 TorchX reads the types and the docstring of the function; `mobilellm[launch]` brings it along.
 """

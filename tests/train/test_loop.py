@@ -544,7 +544,7 @@ def test_two_processes_do_not_train_one_run(recipe: Recipe, tmp_path: Path) -> N
 
 
 def test_compiled_training_equals_eager(recipe: Recipe, tmp_path: Path) -> None:
-    from mobilellm.hardware.device import compiler_works
+    from mobilellm.hardware.probes import compiler_works
 
     if not compiler_works():
         pytest.skip("no C++ compiler that torch.compile can use")

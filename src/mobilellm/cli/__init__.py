@@ -20,7 +20,8 @@ DESCRIPTION = """From text to a language model that runs on a phone: prepare, pl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb and exit: 0 when it went well, 2 with one line for a user's error, 130 after Ctrl-C."""
+    """Run one verb and exit: 0 when it went well, 2 with one line for a user's error, 130 after
+    Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

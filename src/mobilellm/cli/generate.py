@@ -53,7 +53,8 @@ class Generate:
         for token in loaded.network.generate(prompt, self.max_new_tokens, sampling):
             tokens.append(token)
             if not self.json:
-                # Decoded from the start each time: a character can span tokens, and an unfinished one must wait.
+                # Decoded from the start each time: a character can span tokens, and an unfinished
+                # one must wait.
                 text = loaded.continuation(prompt, tokens)
                 if not text.endswith("�"):
                     sys.stdout.write(text[len(shown) :])

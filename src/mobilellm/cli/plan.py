@@ -39,13 +39,15 @@ class Plan:
     fsdp: bool = False
     """Weights, gradients and moments sharded over all devices."""
     mfu: float = 0.0
-    """Model FLOPs utilization (PaLM's count) to calculate with; 0 takes the documented model of efficiency."""
+    """Model FLOPs utilization (PaLM's count) to calculate with; 0 takes the documented model of
+    efficiency."""
     price_per_gpu_hour: float = 0.0
     """Price of a device's hour."""
     price_per_kwh: float = 0.0
     """Price of energy, where it is not in the hour's."""
     measure: bool = False
-    """Make a few real steps here instead and calculate with what they reach; --device and --gpus are then this machine."""
+    """Make a few real steps here instead and calculate with what they reach; --device and --gpus
+    are then this machine."""
     json: bool = False
     """Print one JSON object."""
 

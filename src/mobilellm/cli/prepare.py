@@ -16,10 +16,11 @@ from mobilellm.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text into a folder of token shards, with a held-out part that is never trained on; or check one (--validate).
+    """Turn text into a folder of token shards, with a held-out part that is never trained on; or
+    check one (--validate).
 
-    Reads .txt, .md, .jsonl, each also .gz or .zst, .parquet, samples of token ids ({"token_ids": [...]}), and folders of them.
-    A run that was stopped is continued by the same command.
+    Reads .txt, .md, .jsonl, each also .gz or .zst, .parquet, samples of token ids ({"token_ids":
+    [...]}), and folders of them. A run that was stopped is continued by the same command.
 
     Example: mobilellm prepare book.txt --out data/book --vocab-size 2048
     """
@@ -33,8 +34,8 @@ class Prepare:
     out: Path | None = None
     """Folder to make."""
     tokenizer: Path | None = None
-    """Existing tokenizer: a folder with tokenizer.json, or a SentencePiece tokenizer.model. Without one, a byte-level BPE is
-    trained on the training part of the text."""
+    """Existing tokenizer: a folder with tokenizer.json, or a SentencePiece tokenizer.model. Without
+    one, a byte-level BPE is trained on the training part of the text."""
     vocab_size: int = 4096
     """Tokens of the tokenizer that is trained."""
     held_out: float = 0.01
@@ -56,15 +57,18 @@ class Prepare:
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Processes; one a core when not given. The result does not depend on it."""
     on_bad: Literal["stop", "skip"] = "stop"
-    """What to do about a document that cannot be read: stop and name it, or leave it out and count it."""
+    """What to do about a document that cannot be read: stop and name it, or leave it out and count
+    it."""
     library: Literal["auto", "tokenizers"] = "auto"
     """Tokenize by the fastest library whose ids are right, or by the reference."""
     clean: bool = False
-    """First drop what is no text, exact and near duplicates, and say of each step what it dropped. Needs mobilellm[data]."""
+    """First drop what is no text, exact and near duplicates, and say of each step what it dropped.
+    Needs mobilellm[data]."""
     decontaminate: Path | None = None
     """With --clean: drop documents that share a passage with an evaluation set in this folder."""
     validate: Path | None = None
-    """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all that is wrong with it."""
+    """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all
+    that is wrong with it."""
     json: bool = False
     """Print one JSON object."""
 

@@ -17,7 +17,8 @@ HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validat
 class Quickstart:
     """Prepare a text, train a small model on it, score it, generate from it, and write a report.
 
-    Without --text it uses the tiny Shakespeare that comes with the package. Called again, it goes on where it stopped.
+    Without --text it uses the tiny Shakespeare that comes with the package. Called again, it goes
+    on where it stopped.
 
     Example: mobilellm quickstart --text book.txt --out runs/book
     """
@@ -72,7 +73,8 @@ class Quickstart:
         return self.show(finish(outcome))
 
     def prepare(self, data: Path) -> None:
-        """Tokens of the text, unless they are there from an earlier call. `UserError` when those are of another text."""
+        """Tokens of the text, unless they are there from an earlier call. `UserError` when those
+        are of another text."""
         from mobilellm.cli.terminal import progress
         from mobilellm.data.shards import TokenFolder
         from mobilellm.prepare.prepare import made_from, parse_sources, prepare

@@ -1,4 +1,5 @@
-"""What verbs share in talking to a person: progress on standard error, results on standard output."""
+"""What verbs share in talking to a person: progress on standard error, results on standard
+output."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], None]]:
-    """Yield `update(done, total)`, which draws a bar with rate and remaining time; silent when stderr is no terminal.
+    """Yield `update(done, total)`, which draws a bar with rate and remaining time; silent when
+    stderr is no terminal.
 
     `unit` "bytes" shows sizes; any other is printed after the rate ("tokens" -> "11,483 tokens/s").
     """

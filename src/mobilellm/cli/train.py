@@ -46,13 +46,15 @@ class Train:
     out: Path | None = None
     """Run folder to make."""
     resume: str | None = None
-    """Run folder to go on with, by its own recipe.toml; or "auto": go on with --out when there is a run, else begin it."""
+    """Run folder to go on with, by its own recipe.toml; or "auto": go on with --out when there is a
+    run, else begin it."""
     branch: Path | None = None
     """Checkpoint (or run) with a wsd schedule whose learning rate is let fall in a new run."""
     decay_steps: int = 0
     """Steps of that fall; 0 is what the branched recipe has."""
     allow_data_change: bool = False
-    """Go on although the data are others than the checkpoint was trained on; they are read from their beginning."""
+    """Go on although the data are others than the checkpoint was trained on; they are read from
+    their beginning."""
     model: ModelSection = field(default_factory=ModelSection)
     start: StartSection = field(default_factory=StartSection)
     data: DataSection = field(default_factory=DataSection)
@@ -65,7 +67,8 @@ class Train:
     """Print one JSON object."""
 
     def run(self) -> int:
-        """Train to the end or until stopped; 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1."""
+        """Train to the end or until stopped; 130 after Ctrl-C, 143 after SIGTERM, 75 after
+        SIGUSR1."""
         recipe = Recipe(**{name: getattr(self, name) for name in SECTIONS})
         if self.resume not in (None, "auto") and (
             self.recipe is not None or self.out is not None or self.branch is not None
@@ -112,7 +115,8 @@ class Train:
         return conclude(outcome, result, self.json)
 
     def _changes(self, recipe: Recipe, run: Path) -> Recipe:
-        """What was asked for: the whole recipe where a file was named, else the run's own with the given flags."""
+        """What was asked for: the whole recipe where a file was named, else the run's own with the
+        given flags."""
         if self.recipe is not None:
             return recipe
         own, plain, given = (
@@ -136,7 +140,8 @@ def from_recipe(arguments: list[str]) -> Train:
 
 
 def exit_status(outcome: Outcome) -> int:
-    """0 when the run is at its end; 75 (try again later) after SIGUSR1, by which schedulers announce a time limit."""
+    """0 when the run is at its end; 75 (try again later) after SIGUSR1, by which schedulers
+    announce a time limit."""
     return (
         0
         if outcome.interrupted is None
@@ -169,7 +174,8 @@ def conclude(outcome: Outcome, result: dict[str, Any], json: bool) -> int:
 
 
 class watched:  # noqa: N801  (used as a context manager, like contextlib's)
-    """The live view of a run: a bar and held-out scores on a terminal, lines elsewhere; nothing but in one process."""
+    """The live view of a run: a bar and held-out scores on a terminal, lines elsewhere; nothing but
+    in one process."""
 
     def __init__(self, main: bool = True) -> None:
         self.main = main

@@ -1,1 +1,2 @@
-"""What this machine is: device table, probes, memory, description."""
+"""What this machine is: the table of known devices, probes, memory, profiling and a description for
+the record."""

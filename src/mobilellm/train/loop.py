@@ -23,7 +23,8 @@ from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
-from mobilellm.hardware import device
+from mobilellm.hardware.probes import peak_flops, pick_device
+from mobilellm.hardware.profiler import profiler
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
@@ -85,7 +86,7 @@ class Trainer:
     ) -> None:
         """Without `weights` the first ones are drawn from the recipe's seed."""
         self.recipe, self.data, self.watcher = recipe, data, watcher or Watcher()
-        self.world = world or World(device=device.pick_device())
+        self.world = world or World(device=pick_device())
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         self.config = model_config(recipe, data, weights.config if weights else None)
@@ -126,7 +127,7 @@ class Trainer:
     def peak_flops(self) -> float:
         """What the devices of all processes could do at best, FLOP/s: from the table of devices, or measured once."""
         if not self._peak:
-            peak = device.peak_flops(self.device, self.recipe.train.precision)
+            peak = peak_flops(self.device, self.recipe.train.precision)
             self._peak = peak * self.world.size
         return self._peak
 
@@ -212,7 +213,7 @@ class Fit:
                 if self.done >= self.recipe.train.steps or code:
                     break
                 if self.made == FIRST_PROFILED and self.recipe.train.profile_steps:
-                    self.profiler = device.profiler(trainer.device)
+                    self.profiler = profiler(trainer.device)
                     self.profiler.start()
                 self.take(inputs, targets, documents, position)
                 self.end_profile()

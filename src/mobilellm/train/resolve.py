@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobilellm.hardware.device import compiler_works, fast_precision
+from mobilellm.hardware.probes import compiler_works, fast_precision
 from mobilellm.train.recipe import Recipe
 
 WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once

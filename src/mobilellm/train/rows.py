@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobilellm.data.loader import DataState
 from mobilellm.errors import UserError
-from mobilellm.hardware import device
+from mobilellm.hardware.device_memory import peak_memory
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.run_folder import Metrics
 from mobilellm.train.stopwatch import Lap, Stopwatch
@@ -124,7 +124,7 @@ class Recorder:
             "tokens_per_second": round(speed, 1),
             "mfu_6n": round(speed * self.flops_per_token["six_n"] / peak, 5),
             "mfu_palm": round(speed * self.flops_per_token["palm"] / peak, 5),
-            "memory_bytes": device.peak_memory(self.world.device),
+            "memory_bytes": peak_memory(self.world.device),
             "seconds": round(end - self.begun, 3),
         }
 

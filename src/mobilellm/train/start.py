@@ -15,7 +15,8 @@ import shutil
 from pathlib import Path
 
 from mobilellm.errors import UserError
-from mobilellm.hardware import device
+from mobilellm.hardware.description import describe
+from mobilellm.hardware.probes import pick_device
 from mobilellm.model.config import ModelConfig
 from mobilellm.train import checkpoint, schedule
 from mobilellm.train.inputs import Data, open_data
@@ -158,7 +159,7 @@ def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
 
 
 def _alone() -> World:
-    return World(device=device.pick_device())
+    return World(device=pick_device())
 
 
 def _begin(
@@ -179,7 +180,7 @@ def _begin(
         weights = None if origin is None else origin.weights
     trainer = Trainer(recipe, data, watcher, world, weights)
     trainer.loader()  # complains about data too short for one batch before anything is written
-    environment = device.describe(trainer.device) | {
+    environment = describe(trainer.device) | {
         "precision": recipe.train.precision,
         "compile": recipe.train.compile,
         "processes": world.size,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.hardware import device
+from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
 from mobilellm.plan.batching import Batching
@@ -66,11 +66,11 @@ class TrainStep:
                 return self._accumulate(inputs, targets, documents)
             except RuntimeError as error:
                 smallest = self.batching.micro_batch_size == 1
-                if not device.is_out_of_memory(error) or self.world.size > 1 or smallest:
+                if not is_out_of_memory(error) or self.world.size > 1 or smallest:
                     raise _out_of_memory(error, self.batching) from error
             self.network.zero_grad(set_to_none=True)
             self.batching = self.batching.with_micro_batch(self.batching.micro_batch_size // 2)
-            device.empty_cache(self.world.device)
+            empty_cache(self.world.device)
             size = self.batching.micro_batch_size
             self.say(f"out of memory: the micro-batch is {size} sequences from now on")
 
@@ -139,19 +139,19 @@ def find_micro_batch(network: Network, recipe: Recipe, world: World) -> Batching
             step(ids, ids).backward()
             fits = True
         except RuntimeError as error:
-            if size == 1 or not device.is_out_of_memory(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise _out_of_memory(error, batching) from error
             fits = False
         network.zero_grad(set_to_none=True)
         del held
-        device.empty_cache(world.device)
+        empty_cache(world.device)
         if fits:
             return batching.with_micro_batch(world.smallest(size))
         batching = batching.with_micro_batch(size // 2)
 
 
 def _out_of_memory(error: RuntimeError, batching: Batching) -> Exception:
-    if not device.is_out_of_memory(error):
+    if not is_out_of_memory(error):
         return error
     return UserError(
         f"out of memory with a micro-batch of {batching.micro_batch_size} x "

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from mobilellm.hardware import device
+from mobilellm.hardware.description import describe
+from mobilellm.hardware.device_memory import peak_memory
+from mobilellm.hardware.probes import peak_flops, pick_device
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
@@ -30,7 +32,7 @@ def measured_plan(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """The same data as plan_run's, for this device alone, from the median of a few steps of random tokens."""
-    world = World(device=device.pick_device())
+    world = World(device=pick_device())
     micro = micro_batch_size or 1
     recipe = Recipe(
         data=DataSection(sequence_length=sequence_length),
@@ -62,10 +64,10 @@ def measured_plan(
     seconds = statistics.median(taken[2:])
     numbers = ModelCosts.of(config)
     flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
-    peak = device.peak_flops(world.device, precision)
+    peak = peak_flops(world.device, precision)
     memory = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS[optimizer].costs)
     room = _memory(world.device)
-    name = str(device.describe(world.device)["device"])
+    name = str(describe(world.device)["device"])
     return {
         "parameters": numbers.parameters["total"], "tokens": int(tokens),
         "tokens_per_parameter": tokens / numbers.parameters["total"], "flops_per_token": flops,
@@ -75,7 +77,7 @@ def measured_plan(
         "mfu_from": f"{STEPS} steps measured here, against {peak / 1e9:,.0f} GFLOP/s in a product alone",
         "tokens_per_second_per_device": speed, "tokens_per_second": speed, "batch_tokens": micro * sequence_length,
         "steps": math.ceil(tokens / (micro * sequence_length)), "step_seconds": seconds, "micro_batch_size": micro,
-        "memory_bytes": memory.parts | {"peak": memory.peak}, "measured_peak_bytes": device.peak_memory(world.device),
+        "memory_bytes": memory.parts | {"peak": memory.peak}, "measured_peak_bytes": peak_memory(world.device),
         "fits": memory.peak <= room, "days": tokens / speed / 86400, "gpu_hours": tokens / speed / 3600,
         "energy_kwh": None, "cost": None,
     }  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.hardware import device
+from mobilellm.hardware.probes import pick_device
 from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
 from mobilellm.train.resolve import resolve
@@ -63,7 +63,7 @@ def recipe_for(
         ),
     )  # fmt: skip
     if not steps:
-        recipe = resolve(recipe, device.pick_device())
+        recipe = resolve(recipe, pick_device())
         step_seconds = measure(recipe, data)
         most = max(MIN_STEPS, MAX_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
         steps = min(most, max(MIN_STEPS, int(seconds / step_seconds)))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mobilellm.hardware import device
+from mobilellm.hardware import probes
+from mobilellm.train import resolve as decisions
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.resolve import resolve
 
@@ -24,24 +25,24 @@ def test_bf16_is_taken_only_where_it_is_well_faster(
         )
         return ratio * 1e11 if dtype == torch.bfloat16 else 1e11
 
-    monkeypatch.setattr(device, "matmul_flops", speed)
-    assert device.fast_precision(CPU) == wanted
+    monkeypatch.setattr(probes, "matmul_flops", speed)
+    assert probes.fast_precision(CPU) == wanted
 
 
 def test_the_probe_agrees_with_itself() -> None:
-    assert len({device.fast_precision(CPU) for _ in range(3)}) == 1
+    assert len({probes.fast_precision(CPU) for _ in range(3)}) == 1
 
 
 def test_without_a_compiler_a_run_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.shutil, "which", lambda _: None)
-    assert not device.compiler_works()
+    monkeypatch.setattr(probes.shutil, "which", lambda _: None)
+    assert not probes.compiler_works()
     resolved = resolve(Recipe(), CPU)
     assert resolved.train.compile == "off"
     assert resolved.train.precision in ("fp32", "bf16")
 
 
 def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "compiler_works", lambda: pytest.fail("no need to try"))
+    monkeypatch.setattr(decisions, "compiler_works", lambda: pytest.fail("no need to try"))
     assert resolve(Recipe().replace("train", steps=10), CPU).train.compile == "off"
 
 

@@ -1,0 +1,47 @@
+"""Memory of a device: how much it has, the most that was held, and the errors that say it was too
+little.
+
+total_memory(device)     # bytes: of the GPU, or the machine's main memory for a CPU
+peak_memory(device)      # bytes: of tensors on a GPU, of the whole process on a CPU
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, or of the machine's main memory for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # On Linux getrusage's figure is inherited from the parent process; /proc has this process's
+    # own.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what the device's allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the device, or the main memory, had no room."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

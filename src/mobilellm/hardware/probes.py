@@ -1,0 +1,79 @@
+"""What this machine is good at, measured and never assumed.
+
+A processor's name does not tell whether it multiplies bfloat16 quickly. On one 2-core AVX2 machine
+bfloat16 products run 300 times slower than float32; on one with AVX-512 BF16 they run four times
+faster. So each question that a run asks of the machine is answered by trying:
+
+    device = pick_device()
+    precision = fast_precision(device)            # "bf16" or "fp32"
+    peak = peak_flops(device, precision)          # FLOP/s of a matrix product alone
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import torch
+
+from mobilellm.hardware.devices import recognize
+
+MIN_BF16_GAIN = 1.5
+"""How many times as fast bf16 products must be to be worth their rounding."""
+
+
+def pick_device() -> torch.device:
+    """The accelerator when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 7) -> float:
+    """FLOP/s of a product of two (size, size) matrices, the best of `repeats`."""
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own random state alone
+    a = torch.randn(size, size, device=device, generator=generator).to(dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # .item() waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def fast_precision(device: torch.device) -> str:
+    """ "bf16" where its products are well faster than float32's, else "fp32"."""
+    # A small product comes first: where bf16 is emulated, a large one would take many seconds.
+    small = {dtype: matmul_flops(device, dtype, 192) for dtype in (torch.bfloat16, torch.float32)}
+    if small[torch.bfloat16] < 0.3 * small[torch.float32]:
+        return "fp32"
+    # The large product outweighs what a call costs. The two take turns, since other work may come
+    # and go meanwhile.
+    rounds = [
+        [matmul_flops(device, dtype, 1024, 3) for dtype in (torch.bfloat16, torch.float32)]
+        for _ in range(4)
+    ]
+    bf16, fp32 = (max(column) for column in zip(*rounds, strict=True))
+    return "bf16" if bf16 > MIN_BF16_GAIN * fp32 else "fp32"
+
+
+def compiler_works() -> bool:
+    """Whether torch.compile builds and runs a trivial kernel here. It needs a C++ compiler and
+    Python's headers."""
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in compilers if name):
+        return False
+    try:
+        return bool(torch.compile(lambda x: x.sin() * 2 + 1)(torch.zeros(4)).sum() == 4)
+    except Exception:  # whatever goes wrong inside a compiler is a reason to do without it
+        torch._dynamo.reset()
+        return False
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Peak FLOP/s of a device's matrix products: the maker's figure for a known device, else a
+    measured one."""
+    if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
+        return known.bf16 if precision == "bf16" else known.fp32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    small = matmul_flops(device, dtype, 192, 3)
+    return max(small, matmul_flops(device, dtype, 1024, 3) if small > 1e9 else small)
