@@ -1,5 +1,4 @@
-"""The table of accelerators that models are trained on: peak rates, memory, power, and the document
-with the figures.
+"""The table of accelerators: peak rates, memory, power, and the document with the figures.
 
 DEVICES["a100-80g"].bf16             # 312e12 FLOP/s, dense
 recognize("NVIDIA H100 PCIe")        # DEVICES["h100-pcie"], from the name that torch gives
@@ -50,8 +49,8 @@ DEVICES = {
         source="NVIDIA A100 datasheet (PCIe)",
     ),
     "h100": Device(
-        name="H100 80GB HBM3", bf16=989.4e12, fp32=66.9e12, memory=80e9, bandwidth=3350e9, watts=700,
-        source="NVIDIA H100 datasheet (SXM5)",
+        name="H100 80GB HBM3", bf16=989.4e12, fp32=66.9e12, memory=80e9, bandwidth=3350e9,
+        watts=700, source="NVIDIA H100 datasheet (SXM5)",
     ),
     "h100-pcie": Device(
         name="H100 PCIe", bf16=756e12, fp32=51.2e12, memory=80e9, bandwidth=2000e9, watts=350,
