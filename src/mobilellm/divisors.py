@@ -14,7 +14,8 @@ def divisors(number: int) -> list[int]:
 
 
 def nearest_divisors(number: int, wanted: int) -> list[int]:
-    """The divisors of `number` on either side of `wanted`: the largest below, the smallest above, where there are such.
+    """The divisors of `number` on either side of `wanted`: the largest below, the smallest above,
+    where there are such.
 
     `wanted` alone when it divides.
     """
@@ -25,7 +26,8 @@ def nearest_divisors(number: int, wanted: int) -> list[int]:
 
 
 def nearest_multiples(number: int, wanted: int) -> list[int]:
-    """The multiples of `number` on either side of `wanted`, none below `number`; `wanted` alone when it is one."""
+    """The multiples of `number` on either side of `wanted`, none below `number`; `wanted` alone
+    when it is one."""
     if wanted >= number and wanted % number == 0:
         return [wanted]
     below = wanted // number * number

@@ -1,4 +1,5 @@
-"""The plan against the original's stated training times, and the memory estimate against what was really held."""
+"""The plan against the original's stated training times, and the memory estimate against what was
+really held."""
 
 import json
 
@@ -87,8 +88,9 @@ def test_plans_that_cannot_be_are_one_line(changes: dict, words: str) -> None:
 
 def test_devices_are_recognized_by_torchs_names() -> None:
     for name, key in (
-        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA A100-SXM4-80GB", "a100-80g"),
-        ("NVIDIA A100 80GB PCIe", "a100-80g-pcie"), ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"), ("NVIDIA A100 80GB PCIe", "a100-80g-pcie"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA H200", "h200"),
     ):  # fmt: skip
         assert recognize(name) is DEVICES[key]
     assert recognize("Quadro P2000") is None

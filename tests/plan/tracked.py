@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tracked(TorchDispatchMode):
-    """Adds up the storages of all tensors that operations return while it is on; `peak` is the most at once."""
+    """Adds up the storages of all tensors that operations return while it is on; `peak` is the most
+    at once."""
 
     def __init__(self) -> None:
         super().__init__()

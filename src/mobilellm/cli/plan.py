@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mobilellm.cli.terminal import count, duration, print_json, say, size
 from mobilellm.errors import UserError
 from mobilellm.train.recipe import OptimizerName
+
+if TYPE_CHECKING:
+    from mobilellm.plan.run import Plan as PlanFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ class Plan:
         return config
 
 
-def show(plan: dict[str, Any]) -> None:
+def show(plan: PlanFigures) -> None:
     """The plan as lines."""
     flops, memory = plan["flops_per_token"], plan["memory_bytes"]
     what = f"{plan['devices']} x {plan['device']}" if plan["devices"] > 1 else plan["device"]

@@ -1,7 +1,8 @@
 """How the tokens of a step are divided: into sequences, over processes, into micro-batches.
 
     batching = Batching.of(sequence_length=2048, batch_tokens=2_097_152, world_size=32)
-    batching.sequences, batching.rows, batching.micro_batch_size, batching.passes     # 1024, 32, 8, 4
+    batching.sequences, batching.rows                # 1024 a step, 32 of one process
+    batching.micro_batch_size, batching.passes       # 8 at a time, 4 times
 
 Planning, training and measuring ask here; none divides again.
 """
@@ -39,10 +40,11 @@ class Batching:
         world_size: int = 1,
         micro_batch_size: int = 0,
     ) -> Batching:
-        """The division of a step. `micro_batch_size` 0 takes up to 16,384 tokens; another is lowered to a divisor.
+        """The division of a step. `micro_batch_size` 0 takes up to 16,384 tokens; another is
+        lowered to a divisor.
 
-        `UserError` when the batch does not divide into sequences, or these do not divide by the processes; it names the
-        nearest numbers that do.
+        `UserError` when the batch does not divide into sequences, or these do not divide by the
+        processes; it names the nearest numbers that do.
         """
         check_batch(sequence_length, batch_tokens)
         sequences = batch_tokens // sequence_length
@@ -74,7 +76,8 @@ class Batching:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes a step of one process: more than one accumulates gradients."""
+        """Forward and backward passes a step of one process: more than one accumulates
+        gradients."""
         return self.rows // self.micro_batch_size
 
     def with_micro_batch(self, most: int) -> Batching:
@@ -83,11 +86,14 @@ class Batching:
 
 
 def check_batch(sequence_length: int, batch_tokens: int) -> None:
-    """`UserError` unless the batch divides into whole sequences; it names the nearest batches that do."""
+    """`UserError` unless the batch divides into whole sequences; it names the nearest batches that
+    do."""
     if sequence_length < 1 or batch_tokens < 1 or batch_tokens % sequence_length:
         raise UserError(
             f"batch_tokens = {batch_tokens} does not divide by sequence_length = {sequence_length}",
-            hint=f"the nearest is {either(nearest_multiples(max(1, sequence_length), batch_tokens))}",
+            hint=(
+                f"the nearest is {either(nearest_multiples(max(1, sequence_length), batch_tokens))}"
+            ),
         )
 
 

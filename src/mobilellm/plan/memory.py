@@ -3,10 +3,11 @@
     batching = Batching.of(sequence_length=2048, batch_tokens=16384)
     memory = estimate(config, batching, precision="bf16", optimizer=OptimizerCosts(matrix_bytes=8))
     memory.peak               # bytes
-    memory.parts              # {"weights": ..., "gradients": ..., "moments": ..., "activations": ..., "logits": ...}
+    memory.parts              # {"weights": ..., "gradients": ..., "moments": ..., ...}
 
-Weights, gradients and moments are float32; under bf16 the products' copies of the weights count among the activations,
-since they live as long. Tested against tracked allocations (tests/plan/test_memory.py).
+Weights, gradients and moments are float32; under bf16 the products' copies of the weights count
+among the activations, since they live as long. Tested against tracked allocations
+(tests/plan/test_memory.py).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def estimate(
     optimizer: OptimizerCosts,
     sharded: bool = False,
 ) -> Memory:
-    """Memory of one device. With `sharded` FSDP divides weights, gradients and moments among all processes."""
+    """Memory of one device. With `sharded` FSDP divides weights, gradients and moments among all
+    processes."""
     groups = ModelCosts.of(config).parameters
     total, inside = groups["total"], groups["attention"] + groups["feed_forward"]
     shards = batching.world_size if sharded else 1

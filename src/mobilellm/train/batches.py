@@ -13,7 +13,8 @@ from mobilellm.data.loader import Batch, DataState
 
 
 class Prefetch:
-    """Iterates over (inputs, targets, documents, state), tensors pinned where a GPU will take them."""
+    """Iterates over (inputs, targets, documents, state), tensors pinned where a GPU will take
+    them."""
 
     def __init__(
         self, batches: Iterable[tuple[Batch, DataState]], device: torch.device, depth: int = 2

@@ -1,13 +1,15 @@
-"""Checkpoints of a run: complete or absent, checksummed, written beside the training, and folders that other tools load.
+"""Checkpoints of a run: complete or absent, checksummed, written beside the training, and
+folders that other tools load.
 
     step-00001000/
-      config.json model.safetensors generation_config.json tokenizer.json ...   <- loads in transformers as it stands
-      train_state/shard-00001-...safetensors   <- moments and momenta, by parameter name, a file a process
-      train_state/state.json                   <- step, tokens, data position, statistics of the guard
+      config.json model.safetensors tokenizer.json ...   <- loads in transformers as it stands
+      train_state/shard-00001-...safetensors   <- moments by parameter name, a file a process
+      train_state/state.json                   <- step, tokens, data position, the guard's numbers
       checksums.json                           <- size and SHA-256 of every file above; written last
 
-The optimizer's state goes through torch.distributed.checkpoint with its safetensors storage: any number of processes and
-either parallelism reads what any other wrote, and nothing is pickled. A checkpoint is read only after its checksums hold.
+The optimizer's state goes through torch.distributed.checkpoint with its safetensors storage: any
+number of processes and either parallelism reads what any other wrote, and nothing is pickled. A
+checkpoint is read only after its checksums hold.
 """
 
 from __future__ import annotations
@@ -104,10 +106,15 @@ class Saver:
         self._failure: BaseException | None = None
 
     def save(
-        self, state: TrainState, network: Network, optimizers: list[torch.optim.Optimizer], tokenizer: Tokenizer,
+        self,
+        state: TrainState,
+        network: Network,
+        optimizers: list[torch.optim.Optimizer],
+        tokenizer: Tokenizer,
         origin: dict[str, Any],
-    ) -> str | None:  # fmt: skip
-        """Take a copy of everything, and write it. All processes call this; rank 0 gets the failure of the one before, if any."""
+    ) -> str | None:
+        """Take a copy of everything, and write it. All processes call this; rank 0 gets the failure
+        of the one before, if any."""
         failure = self.settle()
         path = checkpoint_folder(self.run, state.step)
         staging = path.with_name(f".{path.name}{PARTIAL}saving")
@@ -116,7 +123,8 @@ class Saver:
         if begun != "ready":
             return failure or (begun or None)
         named = self._copy_weights(network)
-        # Each process writes what it holds; replicated tensors are divided among them. The copy is made before this returns.
+        # Each process writes what it holds; replicated tensors are divided among them. The copy is
+        # made before this returns.
         writer = HuggingFaceStorageWriter(str(staging / "train_state"), save_distributed=True)
         tensors = _optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}
         group = {"process_group": self.world.saving, "no_dist": self.world.size == 1}
@@ -150,7 +158,8 @@ class Saver:
         return failure
 
     def settle(self) -> str | None:
-        """Wait for the writing in hand. A line for what it could not write, on rank 0; a bug is raised."""
+        """Wait for the checkpoint that is being written. A line for what it could not write, on rank 0; a bug is
+        raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -189,9 +198,15 @@ class Saver:
         return to_named(network.config, copies) if self.world.main else {}
 
     def _finish(
-        self, path: Path, staging: Path, state: TrainState, config: ModelConfig, named: dict[str, Tensor], tokenizer: Tokenizer,
+        self,
+        path: Path,
+        staging: Path,
+        state: TrainState,
+        config: ModelConfig,
+        named: dict[str, Tensor],
+        tokenizer: Tokenizer,
         origin: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         write_checkpoint(staging, config, named, tokenizer, origin)
         write_json(
             staging / "train_state" / "state.json",
@@ -230,7 +245,8 @@ def _unwrapped(wait: Callable[[], Any]) -> None:
 
 
 def verify(path: Path) -> None:
-    """`UserError` unless every file of the checkpoint has the size and SHA-256 it was written with."""
+    """`UserError` unless every file of the checkpoint has the size and SHA-256 it was written
+    with."""
     listed = read_json(path / "checksums.json", limit=MAX_STATE_BYTES)
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{path}/checksums.json: lists no files")
@@ -305,7 +321,8 @@ def complete(run: Path) -> list[Path]:
 
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, or none; and a line for each newer one that had to be rejected."""
+    """The newest checkpoint that verifies, or none; and a line for each newer one that had to be
+    rejected."""
     rejected: list[str] = []
     for path in reversed(complete(run)):
         try:
@@ -318,7 +335,8 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(run: Path, keep: int, keep_every: int = 0) -> None:
-    """Remove all but the `keep` newest checkpoints and those at multiples of `keep_every` steps; `keep` 0 keeps all."""
+    """Remove all but the `keep` newest checkpoints and those at multiples of `keep_every` steps;
+    `keep` 0 keeps all."""
     for path in complete(run)[:-keep] if keep else []:
         if keep_every and step_of(path) % keep_every == 0:
             continue

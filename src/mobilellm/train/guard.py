@@ -10,16 +10,17 @@ from torch import Tensor
 
 MEMORY = 0.02  # weight of the newest step in the running mean and variance: about the last 50 steps
 FIRST = 50  # steps before which the statistics are too young to be trusted with a spike
-# Until then only the loss is judged, as if its standard deviation were at least this share of its mean: the loss of a network
-# that knows nothing is the logarithm of the vocabulary, and a training that works never goes far above it.
+# Until then only the loss is judged, as if its standard deviation were at least this share of its
+# mean: the loss of a network that knows nothing is the logarithm of the vocabulary, and a training
+# that works never goes far above it.
 EARLY_SHARE = 0.1
 
 
 class Guard:
     """Running mean and variance of loss and gradient norm, and the steps they rule out.
 
-    `state` (5,) float64: steps taken, mean and variance of the loss, mean and variance of the norm. It is part of the
-    training state: a resumed run decides as the undisturbed one.
+    `state` (5,) float64: steps taken, mean and variance of the loss, mean and variance of the norm.
+    It is part of the training state: a resumed run decides as the undisturbed one.
     """
 
     def __init__(self, device: torch.device, deviations: float) -> None:
@@ -29,7 +30,8 @@ class Guard:
 
     @torch.no_grad()
     def check(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Whether the step with this loss and gradient norm is to be skipped; one that is taken enters the statistics."""
+        """Whether the step with this loss and gradient norm is to be skipped; one that is taken
+        enters the statistics."""
         values = torch.stack((loss, norm)).double()
         skip = ~torch.isfinite(values).all()
         count, means, variances = self.state[0], self.state[[1, 3]], self.state[[2, 4]]

@@ -16,7 +16,8 @@ BATCH_TOKENS = 8192
 
 
 def document_border(data: Any) -> int | None:
-    """The token put before held-out text: the end of the document before it, where the data have one after each."""
+    """The token put before held-out text: the end of the document before it, where the data have
+    one after each."""
     return data.eos_id if getattr(data, "eos", True) else None
 
 
@@ -36,9 +37,12 @@ def held_out(
     )
     size, mean = data.text_bytes("heldout"), nats / max(1, counted)
     return Score(
-        loss=mean, perplexity=math.exp(mean) if mean < 700 else math.inf,
-        bits_per_byte=nats / math.log(2) / max(1, size), tokens=counted, bytes=size,
-    )  # fmt: skip
+        loss=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=nats / math.log(2) / max(1, size),
+        tokens=counted,
+        bytes=size,
+    )
 
 
 def total_loss(
@@ -50,11 +54,13 @@ def total_loss(
     world: World,
     sharded: bool,
 ) -> tuple[float, int]:
-    """Nats and tokens of a stream. Processes divide the batches, but for a sharded network, which all must apply together."""
+    """Nats and tokens of a stream. Processes divide the batches, but for a sharded network, which
+    all must apply together."""
     device = next(network.parameters()).device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     rank, size = (0, 1) if sharded else (world.rank, world.size)
-    # no_grad, since FSDP gathers weights that are trained on again; uncompiled, since the shapes differ from training's.
+    # no_grad, since FSDP gathers weights that are trained on again; uncompiled, since the shapes
+    # differ from training's.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for number, (inputs, targets) in enumerate(
             windows(stream, sequence_length, BATCH_TOKENS, prefix, sequence_length)

@@ -43,8 +43,9 @@ def open_data(recipe: Recipe, world: World | None = None) -> Data:
 def model_config(recipe: Recipe, data: Data, started: ModelConfig | None = None) -> ModelConfig:
     """The network's configuration: the recipe's model, with the vocabulary of the data's tokenizer.
 
-    `started` is the configuration of the weights that the run starts from; the recipe's preset, where one is given too, must
-    have its shape. `UserError` for overrides that no network can have, or a sequence longer than the context.
+    `started` is the configuration of the weights that the run starts from; the recipe's preset,
+    where one is given too, must have its shape. `UserError` for overrides that no network can have,
+    or a sequence longer than the context.
     """
     section = recipe.model
     base = preset(section.preset or DEFAULT_PRESET) if started is None else started
@@ -72,14 +73,16 @@ def model_config(recipe: Recipe, data: Data, started: ModelConfig | None = None)
 
 
 def preset(name: str) -> ModelConfig:
-    """A shipped size by its name, or the configuration of a file. `UserError` names the nearest size."""
+    """A shipped size by its name, or the configuration of a file. `UserError` names the nearest
+    size."""
     known = {known.lower() for known in preset_names()}
     if name.lower() not in known and Path(name).is_file():
         return ModelConfig.read(Path(name))
     return ModelConfig.preset(name)
 
 
-# What may differ from the network whose weights a run starts from: nothing that a weight's shape or meaning depends on.
+# What may differ from the network whose weights a run starts from: nothing that a weight's shape or
+# meaning depends on.
 FREE = {
     "vocab_size",
     "bos_token_id",
@@ -128,7 +131,7 @@ def batches(
     streams = {name: data.tokens("train", name) for name in data.sources()}
     if not section.stages:  # prepared with weights, and nothing else is asked for
         return Mixture(streams, [Stage(until_tokens=None, weights=data.weights())], *common)
-    last = section.stages[-1]  # goes on for ever, whatever it says
+    last = section.stages[-1]  # it has no end, even if it names one
     stages = [
         Stage(until_tokens=None if s is last else s.until_tokens, weights=s.weights)
         for s in section.stages

@@ -15,7 +15,8 @@ SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM or SIGUSR1, so that the step in progress is finished; a second SIGINT acts at once."""
+    """Remembers SIGINT, SIGTERM or SIGUSR1, so that the step in progress is finished; a second
+    SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.code = 0
@@ -35,7 +36,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        # torchrun and schedulers repeat their signals; only a person who presses Ctrl-C twice wants no checkpoint.
+        # torchrun and schedulers repeat their signals; only a person who presses Ctrl-C twice wants
+        # no checkpoint.
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.code = max(self.code, SIGNALS.index(signal.Signals(number)) + 1)

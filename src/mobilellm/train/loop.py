@@ -3,8 +3,9 @@
     trainer = Trainer(recipe, open_data(recipe))
     outcome = trainer.fit(Path("runs/mine"), stop)
 
-`train/start.py` begins, resumes and branches runs. Ctrl-C, SIGTERM and SIGUSR1 end the step in progress, save and return. A
-step whose loss or gradient is not finite, or a spike, is not taken; several in a row stop the run.
+`train/start.py` begins, resumes and branches runs. Ctrl-C, SIGTERM and SIGUSR1 end the step in
+progress, save and return. A step whose loss or gradient is not finite, or a spike, is not taken;
+several in a row stop the run.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ FIRST_PROFILED = 10  # steps of this process before the profile begins: compilat
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """First weights from elsewhere, under their names on disk, with the configuration of their network."""
+    """First weights from elsewhere, under their names on disk, with the configuration of their
+    network."""
 
     config: ModelConfig
     named: Mapping[str, Tensor]
@@ -91,7 +93,8 @@ class Trainer:
             torch.set_num_threads(recipe.train.threads)
         self.config = model_config(recipe, data, weights.config if weights else None)
         self.costs = ModelCosts.of(self.config)
-        # Weights are drawn on the CPU, so that every device and every process starts from the same ones.
+        # Weights are drawn on the CPU, so that every device and every process starts from the same
+        # ones.
         torch.manual_seed(recipe.train.seed)
         self.network = Network(self.config, initialized=False)
         if weights is None:
@@ -125,15 +128,16 @@ class Trainer:
         return batches(self.recipe, self.data, self.state.data, world.rank, world.size)
 
     def peak_flops(self) -> float:
-        """What the devices of all processes could do at best, FLOP/s: from the table of devices, or measured once."""
+        """What the devices of all processes could do at best, FLOP/s: from the table of devices, or
+        measured once."""
         if not self._peak:
             peak = peak_flops(self.device, self.recipe.train.precision)
             self._peak = peak * self.world.size
         return self._peak
 
     def restore(self, path: Path, allow_data_change: bool) -> None:
-        """Go to where a verified checkpoint stands. `UserError` when data or tokenizer are not the ones it was trained on,
-        or it is of another model."""
+        """Go to where a verified checkpoint stands. `UserError` when data or tokenizer are not the
+        ones it was trained on, or it is of another model."""
         state, data, where = checkpoint.read_state(path), self.data, self.recipe.data.path
         found = data.tokenizer().sha256
         if state.tokenizer_sha256 != found:
@@ -146,10 +150,14 @@ class Trainer:
             if not allow_data_change:
                 raise UserError(
                     f"{where}: the data changed since {path.name} was written",
-                    hint="restore them, or go on with the new ones from their beginning: --allow-data-change",
+                    hint=(
+                        "restore them, or go on with the new ones from their beginning: "
+                        "--allow-data-change"
+                    ),
                 )
             self.watcher.said(
-                f"{where}: other data than {path.name} was trained on; they are read from their beginning"
+                f"{where}: other data than {path.name} was trained on; they are read from their "
+                "beginning"
             )
             fresh = DataState(
                 seed=state.data.seed,
@@ -340,7 +348,8 @@ class Fit:
         self.saved_step = self.done
 
     def not_written(self, line: str) -> None:
-        """A checkpoint that could not be written does not end the training, but is not to be overlooked."""
+        """A checkpoint that could not be written does not end the training, but is not to be
+        overlooked."""
         self.watcher.said(
             f"CHECKPOINT NOT WRITTEN: {line}; training goes on, the checkpoints before it stand"
         )

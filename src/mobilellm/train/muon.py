@@ -1,9 +1,10 @@
 """Muon: momentum whose update is orthogonalized, for the matrices inside the blocks.
 
-From Jordan et al. (2024, kellerjordan.github.io/posts/muon), with the update scaled as in Moonlight (arXiv 2502.16982,
-section 2.2) so that AdamW's learning rates and weight decay carry over. torch.optim.Muon walks over the parameters one by
-one and always iterates in bfloat16, which some CPUs run hundreds of times slower than float32; here equal shapes go through
-one batched product in the precision that the device is fast at, and a matrix stacked from several (Q, K and V, or gate and
+From Jordan et al. (2024, kellerjordan.github.io/posts/muon), with the update scaled as in Moonlight
+(arXiv 2502.16982, section 2.2) so that AdamW's learning rates and weight decay carry over.
+torch.optim.Muon walks over the parameters one by one and always iterates in bfloat16, which some
+CPUs run hundreds of times slower than float32; here equal shapes go through one batched product in
+the precision that the device is fast at, and a matrix stacked from several (Q, K and V, or gate and
 up) is orthogonalized part by part.
 """
 
@@ -39,19 +40,25 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over 2-D parameters. A group's `parts` lists the row counts its parameters are stacked from."""
+    """Muon over 2-D parameters. A group's `parts` lists the row counts its parameters are stacked
+    from."""
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.1,
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
         dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(
             groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": None}
         )
         self.dtype = dtype
 
     found_inf: Tensor | None = None
-    """1.0 to skip a step, as torch's fused optimizers have it: on the device, so that the host need not know."""
+    """1.0 to skip a step, as torch's fused optimizers have it: on the device, so that the host need
+    not know."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

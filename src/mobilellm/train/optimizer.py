@@ -2,8 +2,9 @@
 
     optimizers = build(network, recipe.optimizer, "fp32", recipe.learning_rate_factor)
 
-Matrices inside the blocks are decayed, and go to Muon when the recipe says so; the embedding and the norms go to AdamW. A
-new kind is one entry: how it is built, the tensors it keeps for each parameter, and what these cost.
+Matrices inside the blocks are decayed, and go to Muon when the recipe says so; the embedding and
+the norms go to AdamW. A new kind is one entry: how it is built, the tensors it keeps for each
+parameter, and what these cost.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def _adamw(groups: list[Group], section: OptimizerSection) -> torch.optim.Optimi
 
 
 def _outside(network: Network, section: OptimizerSection, embedding_decay: float) -> list[Group]:
-    """AdamW's groups for what is not a matrix inside a block: the embedding (and an untied output layer), and all norms."""
+    """AdamW's groups for what is not a matrix inside a block: the embedding (and an untied output
+    layer), and all norms."""
     peak = section.embedding_learning_rate or section.learning_rate
     inside = _inside(network)
     embedding = [p for name, p in network.named_parameters() if p.ndim == 2 and name not in inside]
@@ -62,7 +64,8 @@ def _inside(network: Network) -> dict[str, nn.Parameter]:
 def _build_adamw(
     network: Network, section: OptimizerSection, _: str
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything. Weight decay on every matrix, the embedding among them, as the paper's own recipe has it."""
+    """AdamW for everything. Weight decay on every matrix, the embedding among them, as the paper's
+    own recipe has it."""
     groups = _outside(network, section, embedding_decay=section.weight_decay)
     matrices = list(_inside(network).values())
     groups.append(
@@ -74,8 +77,8 @@ def _build_adamw(
 def _build_muon(
     network: Network, section: OptimizerSection, precision: str
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest. The embedding goes undecayed: its rows are updated rarely
-    and at a rate of their own."""
+    """Muon for the matrices inside the blocks, AdamW for the rest. The embedding goes undecayed:
+    its rows are updated rarely and at a rate of their own."""
     parts = {name: [rows for _, rows in found] for name, found in stacks(network.config).items()}
     by_parts: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for name, parameter in _inside(network).items():
@@ -120,7 +123,8 @@ def build(
 
 
 def empty_state(optimizers: list[torch.optim.Optimizer]) -> None:
-    """Give every parameter the state that its optimizer would make at its first step, as zeros to be loaded into."""
+    """Give every parameter the state that its optimizer would make at its first step, as zeros to
+    be loaded into."""
     for optimizer in optimizers:
         for parameter in parameters(optimizer):
             optimizer.state[parameter] = STATE[type(optimizer)](parameter)
@@ -133,7 +137,8 @@ def parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
 
 
 def skip_when(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
-    """Let the next step change nothing where `skip` (0-dim bool, on the device) is true; the host need not know."""
+    """Let the next step change nothing where `skip` (0-dim bool, on the device) is true; the host
+    need not know."""
     flag = skip.float()
     for optimizer in optimizers:
         optimizer.found_inf = flag  # type: ignore[attr-defined]

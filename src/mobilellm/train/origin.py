@@ -1,7 +1,7 @@
-"""The model that a run starts from: read, compared with the data's tokenizer, its vocabulary grown where it must be.
+"""The model that a run starts from: read, compared with the data's tokenizer, its vocabulary grown
+where it must be.
 
-origin = read_origin(Path("smollm2.gguf"), data)
-origin.weights.config, origin.facts["path"]
+origin = read_origin(Path("smollm2.gguf"), data) origin.weights.config, origin.facts["path"]
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train.inputs import Data
 from mobilellm.train.loop import Weights
 
-# Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts, code, line breaks.
+# Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts,
+# code, line breaks.
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "  two  spaces, 12345 and 3.14159\n\tdef f(x):\n        return x ** 2",
@@ -38,8 +39,8 @@ class Origin:
 def read_origin(path: Path, data: Data) -> Origin:
     """Read the model at `path` for a training on `data`.
 
-    The data's tokenizer must be the model's, or the model's with more tokens after its own. `UserError` when it is another,
-    or the model has none to compare.
+    The data's tokenizer must be the model's, or the model's with more tokens after its own.
+    `UserError` when it is another, or the model has none to compare.
     """
     loaded = load(path)
     config = loaded.config
@@ -60,7 +61,8 @@ def read_origin(path: Path, data: Data) -> Origin:
 
 
 def _check_tokens(own: Tokenizer, other: Tokenizer, where: str) -> None:
-    """`UserError` unless `other`, the data's tokenizer, has every token of `own` under its id and cuts text alike."""
+    """`UserError` unless `other`, the data's tokenizer, has every token of `own` under its id and
+    cuts text alike."""
     hint = "prepare the data with the model's own tokenizer: `mobilellm prepare --tokenizer`"
     for token in range(own.vocab_size):
         mine, theirs = own.fast.id_to_token(token), other.fast.id_to_token(token)

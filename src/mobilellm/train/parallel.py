@@ -1,7 +1,7 @@
-"""The network among several processes: compiled, then replicated (DDP) or sharded (FSDP2), in this order.
+"""The network among several processes: compiled, then replicated (DDP) or sharded (FSDP2), in this
+order.
 
-step = parallelize(network, recipe, world)
-with step.accumulating():          # gradients stay here
+step = parallelize(network, recipe, world) with step.accumulating():          # gradients stay here
     step(x, y).backward()
 step(x, y).backward()              # gradients are averaged over all processes
 """
@@ -61,13 +61,15 @@ class Parallel:
             self._settle_buckets()
 
     def __call__(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Sum of the losses of a micro-batch, times the processes, since gradients are averaged over them."""
+        """Sum of the losses of a micro-batch, times the processes, since gradients are averaged
+        over them."""
         loss: Tensor = self.step(inputs, targets, documents)
         return loss * self.world.size if self.world.size > 1 else loss
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
-        """In this block gradients are kept back: they travel with the next backward pass outside."""
+        """In this block gradients are kept back: they travel with the next backward pass
+        outside."""
         if isinstance(self.step, nn.parallel.DistributedDataParallel):
             with self.step.no_sync():
                 yield
@@ -81,10 +83,12 @@ class Parallel:
             yield
 
     def _settle_buckets(self) -> None:
-        """Let DDP rearrange its buckets now, on two tokens: it does so once, behind its first backward pass.
+        """Let DDP rearrange its buckets now, on two tokens: it does so once, after its first
+        backward pass.
 
-        Sums over more than two processes depend on where a number stands in its bucket. A resumed run would otherwise take
-        its first step with another arrangement than the undisturbed one, and differ in the last bit.
+        Sums over more than two processes depend on where a number stands in its bucket. A resumed
+        run would otherwise take its first step with another arrangement than the undisturbed one,
+        and differ in the last bit.
         """
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.world.device)
         with torch.compiler.set_stance("force_eager"):

@@ -1,4 +1,5 @@
-"""A training run as settings: typed sections, read from TOML, overridden on the command line, written back resolved.
+"""A training run as settings: typed sections, read from TOML, overridden on the command line,
+written back resolved.
 
     [model]
     preset = "5M"
@@ -6,15 +7,17 @@
     [data]
     path = "data/shakespeare"
     sequence_length = 256
-    [[data.stages]]               # optional: other mixtures of the data's sources as the run goes on
+    # Optional: other mixtures of the data's sources as the run goes on.
+    [[data.stages]]
     until_tokens = 3_000_000
     weights = {plays = 0.7, novels = 0.3}
     [train]
     steps = 500
     batch_tokens = 8192
 
-One precedence: defaults here, then the file, then the command line. The resolved result lies in the run folder and is a
-recipe again. Unknown keys are refused; the range of a setting stands on its field.
+One precedence: defaults here, then the file, then the command line. The resolved result lies in the
+run folder and is a recipe again. Unknown keys are refused; the range of a setting stands on its
+field.
 """
 
 from __future__ import annotations
@@ -51,12 +54,14 @@ class ModelSection:
     """The network. Its vocabulary is that of the data's tokenizer."""
 
     preset: str = ""
-    """A shipped size (1M, 5M, 15M, 125M, 125M-LS, 350M, 350M-LS, 600M, 1B, 1.5B), or the path of a config.json. Empty is 5M,
-    or the network of start.from."""
+    """A shipped size (1M, 5M, 15M, 125M, 125M-LS, 350M, 350M-LS, 600M, 1B, 1.5B), or the path of a
+    config.json. Empty is 5M, or the network of start.from."""
     override: dict[str, Any] = field(default_factory=dict)
-    """Keys of config.json that differ from the preset's, such as num_hidden_layers, layer_repeats, shared_kv, rope_theta."""
+    """Keys of config.json that differ from the preset's, such as num_hidden_layers, layer_repeats,
+    shared_kv, rope_theta."""
     initial_residual: Literal["normal", "zero"] = "normal"
-    """First weights of the two matrices that write to the residual stream: like all others, or zero."""
+    """First weights of the two matrices that write to the residual stream: like all others, or
+    zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +69,9 @@ class StartSection:
     """Where the first weights come from."""
 
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """A model to go on from: a run, a checkpoint, a Hugging Face folder, a GGUF, anything that `mobilellm info` reads. Its shape
-    is taken over, the optimizer begins anew, and rows for tokens that it does not have are the mean of its own. Empty draws the
-    weights from train.seed."""
+    """A model to go on from: a run, a checkpoint, a Hugging Face folder, a GGUF, anything that
+    `mobilellm info` reads. Its shape is taken over, the optimizer begins anew, and rows for tokens
+    that it does not have are the mean of its own. Empty draws the weights from train.seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ class StageSection:
     """A mixture of sources for a part of the run."""
 
     weights: dict[str, float] = field(default_factory=dict)
-    """Source -> its share of the tokens; they are scaled to sum to one. A source left out is not read."""
+    """Source -> its share of the tokens; they are scaled to sum to one. A source left out is not
+    read."""
     until_tokens: int = 0
     """Tokens trained on when this stage ends; 0, for the last one, is never."""
 
@@ -84,7 +90,8 @@ class DataSection:
     """The tokens."""
 
     path: str = ""
-    """A folder made by `mobilellm prepare`, or the original's basepath/1..N/*.jsonl of token ids."""
+    """A folder made by `mobilellm prepare`, or the original's basepath/1..N/*.jsonl of token ids.
+    """
     tokenizer: str = ""
     """Tokenizer folder or file, for the original's layout, which holds none."""
     sequence_length: Annotated[int, AtLeast(1)] = 256
@@ -92,8 +99,8 @@ class DataSection:
     mask_documents: bool = False
     """Keep attention within each document of a sample."""
     stages: tuple[StageSection, ...] = ()
-    """Mixtures of the sources, one after the other. Without any the weights given when preparing hold; without those, too, all
-    tokens of all sources are read once an epoch."""
+    """Mixtures of the sources, one after the other. Without any the weights given when preparing
+    hold; without those, too, all tokens of all sources are read once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +110,19 @@ class TrainSection:
     steps: Annotated[int, AtLeast(1)] = 1000
     """Optimizer steps."""
     batch_tokens: Annotated[int, AtLeast(1)] = 8192
-    """Tokens a step, over all gradient accumulation: a multiple of sequence_length x micro_batch_size."""
+    """Tokens a step, over all gradient accumulation: a multiple of sequence_length x
+    micro_batch_size."""
     micro_batch_size: Annotated[int, AtLeast(0)] = 0
-    """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the device's memory runs out."""
+    """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the
+    device's memory runs out."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds the first weights and the order of the samples."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the matrix products (weights and optimizer stay float32); auto measures which one the device is faster at."""
+    """Of the matrix products (weights and optimizer stay float32); auto measures which one the
+    device is faster at."""
     compile: Literal["auto", "block", "off"] = "auto"
-    """torch.compile, block by block; auto does so where a C++ compiler is found to work and the run is long enough."""
+    """torch.compile, block by block; auto does so where a C++ compiler is found to work and the run
+    is long enough."""
     evaluate_every: Annotated[int, AtLeast(0)] = 100
     """Steps between held-out evaluations; 0 is only at the end."""
     checkpoint_every: Annotated[int, AtLeast(1)] = 500
@@ -123,12 +134,13 @@ class TrainSection:
     async_checkpoints: bool = True
     """Write checkpoints while the training goes on."""
     spike_threshold: Annotated[float, AtLeast(0)] = 0.0
-    """Skip a step whose loss or gradient norm is more than this many standard deviations above its mean; 0 never does.
-    One that is not finite is skipped always."""
+    """Skip a step whose loss or gradient norm is more than this many standard deviations above its
+    mean; 0 never does. One that is not finite is skipped always."""
     max_skipped_in_a_row: Annotated[int, AtLeast(1)] = 5
     """Steps skipped in a row after which the run stops."""
     profile_steps: Annotated[int, AtLeast(0)] = 0
-    """Steps, from the 11th of this process on, recorded as a Chrome trace in the run's folder (profile-rank0.json)."""
+    """Steps, from the 11th of this process on, recorded as a Chrome trace in the run's folder
+    (profile-rank0.json)."""
     log_every: Annotated[int, AtLeast(1)] = 10
     """Steps between lines shown; metrics.jsonl has every step."""
     threads: Annotated[int, AtLeast(0)] = 0
@@ -152,13 +164,15 @@ class OptimizerSection:
     momentum: Annotated[float, Between(0, 1)] = 0.95
     """Muon's momentum."""
     weight_decay: Annotated[float, Between(0, 1e3)] = 0.1
-    """Decoupled weight decay, on matrices inside the blocks and, with adamw, on the embedding; never on norms."""
+    """Decoupled weight decay, on matrices inside the blocks and, with adamw, on the embedding;
+    never on norms."""
     max_grad_norm: Annotated[float, Between(0, 1e9)] = 1.0
     """Largest gradient norm; larger ones are scaled down. 0 is no limit."""
     warmup_steps: Annotated[int, AtLeast(0)] = 100
     """Steps over which the learning rate rises linearly to its peak."""
     schedule: ScheduleName = "cosine"
-    """How the learning rate falls from its peak to the last step; wsd holds it and falls in the last decay_steps."""
+    """How the learning rate falls from its peak to the last step; wsd holds it and falls in the
+    last decay_steps."""
     final_lr_fraction: Annotated[float, Between(0, 1)] = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
     decay_steps: Annotated[int, AtLeast(0)] = 0
@@ -178,9 +192,11 @@ class ParallelSection:
     """Several processes, as `torchrun` starts them."""
 
     kind: Literal["ddp", "fsdp"] = "ddp"
-    """Every process holds everything and gradients are averaged, or weights, gradients and moments are sharded (FSDP2)."""
+    """Every process holds everything and gradients are averaged, or weights, gradients and moments
+    are sharded (FSDP2)."""
     shard_group_size: Annotated[int, AtLeast(0)] = 0
-    """With fsdp: shard over groups of this many processes and replicate over the groups (8: within a node); 0 is over all."""
+    """With fsdp: shard over groups of this many processes and replicate over the groups (8: within
+    a node); 0 is over all."""
     timeout: Annotated[float, Above(0)] = 600.0
     """Seconds after which a process that does not come to a meeting point ends the job."""
 
@@ -240,7 +256,8 @@ class Recipe:
             check_ranges(section, f"{name}.")
         if self.optimizer.decay_steps > self.train.steps:
             raise UserError(
-                f"optimizer.decay_steps = {self.optimizer.decay_steps} exceeds train.steps = {self.train.steps}"
+                f"optimizer.decay_steps = {self.optimizer.decay_steps} exceeds train.steps = "
+                f"{self.train.steps}"
             )
         self._check_stages()
         if self.train.seed >= 1 << 63:
@@ -265,7 +282,8 @@ class Recipe:
             last = number == len(self.data.stages)
             if stage.until_tokens <= before and not (last and stage.until_tokens == 0):
                 raise UserError(
-                    f"{where}: until_tokens = {stage.until_tokens} must exceed the stage before ({before})"
+                    f"{where}: until_tokens = {stage.until_tokens} must exceed the stage before "
+                    f"({before})"
                 )
             before = stage.until_tokens
 
@@ -275,7 +293,8 @@ class Recipe:
             yield section.name, getattr(self, section.name)
 
     def batching(self, world_size: int = 1) -> Batching:
-        """How a step is divided among so many processes. `UserError` names the nearest numbers that divide."""
+        """How a step is divided among so many processes. `UserError` names the nearest numbers that
+        divide."""
         return Batching.of(
             sequence_length=self.data.sequence_length,
             batch_tokens=self.train.batch_tokens,
@@ -296,7 +315,8 @@ class Recipe:
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
-        """Read a recipe file. `UserError` for broken TOML, unknown keys (naming the nearest) and wrong types."""
+        """Read a recipe file. `UserError` for broken TOML, unknown keys (naming the nearest) and
+        wrong types."""
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -319,7 +339,8 @@ class Recipe:
         write_file(path, tomli_w.dumps(self.to_dict()).encode())
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section -> key -> value, as TOML has them: lists for tuples, and no key for what is not given."""
+        """Section -> key -> value, as TOML has them: lists for tuples, and no key for what is not
+        given."""
         return {name: plain(section) for name, section in self.sections()}
 
     def replace(self, section: str, **changes: Any) -> Recipe:
@@ -351,7 +372,8 @@ OVERRIDES_BEFORE = {
 
 
 def _renamed(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` with keys of an earlier version under their names of today, each told in one warning."""
+    """`values` with keys of an earlier version under their names of today, each told in one
+    warning."""
     found = {
         name: dict(section) if isinstance(section, dict) else section
         for name, section in values.items()

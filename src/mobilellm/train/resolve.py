@@ -1,4 +1,5 @@
-"""Every "auto" of a recipe, decided for one device before the run begins and written down with it."""
+"""Every "auto" of a recipe, decided for one device before the run begins and written down with
+it."""
 
 from __future__ import annotations
 

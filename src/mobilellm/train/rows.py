@@ -1,8 +1,9 @@
-"""The metrics of a run: steps whose figures are still on the device, collected a few at a time, written and shown.
+"""The metrics of a run: steps whose figures are still on the device, collected a few at a time,
+written and shown.
 
-recorder.add(loss, norm, skipped, lap, row, position)     # after every step; nothing waits for the device
-rows = recorder.collect()                                 # once in log_every steps: here the host waits
-recorder.publish(rows)
+recorder.add(loss, norm, skipped, lap, row, position)     # after every step; nothing waits for the
+device rows = recorder.collect()                                 # once in log_every steps: here the
+host waits recorder.publish(rows)
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Row = dict[str, Any]
 
 
 class Watcher:
-    """What a caller may want to see of a run; the command line draws it, tests and benchmarks record it."""
+    """What a caller may want to see of a run; the command line draws it, tests and benchmarks
+    record it."""
 
     def started(self, trainer: Any, step: int) -> None:
         """Before the first step, with the steps already done."""
@@ -75,7 +77,8 @@ class Recorder:
         peak_flops: Callable[[], float],
         skipped: int,
     ) -> None:
-        """`skipped` steps were skipped before this process; `peak_flops` is asked for when the first rows are collected."""
+        """`skipped` steps were skipped before this process; `peak_flops` is asked for when the
+        first rows are collected."""
         self.recipe, self.world, self.watcher = recipe, world, watcher
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.metrics = Metrics(run)
@@ -96,8 +99,10 @@ class Recorder:
         self.clock = time.perf_counter()
 
     def collect(self) -> list[Row]:
-        """The metrics of the pending steps. `SkippedTooOften` after too many in a row; their rows are published first."""
-        # The one place that waits for the device: once in log_every steps, for three numbers a step.
+        """The metrics of the pending steps. `SkippedTooOften` after too many in a row; their rows
+        are published first."""
+        # The one place that waits for the device: once in log_every steps, for three numbers a
+        # step.
         figures = [torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]
         values = torch.stack(figures).tolist()
         shared = self._shared(len(values))
@@ -140,7 +145,8 @@ class Recorder:
             self.publish(rows)
             sequences = self.recipe.train.batch_tokens // self.recipe.data.sequence_length
             raise SkippedTooOften(
-                f"{figures}: {self.skipped_in_a_row} steps skipped in a row ({place}, {sequences} a step), "
+                f"{figures}: {self.skipped_in_a_row} steps skipped in a row ({place}, {sequences} "
+                "a step), "
                 "training stopped"
             )
 

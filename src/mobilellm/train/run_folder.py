@@ -93,7 +93,8 @@ class Metrics:
         write_file(self.path, b"".join(kept))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows, one JSON object a line. ModelCosts that are not finite become null, as JSON has it."""
+        """Add rows, one JSON object a line. ModelCosts that are not finite become null, as JSON has
+        it."""
         with disk_errors(self.path), open(self.path, "ab") as file:
             file.write(
                 b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

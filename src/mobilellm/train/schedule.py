@@ -1,9 +1,11 @@
 """Learning rates: a linear warm-up, then one of the falls in `SCHEDULES`.
 
-    factor(step, steps, section)          # what the peak learning rate is multiplied by, at `step` from 0
+    # What the peak learning rate is multiplied by, at `step` from 0.
+    factor(step, steps, section)
     decay_start(steps, section)           # the first step below the peak
 
-A new schedule is one entry: its fall, where the fall begins, and whether a run with it may be made longer.
+A new schedule is one entry: its fall, where the fall begins, and whether a run with it may be made
+longer.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ class Schedule:
     """A kind of schedule."""
 
     fall: Callable[[int, int, OptimizerSection], float]
-    """(step, steps, settings) -> the share of the peak at a step after warm-up, in a run of `steps` steps."""
+    """(step, steps, settings) -> the share of the peak at a step after warm-up, in a run of `steps`
+    steps."""
     decay_start: Callable[[int, OptimizerSection], int]
-    """(steps, settings) -> the first step whose learning rate depends on `steps`; before it a run may still be made longer."""
+    """(steps, settings) -> the first step whose learning rate depends on `steps`; before it a run
+    may still be made longer."""
 
 
 def decay_steps(steps: int, section: OptimizerSection) -> int:
@@ -33,7 +37,8 @@ def decay_steps(steps: int, section: OptimizerSection) -> int:
 
 
 def _toward_end(left: Callable[[float], float]) -> Callable[[int, int, OptimizerSection], float]:
-    """A fall from the end of warm-up to the last step; `left` maps the share done to the share of the fall left."""
+    """A fall from the end of warm-up to the last step; `left` maps the share done to the share of
+    the fall left."""
 
     def fall(step: int, steps: int, section: OptimizerSection) -> float:
         # The last step, steps - 1, is where the fall ends.
@@ -46,7 +51,8 @@ def _toward_end(left: Callable[[float], float]) -> Callable[[int, int, Optimizer
 
 
 def _wsd(step: int, steps: int, section: OptimizerSection) -> float:
-    """Warm-up, stable, decay (arXiv 2404.06395): the fall is linear, or 1 - sqrt(share done) (arXiv 2405.18392)."""
+    """Warm-up, stable, decay (arXiv 2404.06395): the fall is linear, or 1 - sqrt(share done) (arXiv
+    2405.18392)."""
     decay = decay_steps(steps, section)
     done = (step - (steps - decay) + 1) / decay  # 1 at the last step
     if done <= 0:
@@ -79,7 +85,8 @@ def factor(step: int, steps: int, section: OptimizerSection) -> float:
 
 
 def decay_start(steps: int, section: OptimizerSection) -> int:
-    """The first step whose learning rate depends on how many there are: up to it a run may be made longer, or branched."""
+    """The first step whose learning rate depends on how many there are: up to it a run may be made
+    longer, or branched."""
     return SCHEDULES[section.schedule].decay_start(steps, section)
 
 

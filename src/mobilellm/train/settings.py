@@ -1,4 +1,5 @@
-"""Settings as frozen dataclasses: read from nested tables, every key, type and range checked, and written back.
+"""Settings as frozen dataclasses: read from nested tables, every key, type and range checked, and
+written back.
 
     @dataclass(frozen=True, kw_only=True)
     class TrainSection:
@@ -6,8 +7,8 @@
 
     build(TrainSection, {"steps": 5}, "recipe.toml", "train.")
 
-A range stands on the field it is the range of. A field whose name is a keyword of Python ends in an underscore, which its
-key does not have.
+A range stands on the field it is the range of. A field whose name is a keyword of Python ends in an
+underscore, which its key does not have.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def ranges(cls: type) -> dict[str, Range]:
 
 
 def check_ranges(section: Any, prefix: str) -> None:
-    """`UserError` for the first value of a section that is outside its range; of a tuple, each number counts."""
+    """`UserError` for the first value of a section that is outside its range; of a tuple, each
+    number counts."""
     for name, allowed in ranges(type(section)).items():
         value = getattr(section, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -88,7 +90,8 @@ def key_of(field: str) -> str:
 
 
 def build(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
-    """An instance of a dataclass from a table. `UserError` for an unknown key (naming the nearest) or a wrong type."""
+    """An instance of a dataclass from a table. `UserError` for an unknown key (naming the nearest)
+    or a wrong type."""
     hints = typing.get_type_hints(cls)
     known = {key_of(field.name): field.name for field in dataclasses.fields(cls)}
     built: dict[str, Any] = {}
@@ -100,7 +103,8 @@ def build(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> An
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """Key -> value of a section, as TOML has them: lists for tuples, and no key for what is not given."""
+    """Key -> value of a section, as TOML has them: lists for tuples, and no key for what is not
+    given."""
     return {
         key_of(name): list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(section).items()

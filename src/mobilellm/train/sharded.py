@@ -35,7 +35,8 @@ def whole(part: Tensor, like: Any) -> Tensor:
 
 
 def share(tensor: Tensor, like: Any) -> Tensor:
-    """The part of a tensor known to every process that `like` holds here; all of it when `like` is not sharded."""
+    """The part of a tensor known to every process that `like` holds here; all of it when `like` is
+    not sharded."""
     from torch.distributed.tensor import DTensor, Replicate
 
     if not isinstance(like, DTensor):

@@ -1,7 +1,9 @@
 """How a run begins: new, from given weights, as a branch of another run, or where it stopped.
 
-    outcome = train(Path("runs/mine"), recipe)     # a new run; recipe.start.from_ names weights to go on from
-    outcome = resume(Path("runs/mine"))            # ends with the bits of a run that was not stopped
+    # A new run; recipe.start.from_ names weights to go on from.
+    outcome = train(Path("runs/mine"), recipe)
+    # Ends with the bits of a run that was not stopped.
+    outcome = resume(Path("runs/mine"))
     outcome = branch(Path("runs/short"), Path("runs/mine"), decay_steps=100)
 
 All take the `World` of processes to train in; by default it is this process alone.
@@ -29,8 +31,8 @@ from mobilellm.train.rows import Watcher
 from mobilellm.train.run_folder import Metrics, create, locked, now, read_recipe
 from mobilellm.train.world import World
 
-# What may differ when a run goes on. Nothing of it changes what is computed but in the order of sums, save the mixture,
-# which is meant to.
+# What may differ when a run goes on. Nothing of it changes what is computed but in the order of
+# sums, save the mixture, which is meant to.
 CHANGEABLE = {
     "data": {"stages"},
     "train": {
@@ -55,7 +57,8 @@ CHANGEABLE = {
 def train(
     run: Path, recipe: Recipe, watcher: Watcher | None = None, world: World | None = None
 ) -> Outcome:
-    """Start a new run in the folder `run`, which must be empty or absent, and train it to the end."""
+    """Start a new run in the folder `run`, which must be empty or absent, and train it to the
+    end."""
     return _begin(run, recipe, watcher or Watcher(), world or _alone(), None)
 
 
@@ -66,8 +69,9 @@ def branch(
     world: World | None = None,
     decay_steps: int = 0,
 ) -> Outcome:
-    """Start a new run from a checkpoint of another one and let its learning rate fall over `decay_steps` steps (0: as
-    the recipe has it): what a wsd schedule's stable part is good for. `UserError` for a run without one."""
+    """Start a new run from a checkpoint of another one and let its learning rate fall over
+    `decay_steps` steps (0: as the recipe has it): what a wsd schedule's stable part is good for.
+    `UserError` for a run without one."""
     origin = source.parent.parent if source.parent.name == "checkpoints" else source
     recipe = read_recipe(origin)
     path = source if source != origin else checkpoint.newest_valid(origin)[0]
@@ -77,7 +81,8 @@ def branch(
     step, section = checkpoint.step_of(path), recipe.optimizer
     if not schedule.may_be_longer(section):
         raise UserError(
-            f"{origin}: its schedule is {section.schedule}, whose learning rate falls from the start",
+            f"{origin}: its schedule is {section.schedule}, whose learning rate falls from the "
+            "start",
             hint="branch from a run with optimizer.schedule wsd or constant",
         )
     stable = schedule.decay_start(recipe.train.steps, section)
@@ -99,11 +104,13 @@ def resume(
     changes: Recipe | None = None,
     allow_data_change: bool = False,
 ) -> Outcome:
-    """Go on with a run from its newest checkpoint that verifies, or from its start when it has none.
+    """Go on with a run from its newest checkpoint that verifies, or from its start when it has
+    none.
 
-    The run's own recipe holds; `changes` may differ from it in what CHANGEABLE lists, and in more train.steps where the
-    schedule has a part that does not depend on them. `UserError` when the data or the tokenizer changed since; with
-    `allow_data_change` the new data are read from their beginning.
+    The run's own recipe holds; `changes` may differ from it in what CHANGEABLE lists, and in more
+    train.steps where the schedule has a part that does not depend on them. `UserError` when the
+    data or the tokenizer changed since; with `allow_data_change` the new data are read from their
+    beginning.
     """
     world, watcher = world or _alone(), watcher or Watcher()
     own = read_recipe(run)
@@ -125,7 +132,8 @@ def resume(
 
 
 def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
-    """The run's own recipe with what may change taken from `changes`. `UserError` names what else differs."""
+    """The run's own recipe with what may change taken from `changes`. `UserError` names what else
+    differs."""
     mine, given = own.to_dict(), changes.to_dict()
     path = given["data"]["path"]
     given["data"]["path"] = str(Path(path).resolve()) if path else mine["data"]["path"]
@@ -165,7 +173,8 @@ def _alone() -> World:
 def _begin(
     run: Path, recipe: Recipe, watcher: Watcher, world: World, source: Path | None
 ) -> Outcome:
-    """Make a new run's folder and train it; `source` is a checkpoint of the run that it branches from."""
+    """Make a new run's folder and train it; `source` is a checkpoint of the run that it branches
+    from."""
     recipe.check()
     data = open_data(recipe, world)
     recipe = recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
@@ -211,7 +220,8 @@ def _origin(recipe: Recipe, data: Data) -> Origin | None:
 
 
 def _weights(recipe: Recipe, data: Data, path: Path | None) -> Weights | None:
-    """What a run that started from given weights is built with: once it has a checkpoint, that one's shape is enough."""
+    """What a run that started from given weights is built with: once it has a checkpoint, that
+    one's shape is enough."""
     if not recipe.start.from_:
         return None
     if path is None:
@@ -225,8 +235,8 @@ def _weights(recipe: Recipe, data: Data, path: Path | None) -> Weights | None:
 def _newest(run: Path, own: Recipe, recipe: Recipe, watcher: Watcher) -> Path | None:
     """The checkpoint to go on from; those after it are set aside under a name that says why.
 
-    A run that is made longer goes on from before its learning rate fell. `UserError` when there are checkpoints, but none
-    that can be gone on from.
+    A run that is made longer goes on from before its learning rate fell. `UserError` when there are
+    checkpoints, but none that can be gone on from.
     """
     path, rejected = checkpoint.newest_valid(run)
     for line in rejected:
@@ -248,7 +258,8 @@ def _newest(run: Path, own: Recipe, recipe: Recipe, watcher: Watcher) -> Path | 
         checkpoint.verify(path)
         _set_aside(run, path, "shorter-run")
         watcher.said(
-            f"{own.train.steps} steps become {recipe.train.steps}, from step {checkpoint.step_of(path)} on"
+            f"{own.train.steps} steps become {recipe.train.steps}, from step "
+            f"{checkpoint.step_of(path)} on"
         )
     return path
 

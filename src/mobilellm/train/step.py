@@ -41,7 +41,8 @@ class TrainStep:
         masked: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`masked` says that some targets do not count, so that they must be counted anew each step."""
+        """`masked` says that some targets do not count, so that they must be counted anew each
+        step."""
         self.network, self.recipe, self.world = network, recipe, world
         self.masked, self.say = masked, say
         self.batching = recipe.batching(world.size)
@@ -58,8 +59,8 @@ class TrainStep:
     ) -> Tensor:
         """Gradients of the mean loss over the targets of all processes; returns that loss.
 
-        inputs, targets (and documents) are this process's rows, each (rows, T). When memory runs out in a single process
-        the micro-batch is halved; `UserError` when it cannot be.
+        inputs, targets (and documents) are this process's rows, each (rows, T). When memory runs
+        out in a single process the micro-batch is halved; `UserError` when it cannot be.
         """
         while True:
             try:
@@ -95,14 +96,16 @@ class TrainStep:
         return self.world.sum_(total / self.world.size)
 
     def _counted(self, targets: Tensor) -> int | Tensor:
-        """Targets of all processes that count: processes may hold different numbers of them. It stays on the device."""
+        """Targets of all processes that count: processes may hold different numbers of them. It
+        stays on the device."""
         if not self.masked:
             return targets.numel() * self.world.size
         return self.world.sum_((targets != IGNORED).sum()).clamp(min=1)
 
     def update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip and step every optimizer at the learning rate of `step`, unless the guard rules the step out; drop the
-        gradients. Returns the gradient norm before clipping, and whether the step was skipped."""
+        """Clip and step every optimizer at the learning rate of `step`, unless the guard rules the
+        step out; drop the gradients. Returns the gradient norm before clipping, and whether the
+        step was skipped."""
         section = self.recipe.optimizer
         limit = section.max_grad_norm or math.inf
         parameters = self.network.parameters()
@@ -123,8 +126,9 @@ class TrainStep:
 
 
 def find_micro_batch(network: Network, recipe: Recipe, world: World) -> Batching:
-    """The division with the largest micro-batch whose forward and backward pass fit into the device's memory, found by
-    trying. Room is kept for gradients and moments. `UserError` when one sequence does not fit."""
+    """The division with the largest micro-batch whose forward and backward pass fit into the
+    device's memory, found by trying. Room is kept for gradients and moments. `UserError` when one
+    sequence does not fit."""
     batching = recipe.batching(world.size)
     length = batching.sequence_length
     batching = batching.with_micro_batch(max(1, MAX_TRIED_TOKENS // length))
@@ -156,5 +160,8 @@ def _out_of_memory(error: RuntimeError, batching: Batching) -> Exception:
     return UserError(
         f"out of memory with a micro-batch of {batching.micro_batch_size} x "
         f"{batching.sequence_length} tokens",
-        hint="lower train.micro_batch_size, use parallel.kind fsdp, or ask `mobilellm plan` what fits",
+        hint=(
+            "lower train.micro_batch_size, use parallel.kind fsdp, or ask `mobilellm plan` what "
+            "fits"
+        ),
     )

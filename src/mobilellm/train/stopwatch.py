@@ -1,8 +1,8 @@
 """Where a step's time goes, without waiting for the device while it runs.
 
-watch = Stopwatch(device)
-watch.mark("data"); ...; watch.mark("compute"); ...; watch.mark("optimizer"); ...; lap = watch.lap()
-watch.seconds(lap)        # {"data": 0.0001, "compute": 0.21, "optimizer": 0.02}, once the device has come there
+watch = Stopwatch(device) watch.mark("data"); ...; watch.mark("compute"); ...;
+watch.mark("optimizer"); ...; lap = watch.lap() watch.seconds(lap)        # {"data": 0.0001,
+"compute": 0.21, "optimizer": 0.02}, once the device has come there
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Stopwatch:
         return marks
 
     def seconds(self, lap: Lap) -> dict[str, float]:
-        """Seconds of each phase: the device's own for what runs there, the host's for "data" and "checkpoint"."""
+        """Seconds of each phase: the device's own for what runs there, the host's for "data" and
+        "checkpoint"."""
         found: dict[str, float] = {}
         for (phase, start, first), (_, end, second) in itertools.pairwise(lap):
             device_time = self.cuda and phase not in ("data", "checkpoint")

@@ -1,4 +1,5 @@
-"""Metrics to TensorBoard, trackio or Weights & Biases, by setting. What goes wrong there never ends a run."""
+"""Metrics to TensorBoard, trackio or Weights & Biases, by setting. What goes wrong there never ends
+a run."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     with World.join(timeout=600) as world:     # one process, or those that torchrun started
         world.rank, world.size, world.device
 
-Gradients travel over NCCL on GPUs and gloo on CPUs. Small agreements (stop now, that checkpoint failed) travel over a gloo
-group of their own, so that they never wait for a device.
+Gradients travel over NCCL on GPUs and gloo on CPUs. Small agreements (stop now, that checkpoint
+failed) travel over a gloo group of their own, so that they never wait for a device.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class World:
     @classmethod
     @contextlib.contextmanager
     def join(cls, timeout: float = 600.0) -> Iterator[World]:
-        """This process alone, or the world that torchrun's environment describes; left again at the end of the block.
+        """This process alone, or the world that torchrun's environment describes; left again at the
+        end of the block.
 
-        `UserError` when others do not come within `timeout` seconds, or there are fewer GPUs than processes here.
+        `UserError` when others do not come within `timeout` seconds, or there are fewer GPUs than
+        processes here.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             yield cls(device=_device(0), timeout=timeout)
@@ -59,7 +61,7 @@ class World:
                 f"WORLD_SIZE is set, but {error} is not a rank",
                 hint="start several processes with torchrun",
             ) from None
-        # The backends' own limit stands behind the watchdog's, which knows whom to name.
+        # The backends' own limit comes after the watchdog's, which knows whom to name.
         device, limit = _device(local_rank), datetime.timedelta(seconds=1.5 * timeout + 5)
         try:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -68,7 +70,8 @@ class World:
             )
         except dist.DistError as error:
             raise UserError(
-                f"rank {rank}: not all {size} processes came within {limit.seconds} s ({str(error).splitlines()[0]})",
+                f"rank {rank}: not all {size} processes came within {limit.seconds} s "
+                f"({str(error).splitlines()[0]})",
                 hint="start every node, with the same --nnodes and rendezvous",
             ) from None
         world = cls(device=device, rank=rank, size=size, local_rank=local_rank, timeout=timeout)
@@ -95,7 +98,8 @@ class World:
         finally:
             if world.watchdog is not None:
                 world.watchdog.stop()
-            # After a fault others may be waiting for this one: leave without a farewell, which would wait too.
+            # After a fault others may be waiting for this one: the group is not destroyed, which
+            # would wait too.
             if sys.exc_info()[0] is None:
                 dist.destroy_process_group()
 
@@ -110,9 +114,11 @@ class World:
             self.watchdog.step = step
 
     def flag(self, value: int) -> int:
-        """The largest `value` that any process gave at the call before this one: known everywhere at the same step.
+        """The largest `value` that any process gave at the call before this one: known everywhere
+        at the same step.
 
-        One call late, so that nobody waits: the numbers travel while a step is computed. A single process has its own at once.
+        One call late, so that nobody waits: the numbers travel while a step is computed. A single
+        process has its own at once.
         """
         if self.size == 1:
             return value
@@ -157,7 +163,8 @@ class World:
         return box[0]
 
     def after_main(self, what: str, done: bool = False) -> None:
-        """Wait, however long it takes, until rank 0 has called this with `done` for the same `what`."""
+        """Wait, however long it takes, until rank 0 has called this with `done` for the same
+        `what`."""
         if self.size == 1:
             return
         store = dist.distributed_c10d._get_default_store()
@@ -203,8 +210,8 @@ class World:
 def _store(rank: int, size: int, limit: datetime.timedelta) -> Any:
     """The rendezvous store, under a prefix of this start of the job.
 
-    torchrun's store outlives a restart, with the addresses of the processes before it (torch 2.13): those who read them
-    first would call the dead.
+    torchrun's store outlives a restart, with the addresses of the processes before it (torch 2.13):
+    those who read them first would call the dead.
     """
     address, port = (
         os.environ.get("MASTER_ADDR", "127.0.0.1"),
@@ -221,7 +228,8 @@ def _device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"process {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} here)",
+            f"process {local_rank} of this node has no GPU of its own "
+            f"({torch.cuda.device_count()} here)",
             hint=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
         )
     device = torch.device("cuda", local_rank)
@@ -230,10 +238,12 @@ def _device(local_rank: int) -> torch.device:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process with a line naming the ranks that hang, when no step has begun for `timeout` seconds.
+    """Ends this process with a line naming the ranks that hang, when no step has begun for
+    `timeout` seconds.
 
-    Every process writes its step to the rendezvous store now and then; who waits in a collective can read there who has
-    not come. The thread works while the main one is stuck inside a native call.
+    Every process writes its step to the rendezvous store now and then; who waits in a collective
+    can read there who has not come. The thread works while the main one is stuck inside a native
+    call.
     """
 
     STATUS = 75  # sysexits' "try again later": a scheduler may start the job anew
@@ -268,7 +278,7 @@ class Watchdog(threading.Thread):
                 os._exit(self.STATUS)
 
     def complaint(self, waited: float) -> str:
-        """Who is behind, in one line."""
+        """The processes that have not come, in one line."""
         steps = {self.rank: self.step}
         for rank in range(self.size):
             key = f"mobilellm/step/{rank}"
@@ -284,4 +294,5 @@ class Watchdog(threading.Thread):
                 f"rank {rank} (last seen before step {steps.get(rank, -1) + 1})" for rank in behind
             )
             return f"{line} for {named}; the job ends here and can be resumed"
-        return f"{line} together with all others: a collective or the device hangs; the job ends here and can be resumed"
+        together = "together with all others: a collective or the device hangs"
+        return f"{line} {together}; the job ends here and can be resumed"

@@ -1,4 +1,5 @@
-"""The end of a run: final figures, baselines, samples and the report, written beside its metrics."""
+"""The end of a run: final figures, baselines, samples and the report, written beside its
+metrics."""
 
 from __future__ import annotations
 
@@ -34,9 +35,12 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     loaded = load(outcome.checkpoint)
     assert loaded.tokenizer is not None  # the loop saves one with every checkpoint
     score = outcome.held_out or perplexity(
-        loaded.network, data.tokens("heldout"), data.text_bytes("heldout"), prefix=document_border(data),
+        loaded.network,
+        data.tokens("heldout"),
+        data.text_bytes("heldout"),
+        prefix=document_border(data),
         sequence_length=recipe.data.sequence_length,
-    )  # fmt: skip
+    )
     prompts = _prompts(data, loaded)
     numbers, config = ModelCosts.of(loaded.config), loaded.config
     result = {
@@ -49,39 +53,58 @@ def finish(outcome: Outcome) -> dict[str, Any]:
         "training": _training(run, outcome),
         "model": {
             "preset": recipe.model.preset,
-            "layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
-            "num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads,
-            "intermediate_size": config.intermediate_size, "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_position_embeddings, "layer_repeats": config.layer_repeats,
-            "parameters": numbers.parameters, "memory_bytes": numbers.memory_bytes(),
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_attention_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "intermediate_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+            "layer_repeats": config.layer_repeats,
+            "parameters": numbers.parameters,
+            "memory_bytes": numbers.memory_bytes(),
             "flops_per_token": numbers.flops_per_token(recipe.data.sequence_length),
             "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
         },
         "data": _data(data),
         "next": [
-            {"what": "Generate text", "command": f"mobilellm generate {run} --prompt {shlex.quote(prompts[-1])}"},
+            {
+                "what": "Generate text",
+                "command": f"mobilellm generate {run} --prompt {shlex.quote(prompts[-1])}",
+            },
             {"what": "Score another text", "command": f"mobilellm eval {run} --text FILE"},
-            {"what": "Train on your own text", "command": "mobilellm quickstart --text FILE --out runs/mine"},
-            {"what": "Take it to llama.cpp", "command": f"mobilellm convert {run} model.gguf --to gguf"},
+            {
+                "what": "Train on your own text",
+                "command": "mobilellm quickstart --text FILE --out runs/mine",
+            },
+            {
+                "what": "Take it to llama.cpp",
+                "command": f"mobilellm convert {run} model.gguf --to gguf",
+            },
         ],
-    }  # fmt: skip
+    }
     write_json(run / "result.json", result)
     write_report(run)
     return result
 
 
 def _data(data: Data) -> dict[str, Any]:
-    """What the report says of the data; nothing for the original's layout, which has no manifest."""
+    """What the report says of the data; nothing for the original's layout, which has no
+    manifest."""
     if not isinstance(data, TokenFolder):
         return {}
     manifest = data.manifest
     train_split = manifest["splits"]["train"]
     return {
-        "sources": [{k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]],
+        "sources": [
+            {k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]
+        ],
         "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
-        "train_tokens": train_split["tokens"], "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
-        "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]), "held_out": manifest["held_out"],
-    }  # fmt: skip
+        "train_tokens": train_split["tokens"],
+        "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
+        "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]),
+        "held_out": manifest["held_out"],
+    }
 
 
 def samples(loaded: Loaded, prompts: list[str]) -> list[dict[str, Any]]:
@@ -144,8 +167,12 @@ def _training(run: Path, outcome: Outcome) -> dict[str, Any]:
             row = orjson.loads(line)
             seconds += (row["tokens"] - before) / row["tokens_per_second"]
             tokens, before = row["tokens"], row["tokens"]
-    return {"steps": outcome.step, "tokens": outcome.tokens, "seconds": round(seconds, 1),
-            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}  # fmt: skip
+    return {
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+    }
 
 
 __all__ = ["Score", "finish", "samples"]

@@ -7,7 +7,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 from mobilellm.plan.memory import Precision, estimate
+from mobilellm.plan.run import Plan
 from mobilellm.train.optimizer import OPTIMIZERS, build
 from mobilellm.train.parallel import Parallel
 from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
@@ -28,10 +28,16 @@ STEPS = 5
 
 
 def measured_plan(
-    config: ModelConfig, *, tokens: float, sequence_length: int, micro_batch_size: int, optimizer: str,
+    config: ModelConfig,
+    *,
+    tokens: float,
+    sequence_length: int,
+    micro_batch_size: int,
+    optimizer: str,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
-    """The same data as plan_run's, for this device alone, from the median of a few steps of random tokens."""
+) -> Plan:
+    """The same data as plan_run's, for this device alone, from the median of a few steps of random
+    tokens."""
     world = World(device=pick_device())
     micro = micro_batch_size or 1
     recipe = Recipe(
@@ -69,18 +75,34 @@ def measured_plan(
     room = _memory(world.device)
     name = str(describe(world.device)["device"])
     return {
-        "parameters": numbers.parameters["total"], "tokens": int(tokens),
-        "tokens_per_parameter": tokens / numbers.parameters["total"], "flops_per_token": flops,
-        "flops": flops["palm"] * tokens, "device": name, "devices": 1,
+        "parameters": numbers.parameters["total"],
+        "tokens": int(tokens),
+        "tokens_per_parameter": tokens / numbers.parameters["total"],
+        "flops_per_token": flops,
+        "flops": flops["palm"] * tokens,
+        "device": name,
+        "devices": 1,
         "device_facts": {"name": name, "memory": room, "source": "measured on this machine"},
-        "precision": precision, "mfu_palm": speed * flops["palm"] / peak, "mfu_6n": speed * flops["six_n"] / peak,
-        "mfu_from": f"{STEPS} steps measured here, against {peak / 1e9:,.0f} GFLOP/s in a product alone",
-        "tokens_per_second_per_device": speed, "tokens_per_second": speed, "batch_tokens": micro * sequence_length,
-        "steps": math.ceil(tokens / (micro * sequence_length)), "step_seconds": seconds, "micro_batch_size": micro,
-        "memory_bytes": memory.parts | {"peak": memory.peak}, "measured_peak_bytes": peak_memory(world.device),
-        "fits": memory.peak <= room, "days": tokens / speed / 86400, "gpu_hours": tokens / speed / 3600,
-        "energy_kwh": None, "cost": None,
-    }  # fmt: skip
+        "precision": precision,
+        "mfu_palm": speed * flops["palm"] / peak,
+        "mfu_6n": speed * flops["six_n"] / peak,
+        "mfu_from": (
+            f"{STEPS} steps measured here, against {peak / 1e9:,.0f} GFLOP/s in a product alone"
+        ),
+        "tokens_per_second_per_device": speed,
+        "tokens_per_second": speed,
+        "batch_tokens": micro * sequence_length,
+        "steps": math.ceil(tokens / (micro * sequence_length)),
+        "step_seconds": seconds,
+        "micro_batch_size": micro,
+        "memory_bytes": memory.parts | {"peak": memory.peak},
+        "measured_peak_bytes": peak_memory(world.device),
+        "fits": memory.peak <= room,
+        "days": tokens / speed / 86400,
+        "gpu_hours": tokens / speed / 3600,
+        "energy_kwh": None,
+        "cost": None,
+    }
 
 
 def _memory(on: torch.device) -> int:

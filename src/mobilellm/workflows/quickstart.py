@@ -1,7 +1,8 @@
-"""A recipe for a machine nobody has measured: the quickstart's settings, with as many steps as fit the time.
+"""A recipe for a machine nobody has measured: the quickstart's settings, with as many steps as fit
+the time.
 
-The settings were found on tiny Shakespeare (docs/log.md); what bends with the text and the machine is the number of steps
-and, through the device's probe, precision and compilation.
+The settings were found on tiny Shakespeare (docs/log.md); what bends with the text and the machine
+is the number of steps and, through the device's probe, precision and compilation.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def recipe_for(
     seed: int = 0,
     precision: Precision = "auto",
 ) -> Recipe:
-    """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds` allow here.
+    """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds`
+    allow here.
 
     `UserError` when the data is shorter than one sample.
     """
@@ -56,12 +58,18 @@ def recipe_for(
             batch_tokens=max(1, BATCH_TOKENS // length) * length,
             seed=seed,
             evaluate_every=0,
-            checkpoint_every=10_000, keep_checkpoints=1,
+            checkpoint_every=10_000,
+            keep_checkpoints=1,
         ),
         optimizer=OptimizerSection(
-            name="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=20, schedule="linear", final_lr_fraction=0.02
+            name="muon",
+            learning_rate=4e-3,
+            weight_decay=0.1,
+            warmup_steps=20,
+            schedule="linear",
+            final_lr_fraction=0.02,
         ),
-    )  # fmt: skip
+    )
     if not steps:
         recipe = resolve(recipe, pick_device())
         step_seconds = measure(recipe, data)
@@ -74,7 +82,8 @@ def recipe_for(
 
 
 def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
-    """Seconds of one training step, the median of a few on a throw-away network after compilation."""
+    """Seconds of one training step, the median of a few on a throw-away network after
+    compilation."""
     trainer = Trainer(recipe, data)
     taken = []
     for number, (batch, _) in enumerate(trainer.loader()):
