@@ -1,16 +1,29 @@
 """mobilellm: from text to a language model that runs on a phone.
 
-import mobilellm
-model = mobilellm.load("runs/demo")
-print(model.generate("ROMEO:", max_new_tokens=50))
+The command line is `mobilellm VERB`. From Python:
+
+    import mobilellm
+
+    model = mobilellm.load("runs/demo")
+    print(model.generate("ROMEO:", max_new_tokens=50))
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Loaded", "ModelConfig", "Network", "Sampling", "Tokenizer", "UserError", "load"]
+from mobilellm.version import __version__
+
+__all__ = [
+    "Loaded",
+    "ModelConfig",
+    "Network",
+    "Sampling",
+    "Tokenizer",
+    "UserError",
+    "__version__",
+    "load",
+]
 
 if TYPE_CHECKING:
     from mobilellm.errors import UserError
@@ -21,9 +34,13 @@ if TYPE_CHECKING:
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
 _HOMES = {
-    "Loaded": "interop.checkpoint", "ModelConfig": "model.config", "Network": "model.network", "Sampling": "model.generation",
-    "Tokenizer": "tokenizer.tokenizer", "UserError": "errors",
-}  # fmt: skip
+    "Loaded": "interop.checkpoint",
+    "ModelConfig": "model.config",
+    "Network": "model.network",
+    "Sampling": "model.generation",
+    "Tokenizer": "tokenizer.tokenizer",
+    "UserError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -36,9 +53,10 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str, **options: Any) -> Loaded:
-    """A model from a run, a checkpoint, a Hugging Face folder, a GGUF or a llama2.c file, on the CPU in float32.
+    """A model from a run, a checkpoint, a Hugging Face folder, a GGUF or a llama2.c file.
 
-    Options are those of `mobilellm.interop.checkpoint.load`: shared_kv, fold, tokenizer. `UserError` says what is wrong.
+    It is on the CPU in float32. Options are those of `mobilellm.interop.checkpoint.load`:
+    shared_kv, fold, tokenizer. `UserError` says what is wrong.
     """
     from pathlib import Path
 

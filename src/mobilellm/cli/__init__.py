@@ -47,7 +47,6 @@ def run(arguments: list[str]) -> int:
     """Parse and run; returns the exit status."""
     import tyro
 
-    from mobilellm import __version__
     from mobilellm.cli.convert import Convert
     from mobilellm.cli.data_stats import DataStats
     from mobilellm.cli.eval import Eval
@@ -60,6 +59,7 @@ def run(arguments: list[str]) -> int:
     from mobilellm.cli.report import Report
     from mobilellm.cli.train import Train, from_recipe
     from mobilellm.cli.watch import Watch
+    from mobilellm.version import __version__
 
     if arguments == ["--version"]:
         print(f"mobilellm {__version__}")

@@ -20,10 +20,10 @@ def describe(device: torch.device) -> dict[str, Any]:
     import numpy
     import tokenizers
 
-    import mobilellm
+    from mobilellm.version import __version__
 
     return {
-        "mobilellm": mobilellm.__version__,
+        "mobilellm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,

@@ -1,8 +1,9 @@
-"""Memory of a device: how much it has, the most that was held, and the errors that say it was too
-little.
+"""Memory of a device: its size, the most that was held, and the errors that say it was too little.
 
-total_memory(device)     # bytes: of the GPU, or the machine's main memory for a CPU
-peak_memory(device)      # bytes: of tensors on a GPU, of the whole process on a CPU
+On a GPU the figures are of tensors; on a CPU they are of the whole process and machine:
+
+    total_memory(device)     # bytes: of the GPU, or the machine's main memory for a CPU
+    peak_memory(device)      # bytes: of tensors on a GPU, of the whole process on a CPU
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 
-from mobilellm import __version__
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, new_folder, sync
 from mobilellm.interop.checkpoint import Loaded, load, save_checkpoint, source_hash
@@ -24,6 +23,7 @@ from mobilellm.interop.gguf_writer import Precision
 from mobilellm.interop.huggingface import plain
 from mobilellm.model.config import SharedKV
 from mobilellm.model.network import Network
+from mobilellm.version import __version__
 
 Target = Literal["hf", "gguf", "llama2c", "mobilellm"]
 EXACT = (
