@@ -7,12 +7,13 @@ from pathlib import Path
 import mobilellm
 
 PACKAGE = Path(mobilellm.__file__).parent
-GROUND = {"version", "divisors", "errors", "files"}
+GROUND = {"version", "divisors", "errors", "files", "records"}
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "divisors": set(),
     "files": set(),
+    "records": set(),
     "hardware": set(),
     "jobs": set(),
     "report": set(),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
+from mobilellm.records import Result
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -100,7 +100,7 @@ class Quickstart:
         train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
         say(f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out")
 
-    def show(self, result: dict[str, Any]) -> int:
+    def show(self, result: Result) -> int:
         """The figures, a sample, and where the report is."""
         if self.json:
             print_json(result | {"run": str(self.out), "report": str(self.out / "report.html")})

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output. ModelCosts that are not finite become null."""
+    """One JSON object on standard output. Numbers that are not finite become null."""
     import orjson
 
     sys.stdout.write(

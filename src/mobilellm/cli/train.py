@@ -25,6 +25,7 @@ from mobilellm.train.recipe import (
 )
 
 if TYPE_CHECKING:
+    from mobilellm.records import MetricsRow, Result
     from mobilellm.train.loop import Outcome, Trainer
     from mobilellm.train.rows import Watcher
 
@@ -107,7 +108,7 @@ class Train:
                 outcome = start.train(run, recipe, watcher, world)
         if not world.main:
             return exit_status(outcome)
-        result = {}
+        result: Result = {}
         if outcome.interrupted is None:
             from mobilellm.workflows.finish import finish
 
@@ -149,7 +150,7 @@ def exit_status(outcome: Outcome) -> int:
     )
 
 
-def conclude(outcome: Outcome, result: dict[str, Any], json: bool) -> int:
+def conclude(outcome: Outcome, result: Result, json: bool) -> int:
     """Print how a run ended; returns the exit status."""
     if json:
         print_json(
@@ -239,7 +240,7 @@ class watched:  # noqa: N801  (used as a context manager, like contextlib's)
                     )
                     self.bar.start()
 
-            def stepped(self, row: dict[str, Any]) -> None:
+            def stepped(self, row: MetricsRow) -> None:
                 if self.bar is not None:
                     self.bar.update(
                         self.task,

@@ -30,6 +30,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
 from mobilellm.model.weights import load_weights
+from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train import checkpoint
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
@@ -37,7 +38,7 @@ from mobilellm.train.evaluation import Evaluation
 from mobilellm.train.inputs import Data, batches, model_config
 from mobilellm.train.interrupts import SIGNALS, StopRequest
 from mobilellm.train.recipe import Recipe
-from mobilellm.train.rows import Recorder, Row, SkippedTooOften, Watcher, stopped
+from mobilellm.train.rows import Recorder, SkippedTooOften, Watcher, stopped
 from mobilellm.train.step import TrainStep
 from mobilellm.train.world import World
 
@@ -251,8 +252,8 @@ class Fit:
             trainer.state, step=step + 1, tokens=tokens, data=position
         )
         rate = trainer.step.learning_rate(step)
-        row: Row = {"step": step + 1, "learning_rate": rate, "tokens": tokens}
-        row |= {f"epochs/{name}": round(n, 4) for name, n in position.epochs().items()}
+        row: MetricsRow = {"step": step + 1, "learning_rate": rate, "tokens": tokens}
+        add_figures(row, {f"epochs/{name}": round(n, 4) for name, n in position.epochs().items()})
         self.recorder.add(loss, norm, skipped, row, before)
 
     def pause(self) -> None:
@@ -270,11 +271,12 @@ class Fit:
         rows = self.collect()
         if evaluating:
             self.score = self.trainer.evaluation.held_out()
-            for key in ("loss", "perplexity", "bits_per_byte"):
-                rows[-1][f"held_out_{key}"] = getattr(self.score, key)
-            rows[-1] |= self.trainer.evaluation.sources()
+            rows[-1]["held_out_loss"] = self.score.loss
+            rows[-1]["held_out_perplexity"] = self.score.perplexity
+            rows[-1]["held_out_bits_per_byte"] = self.score.bits_per_byte
+            add_figures(rows[-1], self.trainer.evaluation.sources())
         if testing:
-            rows[-1] |= self.trainer.evaluation.tasks(step)
+            add_figures(rows[-1], self.trainer.evaluation.tasks(step))
         if saving:
             start = time.perf_counter()
             self.save()
@@ -284,7 +286,7 @@ class Fit:
         self.recorder.publish(rows)
         self.recorder.restart_clock()
 
-    def collect(self) -> list[Row]:
+    def collect(self) -> list[MetricsRow]:
         """The rows of the steps since the last time; what was skipped becomes part of the state."""
         rows = self.recorder.collect()
         state = self.trainer.state

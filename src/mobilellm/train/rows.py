@@ -20,13 +20,12 @@ from torch import Tensor
 from mobilellm.data.loader import DataState
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import peak_memory
+from mobilellm.records import MetricsRow
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.run_folder import Metrics
 from mobilellm.train.stopwatch import Lap, Stopwatch
 from mobilellm.train.trackers import Trackers
 from mobilellm.train.world import World
-
-Row = dict[str, Any]
 
 
 class Watcher:
@@ -36,7 +35,7 @@ class Watcher:
     def started(self, trainer: Any, step: int) -> None:
         """Before the first step, with the steps already done."""
 
-    def stepped(self, row: Row) -> None:
+    def stepped(self, row: MetricsRow) -> None:
         """After each recorded step, with its metrics."""
 
     def said(self, line: str) -> None:
@@ -51,7 +50,7 @@ class Pending:
     norm: Tensor
     skipped: Tensor
     lap: Lap
-    row: Row
+    row: MetricsRow
     position: DataState
     """Where its first sample stood in the data."""
 
@@ -89,7 +88,7 @@ class Recorder:
         self.begun = self.clock = time.perf_counter()
 
     def add(
-        self, loss: Tensor, norm: Tensor, skipped: Tensor, row: Row, position: DataState
+        self, loss: Tensor, norm: Tensor, skipped: Tensor, row: MetricsRow, position: DataState
     ) -> None:
         """Keep a step, with what the host knows of it; its time is the stopwatch's lap."""
         self.pending.append(Pending(loss, norm, skipped, self.stopwatch.lap(), row, position))
@@ -98,7 +97,7 @@ class Recorder:
         """From here on time counts as training time again: evaluations and checkpoints do not."""
         self.clock = time.perf_counter()
 
-    def collect(self) -> list[Row]:
+    def collect(self) -> list[MetricsRow]:
         """The metrics of the pending steps. `SkippedTooOften` after too many in a row; their rows
         are published first."""
         # The one place that waits for the device: once in log_every steps, for three numbers a
@@ -106,7 +105,7 @@ class Recorder:
         figures = [torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]
         values = torch.stack(figures).tolist()
         shared = self._shared(len(values))
-        rows: list[Row] = []
+        rows: list[MetricsRow] = []
         for (loss, norm, skip), step in zip(values, self.pending, strict=True):
             seconds = self.stopwatch.seconds(step.lap)
             phases = {f"{phase}_seconds": round(taken, 6) for phase, taken in seconds.items()}
@@ -120,7 +119,7 @@ class Recorder:
         self.pending = []
         return rows
 
-    def _shared(self, steps: int) -> Row:
+    def _shared(self, steps: int) -> MetricsRow:
         """What all pending steps have in common."""
         end = time.perf_counter()
         speed = steps * self.recipe.train.batch_tokens / max(end - self.clock, 1e-9)
@@ -133,7 +132,7 @@ class Recorder:
             "seconds": round(end - self.begun, 3),
         }
 
-    def _skipped(self, rows: list[Row], place: str) -> None:
+    def _skipped(self, rows: list[MetricsRow], place: str) -> None:
         """Say that the last of `rows` was skipped. `SkippedTooOften` when it was one too many."""
         row = rows[-1]
         figures = (
@@ -150,7 +149,7 @@ class Recorder:
                 "training stopped"
             )
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: list[MetricsRow]) -> None:
         """Write rows to metrics.jsonl and the trackers, and show them."""
         if not self.world.main:
             return

@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import orjson
 
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, sweep_partial, write_file, write_json
+from mobilellm.records import MetricsRow
 from mobilellm.train.recipe import Recipe
 
 
@@ -92,8 +93,8 @@ class Metrics:
                 kept.append(line)
         write_file(self.path, b"".join(kept))
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows, one JSON object a line. ModelCosts that are not finite become null, as JSON has
+    def append(self, rows: Sequence[MetricsRow]) -> None:
+        """Add rows, one JSON object a line. Numbers that are not finite become null, as JSON has
         it."""
         with disk_errors(self.path), open(self.path, "ab") as file:
             file.write(

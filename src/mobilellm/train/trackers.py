@@ -3,11 +3,12 @@ a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.records import MetricsRow
 from mobilellm.train.recipe import Recipe
 
 LEFT_OUT = {"step"}
@@ -34,7 +35,7 @@ class Trackers:
                 f"track: {error.name} is not installed", hint="pip install 'mobilellm[track]'"
             ) from None
 
-    def send(self, rows: list[dict[str, Any]]) -> None:
+    def send(self, rows: Sequence[MetricsRow]) -> None:
         """The rows that are due: every few steps, and each with a held-out score."""
         for row in rows:
             if row["step"] % self.every and "held_out_loss" not in row:

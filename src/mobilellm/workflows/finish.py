@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -18,6 +18,14 @@ from mobilellm.files import write_json
 from mobilellm.interop.checkpoint import Loaded, load
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.generation import Sampling
+from mobilellm.records import (
+    DataFigures,
+    HeldOut,
+    Result,
+    Sample,
+    SourceFigures,
+    Training,
+)
 from mobilellm.report import write_report
 from mobilellm.train.heldout import document_border
 from mobilellm.train.inputs import Data, open_data
@@ -28,7 +36,7 @@ SAMPLE_TOKENS = 160
 BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors
 
 
-def finish(outcome: Outcome) -> dict[str, Any]:
+def finish(outcome: Outcome) -> Result:
     """Write result.json and report.html of a run that reached its last step; returns the result."""
     run, recipe = outcome.run, read_recipe(outcome.run)
     data = open_data(recipe)
@@ -43,11 +51,11 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     )
     prompts = _prompts(data, loaded)
     numbers, config = ModelCosts.of(loaded.config), loaded.config
-    result = {
+    result: Result = {
         "name": run.name,
         "finished": now(),
         "checkpoint": str(outcome.checkpoint.relative_to(run)),
-        "held_out": dataclasses.asdict(score),
+        "held_out": cast("HeldOut", dataclasses.asdict(score)),
         "baselines": _baselines(data, loaded),
         "samples": samples(loaded, prompts),
         "training": _training(run, outcome),
@@ -88,7 +96,7 @@ def finish(outcome: Outcome) -> dict[str, Any]:
     return result
 
 
-def _data(data: Data) -> dict[str, Any]:
+def _data(data: Data) -> DataFigures:
     """What the report says of the data; nothing for the original's layout, which has no
     manifest."""
     if not isinstance(data, TokenFolder):
@@ -97,7 +105,10 @@ def _data(data: Data) -> dict[str, Any]:
     train_split = manifest["splits"]["train"]
     return {
         "sources": [
-            {k: s[k] for k in ("name", "documents", "tokens", "bytes")} for s in manifest["sources"]
+            SourceFigures(
+                name=s["name"], documents=s["documents"], tokens=s["tokens"], bytes=s["bytes"]
+            )
+            for s in manifest["sources"]
         ],
         "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
         "train_tokens": train_split["tokens"],
@@ -107,15 +118,24 @@ def _data(data: Data) -> dict[str, Any]:
     }
 
 
-def samples(loaded: Loaded, prompts: list[str]) -> list[dict[str, Any]]:
+def samples(loaded: Loaded, prompts: list[str]) -> list[Sample]:
     """A continuation of each prompt."""
-    found = []
+    found: list[Sample] = []
     for seed, prompt in enumerate(prompts):
-        settings = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "seed": seed}
+        sampling = Sampling(temperature=0.8, top_k=0, top_p=0.95, seed=seed)
         ids = loaded.prompt_ids(prompt)
         room = loaded.config.max_position_embeddings - len(ids)
-        tokens = list(loaded.network.generate(ids, min(SAMPLE_TOKENS, room), Sampling(**settings)))  # type: ignore[arg-type]
-        found.append({"prompt": prompt, "text": loaded.continuation(ids, tokens)} | settings)
+        tokens = list(loaded.network.generate(ids, min(SAMPLE_TOKENS, room), sampling))
+        found.append(
+            {
+                "prompt": prompt,
+                "text": loaded.continuation(ids, tokens),
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "seed": seed,
+            }
+        )
     return found
 
 
@@ -158,7 +178,7 @@ def _baselines(data: Data, loaded: Loaded) -> dict[str, Any]:
     )
 
 
-def _training(run: Path, outcome: Outcome) -> dict[str, Any]:
+def _training(run: Path, outcome: Outcome) -> Training:
     """Totals over every process that trained this run, from its metrics."""
     tokens = seconds = 0.0
     before = 0

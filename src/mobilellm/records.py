@@ -1,0 +1,159 @@
+"""The records that a run writes and other rooms read: a row of metrics.jsonl, and result.json.
+
+    row: MetricsRow = {"step": 1, "loss": 6.93, "tokens": 2048}
+    add_figures(row, {"held_out_loss/books": 3.1})
+
+They stand on the ground because training writes them, reports read them, and neither may know the
+other. JSON has no infinity: a number that is not finite is null on disk, so a reader meets None in
+any field of a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+
+class MetricsRow(TypedDict, total=False):
+    """One optimizer step, a line of metrics.jsonl.
+
+    Evaluations, checkpoints and data add their fields to the rows of their steps. Beside these
+    fields a row may hold some whose name contains another: "held_out_loss/SOURCE", "epochs/SOURCE",
+    "TASK/acc"; `add_figures` adds them.
+    """
+
+    step: int
+    """Optimizer steps done, this one included."""
+    loss: float
+    """Training loss, nats a token."""
+    learning_rate: float
+    grad_norm: float
+    """Norm of the gradient before it was clipped."""
+    tokens: int
+    """Tokens trained on so far, over all processes."""
+    skipped: int
+    """Steps skipped so far."""
+    tokens_per_second: float
+    """Speed of training alone, over all processes."""
+    mfu_6n: float
+    """Share of the device's peak FLOP/s, with 6 FLOPs a parameter and token."""
+    mfu_palm: float
+    """The same with attention's FLOPs counted as PaLM does (arXiv 2204.02311, appendix B)."""
+    memory_bytes: int
+    """Most memory that the device had in use."""
+    seconds: float
+    """Wall clock of this process since it began to train."""
+    data_seconds: float
+    compute_seconds: float
+    optimizer_seconds: float
+    checkpoint_seconds: float
+    held_out_loss: float
+    """Nats a token."""
+    held_out_perplexity: float
+    held_out_bits_per_byte: float
+
+
+def add_figures(row: MetricsRow, figures: Mapping[str, float]) -> None:
+    """Add figures whose names are known only when the run is: those of a source or a task."""
+    cast("dict[str, Any]", row).update(figures)
+
+
+class HeldOut(TypedDict):
+    """How well the last network predicts the held-out text."""
+
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+class Sample(TypedDict):
+    """A text that the network wrote, with the settings that drew it."""
+
+    prompt: str
+    text: str
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+class Training(TypedDict):
+    """Totals over every process that trained the run."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+
+
+class ModelFigures(TypedDict):
+    """The network's shape and costs."""
+
+    preset: str
+    layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    layer_repeats: int
+    parameters: dict[str, int]
+    """By kind, and "total"."""
+    memory_bytes: dict[str, int]
+    """Bytes of the weights by their type."""
+    flops_per_token: dict[str, int]
+    """Of training, by convention: "six_n", "palm"."""
+    kv_cache_bytes_per_token: int
+
+
+class SourceFigures(TypedDict):
+    """One source of the training data."""
+
+    name: str
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class DataFigures(TypedDict, total=False):
+    """The data of the run; empty for the original's layout, which has no manifest."""
+
+    sources: list[SourceFigures]
+    tokenizer: dict[str, Any]
+    """Its `name` and `vocab_size`."""
+    train_tokens: int
+    held_out_tokens: int
+    bytes_per_token: float
+    held_out: dict[str, Any]
+    """The `rule` that chose the held-out text, and its `fraction`."""
+
+
+class NextStep(TypedDict):
+    """Something to do with the finished run, and the command that does it."""
+
+    what: str
+    command: str
+
+
+class Result(TypedDict, total=False):
+    """result.json: the final figures of a run; all fields are there once it has ended, none
+    before."""
+
+    name: str
+    finished: str
+    """When, in UTC, ISO 8601."""
+    checkpoint: str
+    """Its folder, relative to the run's."""
+    held_out: HeldOut
+    baselines: dict[str, Any]
+    """Bits a byte of simpler predictors by name, and `bytes_compressed`, how much of the text they
+    saw."""
+    samples: list[Sample]
+    training: Training
+    model: ModelFigures
+    data: DataFigures
+    next: list[NextStep]
