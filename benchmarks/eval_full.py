@@ -116,8 +116,8 @@ def main() -> None:
     from mobilellm.evaluate.tasks import score_task
     from mobilellm.files import sha256_file, write_json
     from mobilellm.hardware.description import describe
-    from mobilellm.interop.checkpoint import load
     from mobilellm.interop.convert import convert
+    from mobilellm.interop.load import load
 
     torch.set_num_threads(2)
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
     if side == "ours":
         from mobilellm.evaluate.engine import Engine, NetworkBackend
         from mobilellm.evaluate.requests import OwnEncoder, encode
-        from mobilellm.interop.checkpoint import load
+        from mobilellm.interop.load import load
 
         loaded = load(model)
         assert loaded.tokenizer is not None

@@ -69,7 +69,7 @@ def set_up(folder: Path, size: str) -> None:
     import torch
 
     import mobilellm
-    from mobilellm.interop.checkpoint import save_checkpoint
+    from mobilellm.interop.folder import save_checkpoint
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
     from mobilellm.prepare.documents import Source

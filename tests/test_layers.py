@@ -42,11 +42,6 @@ MAX_FILE_LINES = 500
 KNOWN_CIRCLES = {
     "mobilellm.model.generation",
     "mobilellm.model.network",
-    "mobilellm.interop.checkpoint",
-    "mobilellm.interop.gguf_names",
-    "mobilellm.interop.gguf_reader",
-    "mobilellm.interop.huggingface",
-    "mobilellm.interop.llama2c",
     "mobilellm.data.dataset",
     "mobilellm.data.validate",
     "mobilellm.jobs.pool",

@@ -27,14 +27,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mobilellm.errors import UserError
-    from mobilellm.interop.checkpoint import Loaded
+    from mobilellm.interop.loaded import Loaded
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.generation import Sampling
     from mobilellm.model.network import Network
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
 _HOMES = {
-    "Loaded": "interop.checkpoint",
+    "Loaded": "interop.loaded",
     "ModelConfig": "model.config",
     "Network": "model.network",
     "Sampling": "model.generation",
@@ -55,11 +55,11 @@ def __getattr__(name: str) -> Any:
 def load(path: str, **options: Any) -> Loaded:
     """A model from a run, a checkpoint, a Hugging Face folder, a GGUF or a llama2.c file.
 
-    It is on the CPU in float32. Options are those of `mobilellm.interop.checkpoint.load`:
+    It is on the CPU in float32. Options are those of `mobilellm.interop.load.load`:
     shared_kv, fold, tokenizer. `UserError` says what is wrong.
     """
     from pathlib import Path
 
-    from mobilellm.interop.checkpoint import load as load_model
+    from mobilellm.interop.load import load as load_model
 
     return load_model(Path(path), **options)

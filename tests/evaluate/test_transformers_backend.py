@@ -106,7 +106,7 @@ def test_mobillama_has_one_feed_forward_for_all_layers(
     from mobilellm.evaluate.engine import NetworkBackend
     from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.files import read_json, write_json
-    from mobilellm.interop.checkpoint import load
+    from mobilellm.interop.load import load
 
     torch.manual_seed(3)
     config = transformers.LlamaConfig(

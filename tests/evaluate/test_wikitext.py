@@ -10,7 +10,7 @@ from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine, NetworkBackend
 from mobilellm.evaluate.requests import OwnEncoder
 from mobilellm.evaluate.wikitext import FILE, joined, overlapping, wikitext_perplexity
-from mobilellm.interop.checkpoint import save_checkpoint
+from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import train_bpe

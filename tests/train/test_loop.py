@@ -205,7 +205,7 @@ def test_held_out_text_is_never_trained_on(
 def test_checkpoints_load_in_transformers_as_they_stand(recipe: Recipe, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mobilellm.interop.checkpoint import load
+    from mobilellm.interop.load import load
 
     path = train(tmp_path / "run", recipe).checkpoint
     theirs, ours = AutoModelForCausalLM.from_pretrained(path), load(path)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mobilellm.cli import main
 from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.interop.checkpoint import load
+from mobilellm.interop.load import load
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
 from mobilellm.tokenizer.tokenizer import Tokenizer

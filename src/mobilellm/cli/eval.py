@@ -98,7 +98,7 @@ class Eval:
     def score_text(self, model: Path) -> Score:
         """A model's loss on held-out data or a text."""
         from mobilellm.evaluate.heldout import score_data, score_text
-        from mobilellm.interop.checkpoint import load
+        from mobilellm.interop.load import load
         from mobilellm.train.recipe import Recipe
 
         recipe = next(
@@ -112,11 +112,7 @@ class Eval:
                 hint="give --data DATA, --text FILE or --tasks TASKS",
             )
         loaded = load(model)
-        if loaded.tokenizer is None:
-            raise UserError(
-                f"{model}: has no tokenizer",
-                hint="put its tokenizer.json or tokenizer.model into the folder",
-            )
+        tokenizer = loaded.require_tokenizer(model)
         length = self.sequence_length or (
             recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings
         )
@@ -127,9 +123,9 @@ class Eval:
                 "progress": update,
             }
             if data is not None:
-                return score_data(loaded.network, loaded.tokenizer, data, **options)
+                return score_data(loaded.network, tokenizer, data, **options)
             assert self.text is not None
-            return score_text(loaded.network, loaded.tokenizer, self.text, **options)
+            return score_text(loaded.network, tokenizer, self.text, **options)
 
     def run_tasks(self) -> int:
         """Score the models on tasks; print, and write what --out asks for."""
@@ -252,7 +248,7 @@ def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Su
     from mobilellm.evaluate.campaign import Subject
     from mobilellm.evaluate.engine import Backend, Engine, NetworkBackend
     from mobilellm.evaluate.requests import Encoder, OwnEncoder
-    from mobilellm.interop.checkpoint import load, source_hash
+    from mobilellm.interop.load import load, source_hash
 
     backend: Backend
     encoder: Encoder
@@ -272,12 +268,7 @@ def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Su
         foreign_backend, encoder = load_transformers(path)
         backend, network = foreign_backend, foreign_backend.model
     else:
-        if loaded.tokenizer is None:
-            raise UserError(
-                f"{path}: has no tokenizer",
-                hint="put its tokenizer.json or tokenizer.model into the folder",
-            )
-        network, encoder = loaded.network, OwnEncoder(loaded.tokenizer)
+        network, encoder = loaded.network, OwnEncoder(loaded.require_tokenizer(path))
         backend = NetworkBackend(loaded.network, precision)
     return Subject(
         name=name, engine=Engine(backend, batch_tokens), encoder=encoder, fingerprint=f"{source_hash(path)[:24]}-{precision}",
@@ -341,7 +332,7 @@ def register_with_harness() -> None:
     from lm_eval.api.registry import model_registry, register_model
 
     from mobilellm.evaluate.harness_model import EngineModel
-    from mobilellm.interop.checkpoint import load
+    from mobilellm.interop.load import load
 
     class Model(EngineModel):
         """Loads what `pretrained` names."""
@@ -350,9 +341,8 @@ def register_with_harness() -> None:
             self, pretrained: str, batch_tokens: int = 2048, precision: str = "fp32", **unused: object
         ) -> None:  # fmt: skip
             loaded = load(Path(pretrained))
-            if loaded.tokenizer is None:
-                raise UserError(f"{pretrained}: has no tokenizer")
-            super().__init__(loaded.network, loaded.tokenizer, int(batch_tokens), precision)
+            tokenizer = loaded.require_tokenizer(pretrained)
+            super().__init__(loaded.network, tokenizer, int(batch_tokens), precision)
 
     if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
         register_model("mobilellm")(Model)

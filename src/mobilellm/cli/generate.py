@@ -38,7 +38,7 @@ class Generate:
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
-        from mobilellm.interop.checkpoint import load
+        from mobilellm.interop.load import load
         from mobilellm.model.generation import Sampling
 
         sampling = Sampling(

@@ -48,7 +48,7 @@ class Info:
             if self.model.endswith(".json"):
                 config = ModelConfig.read(Path(self.model))
             else:
-                from mobilellm.interop.checkpoint import describe
+                from mobilellm.interop.load import describe
 
                 config, tokenizer, origin = describe(Path(self.model))
         else:
@@ -87,12 +87,12 @@ class Info:
             ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
             ("weights", ", ".join(f"{name} {size(n)}" for name, n in numbers.memory_bytes().items())),
         ]  # fmt: skip
-        if tokenizer:
+        if tokenizer and "fault" in tokenizer:
+            rows.append(("tokenizer", f"cannot be read: {tokenizer['fault']}"))
+        elif tokenizer:
+            name, tokens = tokenizer["name"], tokenizer["vocab_size"]
             rows.append(
-                (
-                    "tokenizer",
-                    f"{tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, sha256 {tokenizer['sha256'][:12]}",
-                )
+                ("tokenizer", f"{name}, {tokens:,} tokens, sha256 {tokenizer['sha256'][:12]}")
             )
         if origin:
             rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))

@@ -1,6 +1,6 @@
 """GGUF in: any Llama-architecture file, of any type that the gguf package can unpack, in float32.
 
-loaded = load(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
+network, origin = read(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
 """
 
 from __future__ import annotations
@@ -14,80 +14,94 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.interop.checkpoint import Loaded
+from mobilellm.interop.assemble import assemble, check_weights
+from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
 from mobilellm.interop.gguf_header import GGUFHeader, TensorInfo, read_header
-from mobilellm.interop.gguf_names import (
-    ROPE_FACTORS,
-    SCALING_KEY,
-    gguf_package,
-    permuted,
-    rope_factors,
-    tensor_name,
-)
-from mobilellm.interop.huggingface import build, check_weights
-from mobilellm.interop.tokenizer_parts import ByteLevelParts, byte_level_tokenizer
-from mobilellm.model.config import ModelConfig
+from mobilellm.interop.gguf_tokenizer import read_keys
+from mobilellm.interop.loaded import Reader
+from mobilellm.interop.names import gguf_name, reordered
+from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.network import Network
 from mobilellm.model.weights import shapes
-from mobilellm.tokenizer.sentencepiece import BPE_MODEL, SentencePieceModel, to_fast_tokenizer
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
-PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True}  # -> whether digits stand alone
-UNUSED = 5
+
+def recognizes(path: Path) -> bool:
+    """Whether a file begins with GGUF's magic."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
-def load(path: Path) -> Loaded:
-    """Read network and tokenizer. `UserError` for other architectures and for what is not whole."""
-    gguf = gguf_package()
-    sizes = {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
-    header = read_header(path, sizes)
+def header_of(path: Path) -> GGUFHeader:
+    """Keys and tensors of a file. `UserError` for what is not whole."""
+    sizes = gguf_package().GGML_QUANT_SIZES
+    return read_header(path, {int(kind): size for kind, size in sizes.items()})
+
+
+def read_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer in the file, or None. `UserError` for kinds whose ids could not be equalled."""
+    return read_keys(header_of(path).keys, path)
+
+
+def describe(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and origin, from the header alone."""
+    header = header_of(path)
+    return read_config(header, path), _origin(header, path)
+
+
+def _origin(header: GGUFHeader, path: Path) -> dict[str, Any]:
+    kinds = gguf_package().GGMLQuantizationType
+    types: dict[str, int] = {}
+    for name, info in header.tensors.items():
+        if name != ROPE_FACTORS:
+            kind = kinds(info.type).name
+            types[kind] = types.get(kind, 0) + 1
+    return {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
+
+
+def read(path: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+    """Network and origin. `UserError` for other architectures and for what is not whole.
+
+    `shared_kv` is not looked at: GGUF's llama has no shared layers.
+    """
+    header = header_of(path)
     config = read_config(header, path)
     expected = shapes(config)
-    names = {tensor_name(name): name for name in expected}
+    names = {gguf_name(name): name for name in expected}
     unexpected = sorted(header.tensors.keys() - names.keys() - {ROPE_FACTORS})
     missing = sorted(names.keys() - header.tensors.keys())
     if missing or unexpected:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [
-            f"unexpected {', '.join(unexpected)}"
-        ] * bool(unexpected)
+        parts = [f"missing {', '.join(missing)}"] * bool(missing)
+        parts += [f"unexpected {', '.join(unexpected)}"] * bool(unexpected)
         raise UserError(f"{path}: {'; '.join(parts)}")
     for theirs, ours in names.items():
         if header.tensors[theirs].shape != expected[ours]:
             raise UserError(
-                f"{path}: {theirs} is {header.tensors[theirs].shape}, its keys ask for {expected[ours]}"
+                f"{path}: {theirs} is {header.tensors[theirs].shape}, "
+                f"its keys ask for {expected[ours]}"
             )
     named: dict[str, Tensor] = {}
-    types: dict[str, int] = {}
     for theirs, ours in names.items():
-        info = header.tensors[theirs]
-        kind = gguf.GGMLQuantizationType(info.type)
-        types[kind.name] = types.get(kind.name, 0) + 1
-        named[ours] = permuted(
-            config, ours, torch.from_numpy(_unpack(gguf, path, info, kind)), to_gguf=False
-        )
+        tensor = torch.from_numpy(_unpack(path, header.tensors[theirs]))
+        named[ours] = reordered(config, ours, tensor, to="halves")
     check_weights(named, str(path))
     if ROPE_FACTORS in header.tensors:
-        found = _unpack(
-            gguf,
-            path,
-            header.tensors[ROPE_FACTORS],
-            gguf.GGMLQuantizationType(header.tensors[ROPE_FACTORS].type),
-        )
-        ours_factors = rope_factors(config)
-        if ours_factors is None or not np.allclose(found, ours_factors.numpy(), rtol=1e-5):
+        found = _unpack(path, header.tensors[ROPE_FACTORS])
+        factors = rope_factors(config)
+        if factors is None or not np.allclose(found, factors.numpy(), rtol=1e-5):
             raise UserError(
                 f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported",
                 hint="use the Hugging Face folder",
             )
-    origin = {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
-    return Loaded(
-        network=build(config, named, str(path)),
-        tokenizer=_tokenizer(header.keys, path),
-        origin=origin,
-    )
+    return assemble(config, named, str(path)), _origin(header, path)
 
 
-def _unpack(gguf: Any, path: Path, info: TensorInfo, kind: Any) -> np.ndarray:
+def _unpack(path: Path, info: TensorInfo) -> np.ndarray:
     """One tensor in float32."""
+    gguf = gguf_package()
+    kind = gguf.GGMLQuantizationType(info.type)
     raw = np.fromfile(path, dtype=np.uint8, count=info.size, offset=info.offset)
     rows = raw.reshape(*info.shape[:-1], -1)
     if kind.name in ("F32", "F16"):
@@ -167,65 +181,11 @@ def _own_scaling(value: Any) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _tokenizer(keys: dict[str, Any], path: Path) -> Tokenizer | None:
-    """The tokenizer in the file, or none when it has none. `UserError` for kinds whose ids could not be equalled."""
-    kind = keys.get("tokenizer.ggml.model")
-    pieces, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type")
-    if kind is None or kind == "no_vocab":
-        return None
-    if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces) or not pieces:
-        raise UserError(f"{path}: its tokenizer has no list of tokens")
-    types = types if isinstance(types, list) and len(types) == len(pieces) else [1] * len(pieces)
-    while (
-        types and types[-1] == UNUSED and pieces[-1].startswith("[PAD")
-    ):  # rows of the embedding that no token has
-        pieces, types = pieces[:-1], types[:-1]
-    ids = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    if any(
-        i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)) for i in ids.values()
-    ):
-        raise UserError(
-            f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
-        )
-    template = keys.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) else None
-    name = str(keys.get("general.name", path.stem))
-    if kind == "llama":
-        scores = keys.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) < len(pieces):
-            raise UserError(f"{path}: its tokenizer has no scores for its {len(pieces)} tokens")
-        unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
-        model = SentencePieceModel(
-            pieces=pieces, scores=scores[: len(pieces)], types=types, model_type=BPE_MODEL, byte_fallback=True,
-            remove_extra_whitespaces=False, add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
-            unk_id=unknown if isinstance(unknown, int) and unknown < len(pieces) else 0,
-            bos_id=ids["bos"] if keys.get("tokenizer.ggml.add_bos_token", True) else None, eos_id=ids["eos"],
-        )  # fmt: skip
-        if len(set(pieces)) != len(pieces):
-            raise UserError(f"{path}: a piece of its tokenizer occurs twice")
-        return Tokenizer(
-            to_fast_tokenizer(model, str(path)),
-            name=name,
-            bos_id=ids["bos"],
-            eos_id=ids["eos"],
-            chat_template=template,
-        )
-    pre = keys.get("tokenizer.ggml.pre", "gpt-2")
-    merges = keys.get("tokenizer.ggml.merges")
-    if (
-        kind != "gpt2"
-        or pre not in PRE_TOKENIZERS
-        or not isinstance(merges, list)
-        or not all(isinstance(m, str) for m in merges)
-    ):
-        raise UserError(
-            f"{path}: a tokenizer of kind {str(kind)[:40]!r}, {str(pre)[:40]!r}, which cannot be rebuilt exactly",
-            hint="give the model's own with --tokenizer",
-        )
-    parts = ByteLevelParts(
-        pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre]
-    )
-    return byte_level_tokenizer(
-        parts, name=name, bos_id=ids["bos"], eos_id=ids["eos"], add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=template,
-    )  # fmt: skip
+READER = Reader(
+    name="gguf",
+    what="a .gguf file",
+    recognizes=recognizes,
+    read=read,
+    read_tokenizer=read_tokenizer,
+    describe=describe,
+)

@@ -1,47 +1,40 @@
 """GGUF out: the file llama.cpp and its many users read.
 
-F32, F16, BF16, Q8_0 and Q4_0, whose blocks of 32 fit every MobileLLM width (K-quants need rows of 256, which 576, 960, 1152
-and 1600 are not). Tensors are packed and written one at a time. Norms stay in F32, and a tied output layer is left out.
+    notes = save(Path("m.gguf"), network, tokenizer, "Q8_0", {"name": "mine"})
+
+Number types are F32, F16, BF16, Q8_0 and Q4_0, whose blocks of 32 fit every MobileLLM width
+(K-quants need rows of 256, which 576, 960, 1152 and 1600 are not). Tensors are packed and written
+one at a time. Norms stay in F32, and a tied output layer is left out.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mobilellm.errors import UserError
-from mobilellm.interop.gguf_names import (
-    ROPE_FACTORS,
-    SCALING_KEY,
-    gguf_package,
-    permuted,
-    rope_factors,
-    tensor_name,
-)
-from mobilellm.interop.tokenizer_parts import (
-    byte_level_parts,
-    is_sentencepiece,
-    sentencepiece_parts,
-)
+from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
+from mobilellm.interop.gguf_tokenizer import add_keys
+from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer
-
-Precision = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
-UNUSED = 5
 
 
 def save(
     path: Path,
     network: Network,
     tokenizer: Tokenizer | None,
-    precision: Precision,
+    number_type: str,
     origin: dict[str, Any],
 ) -> list[str]:
-    """Write a plain network; returns a line for each thing that is not as asked. `UserError` for what GGUF cannot say."""
+    """Write a plain network with its matrices in `number_type`.
+
+    Returns a line for each thing that is not as asked. `UserError` for what GGUF cannot say.
+    """
     gguf = gguf_package()
     config = network.config
     if config.layer_repeats > 1:
@@ -66,16 +59,16 @@ def save(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(
-        getattr(gguf.LlamaFileType, "ALL_F32" if precision == "F32" else f"MOSTLY_{precision}")
+        getattr(gguf.LlamaFileType, f"{'ALL' if number_type == 'F32' else 'MOSTLY'}_{number_type}")
     )
     scaling = config.rope_scaling or {}
     if scaling.get("rope_type", scaling.get("type")) == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer, config.vocab_size)
+        add_keys(writer, tokenizer, config.vocab_size)
 
-    asked = getattr(gguf.GGMLQuantizationType, precision)
+    asked = getattr(gguf.GGMLQuantizationType, number_type)
     notes: list[str] = []
     named = to_named(config, dict(network.named_parameters()))
     kinds: dict[str, Any] = {}
@@ -84,7 +77,7 @@ def save(
         if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = gguf.GGMLQuantizationType.F16
             notes.append(
-                f"{tensor_name(name)} is F16: its rows of {tensor.shape[-1]} do not divide by 32"
+                f"{gguf_name(name)} is F16: its rows of {tensor.shape[-1]} do not divide by 32"
             )
         kinds[name] = kind
         shape = (
@@ -95,7 +88,7 @@ def save(
         dtype = {"F32": "float32", "F16": "float16"}.get(kind.name, "uint8")
         size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
         nbytes = int(np.prod(size))
-        writer.add_tensor_info(tensor_name(name), shape, np.dtype(dtype), nbytes, raw_dtype=kind)
+        writer.add_tensor_info(gguf_name(name), shape, np.dtype(dtype), nbytes, raw_dtype=kind)
     factors = rope_factors(config)
     if factors is not None:
         writer.add_string(SCALING_KEY, json.dumps(config.rope_scaling))
@@ -105,38 +98,9 @@ def save(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, tensor in named.items():
-        array = permuted(config, name, tensor.cpu().float(), to_gguf=True).contiguous().numpy()
+        array = reordered(config, name, tensor.cpu().float(), to="neighbors").contiguous().numpy()
         writer.write_tensor_data(gguf.quants.quantize(array, kinds[name]))
     if factors is not None:
         writer.write_tensor_data(factors.numpy())
     writer.close()
     return notes
-
-
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
-    """Pieces padded to the embedding's rows, with all that llama.cpp needs to split text the same way."""
-    if is_sentencepiece(tokenizer):
-        model = sentencepiece_parts(tokenizer)
-        pieces, types, scores = model.pieces, model.types, model.scores
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_add_space_prefix(model.add_dummy_prefix)
-        if model.unk_id is not None:
-            writer.add_unk_token_id(model.unk_id)
-        writer.add_token_scores(scores + [-1e4] * (rows - len(scores)))
-    else:
-        parts = byte_level_parts(tokenizer)
-        pieces, types = parts.pieces, parts.types
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm" if parts.digits_alone else "gpt-2")
-        writer.add_token_merges(parts.merges)
-    writer.add_token_list(pieces + [f"[PAD{i}]" for i in range(len(pieces), rows)])
-    writer.add_token_types(types + [UNUSED] * (rows - len(types)))
-    if tokenizer.bos_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_id)
-    if tokenizer.eos_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_add_bos_token(tokenizer.add_bos)
-    writer.add_add_eos_token(False)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)

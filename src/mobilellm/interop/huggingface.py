@@ -9,7 +9,6 @@ whatever `tie_word_embeddings` says, and which kind of sharing the weights were 
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import re
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.files import read_json
-from mobilellm.interop.checkpoint import Loaded, read_origin
-from mobilellm.interop.sharing import unrolled
+from mobilellm.interop.assemble import assemble, check_weights
+from mobilellm.interop.folder import read_origin
+from mobilellm.interop.loaded import Reader
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
-from mobilellm.model.weights import load_weights
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 MODEL_TYPES = ("llama", "qwen3", "mobilellm")
@@ -46,14 +45,14 @@ LLAMA_DEFAULTS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_SHARDS = 4096
+MAX_CONFIG = 1 << 20  # bytes of config.json
 
 
 def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, bool]:
     """The configuration, and whether its kind of layer sharing had to be told."""
     where = folder / "config.json"
-    values = read_json(where, limit=1 << 20)
+    values = read_json(where, limit=MAX_CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{where}: not a JSON object")
     values = {key: value for key, value in values.items() if key not in HARMLESS}
@@ -174,27 +173,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
-def check_weights(named: dict[str, Tensor], where: str) -> None:
-    """`UserError` for weights that are not plain floats, or hold NaN or infinity; every such tensor is named."""
-    wrong = [
-        f"{name} ({tensor.dtype})" for name, tensor in named.items() if tensor.dtype not in FLOATS
-    ]
-    if wrong:
-        raise UserError(f"{where}: not floating point: {', '.join(wrong[:20])}")
-    bad = [
-        name
-        for name, tensor in named.items()
-        if not torch.isfinite(tensor.sum(dtype=torch.float64))
-    ]
-    bad = [name for name in bad if not torch.isfinite(named[name]).all()]
-    if bad:
-        raise UserError(
-            f"{where}: NaN or infinite weights in {', '.join(bad[:20])}",
-            hint="the checkpoint is broken at its source",
-        )
-
-
-def honour_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Drop an output layer that repeats the tied embedding. `UserError` when it contradicts it, or there is no embedding."""
     named = {
         name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")
@@ -237,8 +216,8 @@ def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
-    """Read a folder with config.json and weights. `UserError` names what is wrong."""
+def read(folder: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+    """Network and origin of a folder with config.json and weights. `UserError` says what is wrong."""
     config, told = read_config(folder, shared_kv)
     files = weight_files(folder)
     where = str(files[0] if len(files) == 1 else folder)
@@ -246,36 +225,29 @@ def load(folder: Path, shared_kv: SharedKV | None = None) -> Loaded:
     for file in files:
         named |= read_tensors(file)
     check_weights(named, where)
-    named = honour_tie(config, named, where)
-    if "mobillama" in str(read_json(folder / "config.json").get("auto_map")).lower():
+    named = honor_tie(config, named, where)
+    values = read_json(folder / "config.json", limit=MAX_CONFIG)
+    if "mobillama" in str(values.get("auto_map")).lower():
         named = spread_mlp(config, named)
-    network = build(config, named, where)
+    network = assemble(config, named, where)
     origin = read_origin(folder) or {
         "folder": folder.name,
-        "model_type": read_json(folder / "config.json").get("model_type"),
+        "model_type": values.get("model_type"),
     }
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
-    return Loaded(network=network, tokenizer=_tokenizer(folder), origin=origin)
+    return network, origin
 
 
-def build(config: ModelConfig, named: dict[str, Tensor], where: str) -> Network:
-    """The network with these weights, shapes checked before memory is taken for it."""
-    from mobilellm.model.weights import from_named
-
-    from_named(
-        config,
-        {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()},
-        where,
-    )
-    network = Network(config, initialized=False)
-    load_weights(network, named, where)
-    return network
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer, or None where it has none. `UserError` when it cannot be read."""
+    known = ("tokenizer.json", "tokenizer.model")
+    return Tokenizer.load(folder) if any((folder / name).is_file() for name in known) else None
 
 
-def describe(folder: Path) -> tuple[ModelConfig, Tokenizer | None, dict[str, Any]]:
-    """Configuration, tokenizer and origin, without the weights."""
-    values = read_json(folder / "config.json", limit=1 << 20)
+def describe(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and origin, without the weights."""
+    values = read_json(folder / "config.json", limit=MAX_CONFIG)
     original = (
         isinstance(values, dict) and values.get("layer_sharing") and "layer_repeats" not in values
     )
@@ -285,32 +257,14 @@ def describe(folder: Path) -> tuple[ModelConfig, Tokenizer | None, dict[str, Any
         origin = origin | {
             "layer_sharing": "on, of a kind the configuration does not say (shown as: first)"
         }
-    return config, _tokenizer(folder), origin
+    return config, origin
 
 
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    return (
-        Tokenizer.load(folder)
-        if any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))
-        else None
-    )
-
-
-def plain(network: Network, approximate: bool = False) -> Network:
-    """The network as a plain Llama: shared layers unrolled.
-
-    `UserError` when later applications reuse K and V, which no plain Llama does, unless `approximate`.
-    """
-    config = network.config
-    if config.layer_repeats == 1:
-        return network
-    if config.shared_kv == "first" and not approximate:
-        raise UserError(
-            'layer sharing with shared_kv = "first" has no equal among plain Llama networks',
-            hint="keep it with --to mobilellm, or add --approximate to write it as if each application had its own K and V",
-        )
-    if config.shared_kv == "first":
-        own = Network(dataclasses.replace(config, shared_kv="own"), initialized=False)
-        own.load_state_dict(network.state_dict())
-        network = own
-    return unrolled(network)
+READER = Reader(
+    name="hf",
+    what="a folder with config.json and weights",
+    recognizes=Path.is_dir,
+    read=read,
+    read_tokenizer=read_tokenizer,
+    describe=describe,
+)

@@ -1,20 +1,25 @@
-"""llama2.c's `.bin` files and their tokenizers, in and out, to the byte.
+"""llama2.c's `.bin` files and their tokenizers, in.
 
-Version 0: seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len; vocab_size negative when the
-output layer is not tied), then float32 tensors, each kind over all layers: embedding, attention norms, wq, wk, wv, wo,
-feed-forward norms, w1, w2, w3, final norm, cosines and sines for every position, and the output layer when not tied.
-Version 1: magic "ak42", version, the same seven (vocab_size positive), one byte that says whether the output layer is
-tied, padded to 256 bytes; then the norms first, and no cosines. Rotated pairs are neighbours there and half a head apart
-here, so the rows of wq and wk change places. (github.com/karpathy/llama2.c, export.py and run.c.)
+    network, origin = read(Path("stories260K.bin"))
+    tokenizer = read_tokenizer(Path("tok512.bin"), vocab_size=512)
 
-The tokenizer file: int32 longest piece, then for each piece a float32 score, an int32 length and its bytes.
+Version 0 holds seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len;
+vocab_size is negative when the output layer is not tied), then float32 tensors, each kind over all
+layers: embedding, attention norms, wq, wk, wv, wo, feed-forward norms, w1, w2, w3, final norm,
+cosines and sines for every position, and the output layer when it is not tied.
+
+Version 1 holds the magic "ak42", the version, the same seven numbers (vocab_size positive) and one
+byte that says whether the output layer is tied, padded to 256 bytes; then the norms first, and no
+cosines. (github.com/karpathy/llama2.c, export.py and run.c.)
+
+A tokenizer file holds the length of the longest piece as int32, then for each piece its score as
+float32, its length as int32, and its bytes.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,11 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.interop.checkpoint import LLAMA2C_MAGIC, Loaded
-from mobilellm.model.config import ModelConfig
+from mobilellm.interop.assemble import assemble, check_weights
+from mobilellm.interop.loaded import Reader
+from mobilellm.interop.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
+from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
-from mobilellm.model.weights import load_weights, to_named
 from mobilellm.tokenizer.sentencepiece import (
     BPE_MODEL,
     BYTE,
@@ -39,56 +45,37 @@ from mobilellm.tokenizer.sentencepiece import (
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
+MAGIC = 0x616B3432  # "ak42", of version 1 and later
 HEADER_1 = 256  # bytes of a version 1 header
 NORM_EPS = 1e-5  # fixed in llama2.c
 THETA = 10000.0
-Reader = Callable[..., Tensor]
+MAX_TOKENIZER = 64 << 20  # bytes of a tokenizer file
 
 
-def swap_pairs(weight: Tensor, heads: int, to_neighbours: bool) -> Tensor:
-    """Reorder the rows of wq or wk (heads * D, C) between pairs half a head apart and neighbouring pairs."""
-    rows, columns = weight.shape
-    half = rows // heads // 2
-    shape = (heads, 2, half, columns) if to_neighbours else (heads, half, 2, columns)
-    return weight.view(shape).transpose(1, 2).reshape(rows, columns)
-
-
-def _layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
-    """(kind, shape) of every block of numbers in the file, in order."""
-    d, layers, ffn, vocab = (
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.intermediate_size,
-        config.vocab_size,
-    )
+def layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every block of numbers in the file, in order, by llama2.c's names."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    ffn, vocab = config.intermediate_size, config.vocab_size
     kv, half = config.num_key_value_heads * config.head_dim, config.head_dim // 2
-    embedding = ("embed", (vocab, d))
-    attention = [
-        ("q", (layers, d, d)),
-        ("k", (layers, kv, d)),
-        ("v", (layers, kv, d)),
-        ("o", (layers, d, d)),
+    embedding = ("token_embedding_table", (vocab, width))
+    matrices: list[tuple[str, tuple[int, ...]]] = [
+        ("wq", (layers, width, width)),
+        ("wk", (layers, kv, width)),
+        ("wv", (layers, kv, width)),
+        ("wo", (layers, width, width)),
+        ("w1", (layers, ffn, width)),
+        ("w2", (layers, width, ffn)),
+        ("w3", (layers, ffn, width)),
     ]
-    ffns = [("gate", (layers, ffn, d)), ("down", (layers, d, ffn)), ("up", (layers, ffn, d))]
-    norms = [("attention_norm", (layers, d)), ("ffn_norm", (layers, d)), ("norm", (d,))]
-    head: list[tuple[str, tuple[int, ...]]] = (
-        [] if config.tie_word_embeddings else [("head", (vocab, d))]
-    )
+    attention_norms = ("rms_att_weight", (layers, width))
+    ffn_norms = ("rms_ffn_weight", (layers, width))
+    final_norm = ("rms_final_weight", (width,))
+    head = [] if config.tie_word_embeddings else [("wcls", (vocab, width))]
     if version == 1:
-        return [*norms, embedding, *attention, *ffns, *head]
+        return [attention_norms, ffn_norms, final_norm, embedding, *matrices, *head]
     angles = [(name, (config.max_position_embeddings, half)) for name in ("cos", "sin")]
-    return [embedding, norms[0], *attention, norms[1], *ffns, norms[2], *angles, *head]
-
-
-NAMES = {
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj", "up": "mlp.up_proj",
-}  # fmt: skip
-OUTSIDE = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
+    first, second = matrices[:4], matrices[4:]
+    return [embedding, attention_norms, *first, ffn_norms, *second, final_norm, *angles, *head]
 
 
 def read_header(path: Path) -> tuple[ModelConfig, int, int]:
@@ -100,7 +87,7 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     if len(head) < 28:
         raise UserError(f"{path}: {size} bytes are too few for a llama2.c file", hint=hint)
     version, tied, start = 0, True, 28
-    if struct.unpack_from("<I", head)[0] == LLAMA2C_MAGIC:
+    if struct.unpack_from("<I", head)[0] == MAGIC:
         version = struct.unpack_from("<i", head, 4)[0]
         if version != 1 or len(head) < HEADER_1:
             raise UserError(
@@ -120,112 +107,50 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
         )  # fmt: skip
     except UserError as error:
         raise UserError(f"{path}: not a llama2.c header ({error.what})", hint=hint) from None
-    wanted = start + 4 * sum(math.prod(shape) for _, shape in _layout(config, version))
+    wanted = start + 4 * sum(math.prod(shape) for _, shape in layout(config, version))
     if wanted != size:
         raise UserError(f"{path}: {size} bytes where its header asks for {wanted}", hint=hint)
     return config, version, start
 
 
-def load(path: Path, tokenizer: Path | None = None) -> Loaded:
-    """Read a model, and the tokenizer beside it: `tokenizer`, or the only tok*.bin in its folder."""
-    from mobilellm.interop.huggingface import check_weights
+def read(path: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+    """Network and origin. `UserError` for a header that does not fit the file.
 
-    config, version, start = read_header(path)
+    `shared_kv` is not looked at: the format has no shared layers.
+    """
+    config, version, position = read_header(path)
     named: dict[str, Tensor] = {}
-    position = start
     data = np.memmap(path, dtype="u1", mode="r")
-    for kind, shape in _layout(config, version):
+    for name, shape in layout(config, version):
         size = 4 * math.prod(shape)
-        tensor = torch.from_numpy(
-            np.frombuffer(data[position : position + size], dtype="<f4").reshape(shape).copy()
-        )
+        numbers = np.frombuffer(data[position : position + size], dtype="<f4")
         position += size
-        if kind in ("cos", "sin"):
+        if name in ("cos", "sin"):
             continue  # computed anew from the positions
-        if kind in OUTSIDE:
-            named[OUTSIDE[kind]] = tensor
+        tensor = torch.from_numpy(numbers.reshape(shape).copy())
+        if name in LLAMA2C_OUTSIDE:
+            named[f"{LLAMA2C_OUTSIDE[name]}.weight"] = tensor
             continue
-        heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(kind)
         for i, weight in enumerate(tensor):
-            weight = swap_pairs(weight, heads, to_neighbours=False) if heads else weight
-            named[f"model.layers.{i}.{NAMES[kind]}.weight"] = weight
+            ours = f"model.layers.{i}.{LLAMA2C_BLOCK[name]}.weight"
+            named[ours] = reordered(config, ours, weight, to="halves")
     check_weights(named, str(path))
-    network = Network(config, initialized=False)
-    load_weights(network, named, str(path))
-    beside = [p for p in path.parent.glob("tok*.bin") if p != path]
-    file = tokenizer or (beside[0] if len(beside) == 1 else None)
-    found = (
-        None
-        if file is None
-        else read_tokenizer(file, config.vocab_size)
-        if file.suffix == ".bin"
-        else Tokenizer.load(file)
-    )
-    return Loaded(
-        network=network, tokenizer=found, origin={"file": path.name, "llama2c_version": version}
-    )
+    return assemble(config, named, str(path)), _origin(path, version)
 
 
-def save(path: Path, network: Network, version: int = 0) -> None:
-    """Write a plain network. `UserError` for what the format cannot say."""
-    config = network.config
-    for fault, what in (
-        (config.layer_repeats > 1, "shared layers"),
-        (config.qk_norm, "qk_norm"),
-        (config.rope_scaling is not None, "rope_scaling"),
-        (config.rope_theta != THETA, f"rope_theta {config.rope_theta:g}"),
-        (config.rms_norm_eps != NORM_EPS, f"rms_norm_eps {config.rms_norm_eps:g}"),
-        (
-            config.head_dim * config.num_attention_heads != config.hidden_size,
-            "a head_dim of its own",
-        ),
-        (version not in (0, 1), f"version {version}"),
-    ):
-        if fault:
-            raise UserError(f"llama2.c's format has no {what}", hint="convert --to hf or gguf")
-    named = to_named(
-        config, {name: p.detach().cpu().float() for name, p in network.named_parameters()}
-    )
-    vocab = config.vocab_size if version == 1 or config.tie_word_embeddings else -config.vocab_size
-    numbers = struct.pack(
-        "<7i", config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-        config.num_key_value_heads, vocab, config.max_position_embeddings,
-    )  # fmt: skip
-    with open(path, "wb") as file:
-        if version == 1:
-            header = (
-                struct.pack("<Ii", LLAMA2C_MAGIC, 1) + numbers + bytes([config.tie_word_embeddings])
-            )
-            file.write(header.ljust(HEADER_1, b"\0"))
-        else:
-            file.write(numbers)
-        for kind, _ in _layout(config, version):
-            for tensor in _tensors(kind, config, named):
-                file.write(tensor.contiguous().numpy().astype("<f4").tobytes())
+def describe(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and origin, from the header alone."""
+    config, version, _ = read_header(path)
+    return config, _origin(path, version)
 
 
-def _tensors(kind: str, config: ModelConfig, named: dict[str, Tensor]) -> list[Tensor]:
-    if kind in OUTSIDE:
-        return [named[OUTSIDE[kind]]]
-    if kind in ("cos", "sin"):
-        # The formula and types of llama2.c's exporter, so that the bytes come out the same.
-        frequencies = 1.0 / (
-            THETA ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        )
-        angles = torch.outer(
-            torch.arange(config.max_position_embeddings).float(), frequencies
-        ).float()
-        return [angles.cos() if kind == "cos" else angles.sin()]
-    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(kind)
-    found = [
-        named[f"model.layers.{i}.{NAMES[kind]}.weight"] for i in range(config.num_hidden_layers)
-    ]
-    return [swap_pairs(weight, heads, to_neighbours=True) for weight in found] if heads else found
+def _origin(path: Path, version: int) -> dict[str, Any]:
+    return {"file": path.name, "llama2c_version": version}
 
 
 def read_pieces(path: Path, vocab_size: int) -> tuple[int, list[tuple[float, bytes]]]:
     """(longest piece, [(score, bytes)]) of a tokenizer file. `UserError` unless it holds exactly `vocab_size` pieces."""
-    data = path.read_bytes() if path.stat().st_size <= 64 << 20 else b""
+    data = path.read_bytes() if path.stat().st_size <= MAX_TOKENIZER else b""
     broken = UserError(
         f"{path}: not a llama2.c tokenizer of {vocab_size} pieces",
         hint="give the one that belongs to the model",
@@ -269,30 +194,19 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     return Tokenizer(to_fast_tokenizer(model, str(path)), name=path.stem, bos_id=1, eos_id=2)
 
 
-def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
-    """The tokenizer file of a tokenizer of the SentencePiece kind. `UserError` for a byte-level one, unknown to llama2.c."""
-    from mobilellm.interop.tokenizer_parts import sentencepiece_parts
-
-    model = sentencepiece_parts(tokenizer)
-    written: list[tuple[float, bytes]] = []
-    for i, (piece, score, kind) in enumerate(
-        zip(model.pieces, model.scores, model.types, strict=True)
-    ):
-        text = (
-            {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, piece) if kind == CONTROL else piece
-        )  # as its exporter spells them
-        written.append((score, text.replace(SPACE, " ").encode()))
-    content = struct.pack("<i", max(len(text) for _, text in written))
-    return content + b"".join(
-        struct.pack("<fi", score, len(text)) + text for score, text in written
-    )
+def tokenizer_beside(path: Path) -> Tokenizer | None:
+    """The tokenizer of a model: the only tok*.bin in its folder, or None."""
+    beside = [file for file in path.parent.glob("tok*.bin") if file != path]
+    if len(beside) != 1:
+        return None
+    return read_tokenizer(beside[0], read_header(path)[0].vocab_size)
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """What the header says."""
-    config, version, _ = read_header(path)
-    return {
-        "version": version,
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-    }
+READER = Reader(
+    name="llama2c",
+    what="a llama2.c .bin",
+    recognizes=lambda path: path.suffix == ".bin",
+    read=read,
+    read_tokenizer=tokenizer_beside,
+    describe=describe,
+)

@@ -45,7 +45,7 @@ from mobilellm.files import (
     sha256_file,
     write_json,
 )
-from mobilellm.interop.checkpoint import write_checkpoint
+from mobilellm.interop.folder import write_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.interop.checkpoint import load
+from mobilellm.interop.load import load
 from mobilellm.model.weights import grow_vocabulary, to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train.inputs import Data
@@ -46,13 +46,9 @@ def read_origin(path: Path, data: Data) -> Origin:
     config = loaded.config
     where = f"start.from = {str(path)!r}"
     tokenizer = data.tokenizer()
-    if loaded.tokenizer is None:
-        raise UserError(
-            f"{where}: this model has no tokenizer, so nothing says that the data fit it",
-            hint="put its tokenizer.json or tokenizer.model into the folder",
-        )
-    if loaded.tokenizer.sha256 != tokenizer.sha256:
-        _check_tokens(loaded.tokenizer, tokenizer, where)
+    own = loaded.require_tokenizer(where)  # without it nothing says that the data fit the model
+    if own.sha256 != tokenizer.sha256:
+        _check_tokens(own, tokenizer, where)
     rows = max(data.vocab_size, config.vocab_size)  # a model may have more rows than tokens
     named = to_named(config, dict(loaded.network.named_parameters()))
     grown, named = grow_vocabulary(config, named, rows)

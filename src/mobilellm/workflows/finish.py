@@ -15,7 +15,8 @@ from mobilellm.data.shards import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.perplexity import Score, perplexity
 from mobilellm.files import write_json
-from mobilellm.interop.checkpoint import Loaded, load
+from mobilellm.interop.load import load
+from mobilellm.interop.loaded import Loaded
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.generation import Sampling
 from mobilellm.records import (

@@ -1,7 +1,8 @@
 """Layer sharing across formats: unrolled for tools that know no repeats, and folded again.
 
+plain(network)         # a network that every tool knows, or UserError
 unrolled(network)      # 30 blocks applied twice -> 60 blocks
-folded(network)        # and back, where neighbours are equal
+folded(network)        # and back, where neighboring blocks are equal
 """
 
 from __future__ import annotations
@@ -10,11 +11,34 @@ import dataclasses
 
 import torch
 
+from mobilellm.errors import UserError
 from mobilellm.model.network import Network
 
 
+def plain(network: Network, approximate: bool = False) -> Network:
+    """The network as a plain Llama: shared layers unrolled.
+
+    `UserError` when later applications reuse K and V, which no plain Llama does; `approximate`
+    lets each compute its own instead, which is another function.
+    """
+    config = network.config
+    if config.layer_repeats == 1:
+        return network
+    if config.shared_kv == "first" and not approximate:
+        raise UserError(
+            'layer sharing with shared_kv = "first" has no equal among plain Llama networks',
+            hint="keep it with --to mobilellm, or add --approximate to write it as if each "
+            "application had its own K and V",
+        )
+    if config.shared_kv == "first":
+        own = Network(dataclasses.replace(config, shared_kv="own"), initialized=False)
+        own.load_state_dict(network.state_dict())
+        network = own
+    return unrolled(network)
+
+
 def unrolled(network: Network) -> Network:
-    """The same function with every application a block of its own (weights are copied, and stored twice)."""
+    """The same function with every application a block of its own; the weights are copied."""
     config = network.config
     repeats = config.layer_repeats
     plain = Network(
@@ -34,7 +58,10 @@ def unrolled(network: Network) -> Network:
 
 
 def folded(network: Network) -> Network:
-    """Equal neighbouring blocks as repeats of one: the largest number of repeats under which every group is equal."""
+    """Equal neighboring blocks as repeats of one, with as many repeats as every group allows.
+
+    Returns `network` itself where nothing can be folded.
+    """
     config = network.config
     count = config.num_hidden_layers
     if config.layer_repeats > 1:

@@ -1,0 +1,126 @@
+"""A tokenizer in GGUF's keys, in and out.
+
+    tokenizer = read_keys(header.keys, Path("model.gguf"))
+    add_keys(writer, tokenizer, rows=49152)
+
+GGUF numbers the types of its tokens as SentencePiece does (gguf's `TokenType`), so its pieces are
+those of mobilellm.tokenizer.sentencepiece.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+from mobilellm.interop.tokenizer_parts import (
+    ByteLevelParts,
+    byte_level_parts,
+    byte_level_tokenizer,
+    is_sentencepiece,
+    sentencepiece_parts,
+)
+from mobilellm.tokenizer.sentencepiece import (
+    BPE_MODEL,
+    UNUSED,
+    SentencePieceModel,
+    to_fast_tokenizer,
+)
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+# llama.cpp's name of a way to cut text before BPE -> whether each digit stands alone.
+PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True}
+FILLER = "[PAD"  # begins the names of rows of the embedding that no token has
+
+
+def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
+    """The tokenizer in the file, or none when it has none. `UserError` for kinds whose ids could not be equalled."""
+    kind = keys.get("tokenizer.ggml.model")
+    pieces, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type")
+    if kind is None or kind == "no_vocab":
+        return None
+    if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces) or not pieces:
+        raise UserError(f"{path}: its tokenizer has no list of tokens")
+    types = types if isinstance(types, list) and len(types) == len(pieces) else [1] * len(pieces)
+    while (
+        types and types[-1] == UNUSED and pieces[-1].startswith(FILLER)
+    ):  # rows of the embedding that no token has
+        pieces, types = pieces[:-1], types[:-1]
+    ids = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    if any(
+        i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)) for i in ids.values()
+    ):
+        raise UserError(
+            f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
+        )
+    template = keys.get("tokenizer.chat_template")
+    template = template if isinstance(template, str) else None
+    name = str(keys.get("general.name", path.stem))
+    if kind == "llama":
+        scores = keys.get("tokenizer.ggml.scores")
+        if not isinstance(scores, list) or len(scores) < len(pieces):
+            raise UserError(f"{path}: its tokenizer has no scores for its {len(pieces)} tokens")
+        unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
+        model = SentencePieceModel(
+            pieces=pieces, scores=scores[: len(pieces)], types=types, model_type=BPE_MODEL, byte_fallback=True,
+            remove_extra_whitespaces=False, add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
+            unk_id=unknown if isinstance(unknown, int) and unknown < len(pieces) else 0,
+            bos_id=ids["bos"] if keys.get("tokenizer.ggml.add_bos_token", True) else None, eos_id=ids["eos"],
+        )  # fmt: skip
+        if len(set(pieces)) != len(pieces):
+            raise UserError(f"{path}: a piece of its tokenizer occurs twice")
+        return Tokenizer(
+            to_fast_tokenizer(model, str(path)),
+            name=name,
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            chat_template=template,
+        )
+    pre = keys.get("tokenizer.ggml.pre", "gpt-2")
+    merges = keys.get("tokenizer.ggml.merges")
+    if (
+        kind != "gpt2"
+        or pre not in PRE_TOKENIZERS
+        or not isinstance(merges, list)
+        or not all(isinstance(m, str) for m in merges)
+    ):
+        raise UserError(
+            f"{path}: a tokenizer of kind {str(kind)[:40]!r}, {str(pre)[:40]!r}, which cannot be rebuilt exactly",
+            hint="give the model's own with --tokenizer",
+        )
+    parts = ByteLevelParts(
+        pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre]
+    )
+    return byte_level_tokenizer(
+        parts, name=name, bos_id=ids["bos"], eos_id=ids["eos"], add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        chat_template=template,
+    )  # fmt: skip
+
+
+def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
+    """Pieces padded to the embedding's rows, with all that llama.cpp needs to split text the same way."""
+    if is_sentencepiece(tokenizer):
+        model = sentencepiece_parts(tokenizer)
+        pieces, types, scores = model.pieces, model.types, model.scores
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(model.add_dummy_prefix)
+        if model.unk_id is not None:
+            writer.add_unk_token_id(model.unk_id)
+        writer.add_token_scores(scores + [-1e4] * (rows - len(scores)))
+    else:
+        parts = byte_level_parts(tokenizer)
+        pieces, types = parts.pieces, parts.types
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm" if parts.digits_alone else "gpt-2")
+        writer.add_token_merges(parts.merges)
+    writer.add_token_list(pieces + [f"{FILLER}{i}]" for i in range(len(pieces), rows)])
+    writer.add_token_types(types + [UNUSED] * (rows - len(types)))
+    if tokenizer.bos_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_id)
+    if tokenizer.eos_id is not None:
+        writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_add_bos_token(tokenizer.add_bos)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)

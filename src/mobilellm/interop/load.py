@@ -1,0 +1,123 @@
+"""A model on disk, of whatever format: the format is recognized, and its reader is called.
+
+    loaded = load(Path("runs/demo"))       # a run, or any of the formats of READERS
+    loaded.network, loaded.tokenizer, loaded.origin
+
+A new format is one entry in READERS and the file that the entry comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+from mobilellm.files import sha256_file
+from mobilellm.interop import gguf_reader, huggingface, llama2c
+from mobilellm.interop.loaded import Loaded, Reader
+from mobilellm.interop.repeats import folded
+from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+READERS: tuple[Reader, ...] = (huggingface.READER, gguf_reader.READER, llama2c.READER)
+
+
+def recognize(path: Path) -> tuple[Reader, Path]:
+    """The reader of what lies at `path`, and the folder or file that it reads.
+
+    Of a run that is the newest checkpoint. `UserError` when there is no model at `path`.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_dir() and not (path / "config.json").is_file():
+        steps = sorted((path / "checkpoints").glob("step-????????"))
+        if not steps:
+            raise UserError(
+                f"{path}: no model here",
+                hint="give a run with a checkpoint, or a folder with config.json",
+            )
+        path = steps[-1]
+    for reader in READERS:
+        if reader.recognizes(path):
+            return reader, path
+    raise UserError(
+        f"{path}: not a model file that is known",
+        hint=f"give a run, {', '.join(reader.what for reader in READERS)}",
+    )
+
+
+def load(
+    path: Path,
+    *,
+    shared_kv: SharedKV | None = None,
+    fold: bool = False,
+    tokenizer: Path | None = None,
+) -> Loaded:
+    """Read network and tokenizer, in float32.
+
+    `shared_kv` says which kind of layer sharing a checkpoint has that does not say so itself.
+    `fold` turns equal neighboring blocks into repeats of one. `tokenizer` is used instead of the
+    model's own, which is then not looked at. `UserError` names what is wrong with a file; a
+    tokenizer that cannot be read leaves the weights usable (`Loaded.tokenizer_fault`).
+    """
+    reader, where = recognize(path)
+    network, origin = reader.read(where, shared_kv)
+    found: Tokenizer | None
+    fault: UserError | None = None
+    if tokenizer is not None:
+        found = _given_tokenizer(tokenizer, network.config)
+    else:
+        found, fault = _own_tokenizer(reader, where)
+    if fold:
+        network = folded(network)
+    if found is not None and found.vocab_size > network.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {found.vocab_size} tokens, "
+            f"the embedding {network.config.vocab_size} rows",
+            hint="they belong to different models",
+        )
+    network.eval()
+    return Loaded(network=network, tokenizer=found, origin=origin, tokenizer_fault=fault)
+
+
+def _own_tokenizer(reader: Reader, where: Path) -> tuple[Tokenizer | None, UserError | None]:
+    """The model's own tokenizer, and why it could not be read."""
+    try:
+        return reader.read_tokenizer(where), None
+    except UserError as fault:
+        return None, fault
+
+
+def _given_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    """A tokenizer that a user names: any that `Tokenizer.load` reads, or llama2.c's."""
+    if path.suffix == ".bin":
+        return llama2c.read_tokenizer(path, config.vocab_size)
+    return Tokenizer.load(path)
+
+
+def describe(path: Path) -> tuple[ModelConfig, dict[str, Any] | None, dict[str, Any]]:
+    """Configuration, facts of the tokenizer, and origin; the weights are not read.
+
+    The facts are None without a tokenizer, and only `fault` for one that cannot be read.
+    """
+    reader, where = recognize(path)
+    config, origin = reader.describe(where)
+    tokenizer, fault = _own_tokenizer(reader, where)
+    facts: dict[str, Any] | None = None
+    if tokenizer is not None:
+        facts = {key: getattr(tokenizer, key) for key in ("name", "vocab_size", "sha256")}
+    elif fault is not None:
+        facts = {"fault": str(fault)}
+    return config, facts, {"format": reader.name} | origin
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of a model file, or of the names and hashes of a folder's files."""
+    _, where = recognize(path)
+    if where.is_file():
+        return sha256_file(where)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in where.iterdir() if p.is_file()):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""What a reader returns: a model from disk, and the entry by which a format describes itself.
+
+    loaded = mobilellm.load("runs/demo")
+    loaded.network, loaded.tokenizer, loaded.origin
+    loaded.generate("ROMEO:", max_new_tokens=50)
+
+Every reader imports this module, and `load` imports every reader: nothing here knows a format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.generation import Sampling
+from mobilellm.model.network import Network
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model read from disk."""
+
+    network: Network
+    """In float32, on the CPU, in evaluation mode."""
+    tokenizer: Tokenizer | None
+    """None where there is none, or where it could not be read (see `tokenizer_fault`)."""
+    origin: dict[str, Any]
+    """Where the model came from, as far as its files say."""
+    tokenizer_fault: UserError | None = None
+    """Why the model's own tokenizer could not be read; its weights can be used all the same."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's configuration."""
+        return self.network.config
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt, with BOS before it where the tokenizer puts one.
+
+        An empty prompt becomes BOS, or the end-of-text token where there is no BOS. `UserError`
+        when the model has no tokenizer.
+        """
+        tokenizer = self.require_tokenizer()
+        begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
+        ids = begin + tokenizer.encode(text)
+        alone = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        return ids or ([] if alone is None else [alone])
+
+    def require_tokenizer(self, where: str | Path = "the model") -> Tokenizer:
+        """The tokenizer. `UserError` when there is none, or with the reason why it was not read."""
+        if self.tokenizer_fault is not None:
+            raise self.tokenizer_fault
+        if self.tokenizer is None:
+            raise UserError(
+                f"{where}: has no tokenizer",
+                hint="put its tokenizer.json or tokenizer.model into the folder",
+            )
+        return self.tokenizer
+
+    def continuation(self, prompt: list[int], tokens: list[int]) -> str:
+        """The text that `tokens` add to the prompt's.
+
+        Both are decoded together, since pieces can join where the one ends and the other begins.
+        """
+        tokenizer = self.require_tokenizer()
+        before = tokenizer.decode(prompt, skip_special_tokens=True)
+        return tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)[len(before) :]
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        sampling: Sampling | None = None,
+        stop: Sequence[int] | None = None,
+    ) -> str:
+        """The text that follows `prompt`; greedy unless `sampling` says otherwise."""
+        ids = self.prompt_ids(prompt)
+        return self.continuation(
+            ids, list(self.network.generate(ids, max_new_tokens, sampling, stop))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A format that can be read. Each of the functions takes the folder or file that holds it."""
+
+    name: str
+    """Short name, as `info` and `convert` print it."""
+    what: str
+    """What a user gives, in a few words."""
+    recognizes: Callable[[Path], bool]
+    """Whether what lies at this path, which exists, is of this format."""
+    read: Callable[[Path, SharedKV | None], tuple[Network, dict[str, Any]]]
+    """Network and origin. The second argument is the kind of layer sharing, where a user names it."""
+    read_tokenizer: Callable[[Path], Tokenizer | None]
+    """The model's own tokenizer, or None where it has none."""
+    describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]
+    """Configuration and origin, without reading the weights."""
