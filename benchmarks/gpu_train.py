@@ -73,16 +73,17 @@ class Contestant:
     ) -> None:
         from mobilellm.model.config import ModelConfig
         from mobilellm.model.network import Network
+        from mobilellm.model.precision import Precision
         from mobilellm.train.optimizer import build
         from mobilellm.train.parallel import Parallel
         from mobilellm.train.recipe import OptimizerSection, Recipe, TrainSection
         from mobilellm.train.world import World
 
         self.settings = settings
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
         recipe = Recipe(
             train=TrainSection(
-                precision=precision, compile="block" if settings["compile"] else "off"
+                precision=precision.value, compile="block" if settings["compile"] else "off"
             )
         )  # type: ignore[arg-type]
         torch.manual_seed(0)
@@ -96,9 +97,7 @@ class Contestant:
         x, y = self.ids[:, :-1], self.ids[:, 1:]
         if self.settings["loss"] == "chunked":
             return self.parallel(x, y) / y.numel()
-        from mobilellm.evaluate.perplexity import autocast
-
-        with autocast(self.network, self.precision):
+        with self.precision.autocast(x.device):
             logits = self.network(x)
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
 
@@ -209,6 +208,7 @@ def measure(
     from mobilellm.hardware.probes import peak_flops
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.costs import ModelCosts
+    from mobilellm.model.precision import Precision
     from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
     from mobilellm.train.optimizer import OPTIMIZERS
@@ -269,8 +269,8 @@ def measure(
     )
     config = ModelConfig.preset(preset, vocab_size=vocabulary)
     flops = ModelCosts.of(config).flops_per_token(length)
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    peak = peak_flops(device, precision)
+    precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
+    peak = peak_flops(device, precision.dtype)
     size = winner["micro_batch_size"]
     batching = Batching.of(
         sequence_length=length, batch_tokens=size * length, micro_batch_size=size

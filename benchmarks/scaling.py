@@ -35,7 +35,7 @@ def main() -> None:
     import torch
 
     from mobilellm.hardware.description import describe
-    from mobilellm.hardware.probes import fast_precision
+    from mobilellm.model.precision import Precision
     from mobilellm.train.recipe import (
         DataSection,
         ModelSection,
@@ -44,7 +44,7 @@ def main() -> None:
         TrainSection,
     )
 
-    precision = fast_precision(torch.device("cpu"))
+    precision = Precision.fast_on(torch.device("cpu")).value
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,9 +35,9 @@ def stepper(
     """A function that makes one training step and returns its loss."""
     import torch
 
-    from mobilellm.evaluate.perplexity import autocast
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
+    from mobilellm.model.precision import Precision
     from mobilellm.train.optimizer import build
     from mobilellm.train.recipe import OptimizerSection
 
@@ -66,14 +66,14 @@ def stepper(
         return step
     network = Network(config)
     optimizers = build(
-        network, OptimizerSection(name=optimizer_kind, learning_rate=1e-3), precision
+        network, OptimizerSection(name=optimizer_kind, learning_rate=1e-3), Precision(precision)
     )  # type: ignore[arg-type]
     if compiled:
         for layer in network.layers:
             layer.compile(dynamic=False)
 
     def our_step() -> float:
-        with autocast(network, precision):
+        with Precision(precision).autocast(ids.device):
             loss = network.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -115,14 +115,15 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     """Seconds a step, interleaved: every round steps each contestant in turn."""
     import torch
 
-    from mobilellm.hardware.probes import compiler_works, fast_precision
+    from mobilellm.hardware.probes import compiler_works
+    from mobilellm.model.precision import Precision
 
-    precision, compiled = fast_precision(torch.device("cpu")), compiler_works()
+    precision, compiled = Precision.fast_on(torch.device("cpu")), compiler_works()
     contestants = {"transformers, eager fp32": ("transformers", size, "fp32", False)}
     contestants["ours, eager fp32"] = ("ours", size, "fp32", False)
     if compiled:
         contestants["ours, compiled fp32"] = ("ours", size, "fp32", True)
-    if precision == "bf16":
+    if precision is Precision.BF16:
         contestants["ours, as resolved here"] = ("ours", size, "bf16", compiled)
         if size == "demo":
             contestants["ours, as resolved, Muon"] = ("ours", size, "bf16", compiled, "muon")

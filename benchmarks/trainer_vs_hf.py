@@ -245,14 +245,14 @@ def main() -> None:
     import transformers
 
     from mobilellm.hardware.description import describe
-    from mobilellm.hardware.probes import fast_precision
+    from mobilellm.model.precision import Precision
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = {k: v for k, v in describe(here).items() if k != "command"}
     precisions = (
         [arguments.precision]
         if arguments.precision
-        else sorted({"fp32", fast_precision(here)}, reverse=True)
+        else sorted({"fp32", Precision.fast_on(here).value}, reverse=True)
     )
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine['device']}, {torch.get_num_threads()} threads, {versions}")

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobilellm.evaluate.perplexity import autocast
 from mobilellm.model import attention
 from mobilellm.model.attention import causal_attention
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_training_in_bf16_uses_it_and_stays_close_to_float32(
     real = attention._blocks
     monkeypatch.setattr(attention, "_blocks", lambda length: calls.append(length) or real(length))
     losses, gradients = [], []
-    for precision in ("fp32", "bf16"):
+    for precision in Precision:
         network.zero_grad()
-        with autocast(network, precision):
+        with precision.autocast(torch.device("cpu")):
             loss = network.loss(ids, ids.roll(-1, 1))
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
-        assert bool(calls) == (precision == "bf16")
+        assert bool(calls) == (precision is Precision.BF16)
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999

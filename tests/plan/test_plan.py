@@ -8,10 +8,10 @@ import torch
 
 from mobilellm.cli import main
 from mobilellm.errors import UserError
-from mobilellm.evaluate.perplexity import autocast
 from mobilellm.hardware.devices import DEVICES, recognize
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.plan.batching import Batching
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import plan_run
@@ -109,10 +109,16 @@ def test_devices_are_recognized_by_torchs_names() -> None:
         pytest.param("15M", 512, 4, {}, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", list(Precision), ids=str)
 @pytest.mark.parametrize(("optimizer", "passes"), [("adamw", 1), ("adamw", 2), ("muon", 1)])
 def test_memory_is_what_was_held(
-    preset: str, length: int, rows: int, changes: dict, precision: str, optimizer: str, passes: int
+    preset: str,
+    length: int,
+    rows: int,
+    changes: dict,
+    precision: Precision,
+    optimizer: str,
+    passes: int,
 ) -> None:
     config = ModelConfig.preset(preset, **changes)
     network = Network(config)
@@ -124,7 +130,7 @@ def test_memory_is_what_was_held(
     with held:
         for _ in range(2):
             for _ in range(passes):
-                with autocast(network, precision):
+                with precision.autocast(torch.device("cpu")):
                     loss = network.loss(ids, ids)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -8,12 +8,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from mobilellm.cli.terminal import print_json, progress, say
 from mobilellm.errors import UserError
+from mobilellm.model.precision import Precision
 
 if TYPE_CHECKING:
     from mobilellm.evaluate.campaign import Subject
@@ -56,7 +57,7 @@ class Eval:
     """Set the models' rows into the published tables, and compare the first two models item by item."""
     explain: int = 0
     """Print so many items that one of the first two models has right and the other wrong."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Precision, tyro.conf.EnumChoicesFromValues] = Precision.FP32
     """What tasks are computed in; fp32 equals the harness's scores."""
     batch_tokens: int = 2048
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
@@ -243,7 +244,7 @@ def labels(models: tuple[Path, ...]) -> list[str]:
     return found
 
 
-def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Subject:
+def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
     """A model ready to be scored: through our own network where it is of that kind, else through transformers."""
     from mobilellm.evaluate.campaign import Subject
     from mobilellm.evaluate.engine import Backend, Engine, NetworkBackend
@@ -258,7 +259,7 @@ def open_subject(name: str, path: Path, precision: str, batch_tokens: int) -> Su
         foreign = foreign_kind(path)
         if foreign is None:
             raise
-        if precision != "fp32":
+        if precision is not Precision.FP32:
             raise UserError(
                 f"{path}: a model of type {foreign} is computed in fp32",
                 hint="leave out --precision",
@@ -342,7 +343,7 @@ def register_with_harness() -> None:
         ) -> None:  # fmt: skip
             loaded = load(Path(pretrained))
             tokenizer = loaded.require_tokenizer(pretrained)
-            super().__init__(loaded.network, tokenizer, int(batch_tokens), precision)
+            super().__init__(loaded.network, tokenizer, int(batch_tokens), Precision(precision))
 
     if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
         register_model("mobilellm")(Model)

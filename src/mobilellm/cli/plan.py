@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from mobilellm.cli.terminal import count, duration, print_json, say, size
 from mobilellm.errors import UserError
+from mobilellm.model.precision import Precision
 from mobilellm.train.recipe import OptimizerName
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class Plan:
     """Tokens a step, over all devices."""
     micro_batch_size: int = 0
     """Sequences in one pass of one device; 0 takes the largest that fits."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Annotated[Precision, tyro.conf.EnumChoicesFromValues] = Precision.BF16
     """Of the matrix products."""
     optimizer: OptimizerName = "adamw"
     """Its moments count."""

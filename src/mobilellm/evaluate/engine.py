@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.perplexity import autocast
 from mobilellm.evaluate.requests import Item, Request, Result, group
 from mobilellm.model.documents import Span
 from mobilellm.model.linear import linear
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 
 LOGITS_AT_ONCE = 1 << 21  # numbers, 8 MiB: the logits that exist at a time on a CPU
 LOGITS_AT_ONCE_ON_ACCELERATOR = 1 << 26
@@ -63,7 +63,7 @@ class NetworkBackend:
     """Our own network."""
 
     network: Network
-    precision: str = "fp32"
+    precision: Precision = Precision.FP32
     pads: ClassVar[bool] = False
 
     @property
@@ -110,7 +110,7 @@ class NetworkBackend:
                 targets += request.targets
             spans.append((begin, len(line), None if seen is None else seen.to(device)))
         ids = torch.tensor(line, device=device)[None]
-        with autocast(self.network, self.precision):
+        with self.precision.autocast(device):
             packed = (torch.tensor(positions, device=device), spans)
             hidden = self.network.hidden(
                 ids, packed=packed, rows=torch.tensor(rows, device=device)

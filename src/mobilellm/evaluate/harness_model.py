@@ -18,6 +18,7 @@ from mobilellm.evaluate.requests import OwnEncoder, encode
 from mobilellm.evaluate.rolling import rolling_requests
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
@@ -31,7 +32,7 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         network: Network,
         tokenizer: Tokenizer,
         batch_tokens: int = 2048,
-        precision: str = "fp32",
+        precision: Precision = Precision.FP32,
     ) -> None:
         super().__init__()
         self.network, self.tokens = network, tokenizer

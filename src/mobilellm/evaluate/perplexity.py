@@ -8,7 +8,6 @@ Bits per byte divides by the bytes of the original text, so models with differen
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from mobilellm.errors import UserError
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 
 
 class Tokens(Protocol):
@@ -58,13 +58,6 @@ class Score:
     """Tokens scored."""
     bytes: int
     """UTF-8 bytes of the text."""
-
-
-def autocast(network: Network, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which matrix products run in `precision` ("fp32" or "bf16")."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(network.embed_tokens.weight.device.type, torch.bfloat16)
 
 
 def windows(
@@ -108,7 +101,7 @@ def windows(
 @torch.inference_mode()
 def perplexity(
     network: Network, stream: Tokens, text_bytes: int, *, sequence_length: int, stride: int = 0, prefix: int | None = None,
-    precision: str = "fp32", batch_tokens: int = 8192, progress: Callable[[int, int], None] | None = None,
+    precision: Precision = Precision.FP32, batch_tokens: int = 8192, progress: Callable[[int, int], None] | None = None,
 ) -> Score:  # fmt: skip
     """Score a stream of tokens. `stride` 0 means windows that do not overlap; `progress(done, total)` counts tokens.
 
@@ -128,7 +121,7 @@ def perplexity(
     for inputs, targets in windows(
         stream, sequence_length, batch_tokens, prefix, stride or sequence_length
     ):
-        with autocast(network, precision):
+        with precision.autocast(device):
             loss = network.loss(
                 torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
             )

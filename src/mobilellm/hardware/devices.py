@@ -7,8 +7,12 @@ recognize("NVIDIA H100 PCIe")        # DEVICES["h100-pcie"], from the name that 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mobilellm.errors import unknown_name
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,10 @@ class Device:
     """Board power."""
     source: str
     """Document with the figures."""
+
+    def peak_flops(self, dtype: torch.dtype) -> float:
+        """Peak FLOP/s of products of numbers of this type."""
+        return self.fp32 if dtype.itemsize == 4 else self.bf16
 
 
 DEVICES = {

@@ -5,8 +5,8 @@ bfloat16 products run 300 times slower than float32; on one with AVX-512 BF16 th
 faster. So each question that a run asks of the machine is answered by trying:
 
     device = pick_device()
-    precision = fast_precision(device)            # "bf16" or "fp32"
-    peak = peak_flops(device, precision)          # FLOP/s of a matrix product alone
+    bf16_is_fast(device)                          # True or False
+    peak = peak_flops(device, torch.bfloat16)     # FLOP/s of a matrix product alone
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: i
     return 2 * size**3 / best
 
 
-def fast_precision(device: torch.device) -> str:
-    """ "bf16" where its products are well faster than float32's, else "fp32"."""
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 products are well faster than float32's here."""
     # A small product comes first: where bf16 is emulated, a large one would take many seconds.
     small = {dtype: matmul_flops(device, dtype, 192) for dtype in (torch.bfloat16, torch.float32)}
     if small[torch.bfloat16] < 0.3 * small[torch.float32]:
-        return "fp32"
+        return False
     # The large product outweighs what a call costs. The two take turns, since other work may come
     # and go meanwhile.
     rounds = [
@@ -53,7 +53,7 @@ def fast_precision(device: torch.device) -> str:
         for _ in range(4)
     ]
     bf16, fp32 = (max(column) for column in zip(*rounds, strict=True))
-    return "bf16" if bf16 > MIN_BF16_GAIN * fp32 else "fp32"
+    return bf16 > MIN_BF16_GAIN * fp32
 
 
 def compiler_works() -> bool:
@@ -69,11 +69,10 @@ def compiler_works() -> bool:
         return False
 
 
-def peak_flops(device: torch.device, precision: str) -> float:
-    """Peak FLOP/s of a device's matrix products: the maker's figure for a known device, else a
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak FLOP/s of a device's matrix products in `dtype`: the maker's figure for a known device, else a
     measured one."""
     if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
-        return known.bf16 if precision == "bf16" else known.fp32
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return known.peak_flops(dtype)
     small = matmul_flops(device, dtype, 192, 3)
     return max(small, matmul_flops(device, dtype, 1024, 3) if small > 1e9 else small)

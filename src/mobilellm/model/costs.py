@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.precision import Precision
 
-BYTES_PER_PARAMETER = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+BYTES_PER_PARAMETER = {p.value: float(p.bytes) for p in Precision} | {"int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)

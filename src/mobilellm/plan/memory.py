@@ -1,7 +1,7 @@
 """Memory of one device while training: counted from the configuration, as train/ lays it out.
 
     batching = Batching.of(sequence_length=2048, batch_tokens=16384)
-    memory = estimate(config, batching, precision="bf16", optimizer=OptimizerCosts(matrix_bytes=8))
+    memory = estimate(config, batching, precision=Precision.BF16, optimizer=OptimizerCosts(matrix_bytes=8))
     memory.peak               # bytes
     memory.parts              # {"weights": ..., "gradients": ..., "moments": ..., ...}
 
@@ -13,14 +13,12 @@ among the activations, since they live as long. Tested against tracked allocatio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.loss import CHUNK_NUMBERS
+from mobilellm.model.precision import Precision
 from mobilellm.plan.batching import Batching
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class OptimizerCosts:
 
 def activation_bytes(config: ModelConfig, precision: Precision) -> int:
     """Bytes a token leaves behind in the forward pass for the backward pass."""
-    e = 2 if precision == "bf16" else 4  # a number that enters a product
+    e = precision.bytes  # a number that enters a product
     d, ffn = config.hidden_size, config.intermediate_size
     q, kv = (
         config.num_attention_heads * config.head_dim,
@@ -85,13 +83,13 @@ def estimate(
     per_token = activation_bytes(config, precision)
     tokens = batching.sequence_length * batching.micro_batch_size
     kept = per_token * tokens
-    if precision == "bf16":
+    if precision is Precision.BF16:
         kept += 2 * inside
     rows = min(tokens, max(16, CHUNK_NUMBERS // config.vocab_size))
     # One chunk holds its logits in the products' precision and in float32, and its softmax in both.
-    chunk = rows * config.vocab_size * (4 + 4 if precision == "fp32" else 2 + 4 + 2)
+    chunk = rows * config.vocab_size * (4 + 4 if precision is Precision.FP32 else 2 + 4 + 2)
     # The output layer's gradient and copy come on top.
-    logits = chunk + 4 * output + (2 * output if precision == "bf16" else 0)
+    logits = chunk + 4 * output + (2 * output if precision is Precision.BF16 else 0)
     block = 4 * inside // config.num_hidden_layers
     # FSDP gathers the embedding, and a block ahead.
     gathered = 0 if shards == 1 else 4 * output + 2 * block
@@ -113,7 +111,7 @@ def estimate(
 
 def _orthogonalizing_scratch(config: ModelConfig, precision: Precision) -> int:
     """Directions of all matrices, and the iteration over the largest group of equal shapes."""
-    e = 2 if precision == "bf16" else 4
+    e = precision.bytes
     inside = ModelCosts.of(config).parameters
     feed_forward = inside["feed_forward"]
     return 4 * (inside["attention"] + feed_forward) + 4 * e * feed_forward

@@ -22,8 +22,9 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.devices import DEVICES, Device, device
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
+from mobilellm.model.precision import Precision
 from mobilellm.plan.batching import Batching
-from mobilellm.plan.memory import Memory, OptimizerCosts, Precision, estimate
+from mobilellm.plan.memory import Memory, OptimizerCosts, estimate
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # Python 3.11 has it in typing
@@ -90,7 +91,7 @@ def plan_run(
     sequence_length: int = 2048,
     batch_tokens: int = 2_097_152,
     micro_batch_size: int = 0,
-    precision: Precision = "bf16",
+    precision: Precision = Precision.BF16,
     optimizer: OptimizerCosts = ADAMW,
     sharded: bool = False,
     mfu: float = 0.0,
@@ -119,7 +120,7 @@ def plan_run(
     numbers = ModelCosts.of(config)
     flops = numbers.flops_per_token(sequence_length)
     rate = mfu or expected_mfu(config, on)
-    peak = on.bf16 if precision == "bf16" else on.fp32
+    peak = on.peak_flops(precision.dtype)
     speed = peak * rate / flops["palm"]
 
     def needs(division: Batching) -> Memory:
@@ -143,7 +144,7 @@ def plan_run(
         "device": device_name.lower(),
         "devices": count,
         "device_facts": dataclasses.asdict(on),
-        "precision": precision,
+        "precision": precision.value,
         "mfu_palm": rate,
         "mfu_6n": rate * flops["six_n"] / flops["palm"],
         "mfu_from": "given" if mfu else f"{HIGHEST_MFU} x width / (width + {half_width(on):.0f})",

@@ -11,6 +11,7 @@ import torch
 
 from mobilellm.evaluate.perplexity import Score
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.train.heldout import document_border, held_out, total_loss
 from mobilellm.train.inputs import Data
 from mobilellm.train.recipe import Recipe
@@ -36,7 +37,7 @@ class Evaluation:
                 self.network,
                 self.data,
                 sequence_length=self.recipe.data.sequence_length,
-                precision=self.recipe.train.precision,
+                precision=Precision(self.recipe.train.precision),
                 world=self.world,
                 sharded=self.sharded,
             )
@@ -57,7 +58,7 @@ class Evaluation:
                     stream,
                     document_border(self.data),
                     self.recipe.data.sequence_length,
-                    self.recipe.train.precision,
+                    Precision(self.recipe.train.precision),
                     self.world,
                     self.sharded,
                 )

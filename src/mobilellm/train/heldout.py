@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from mobilellm.evaluate.perplexity import Score, autocast, windows
+from mobilellm.evaluate.perplexity import Score, windows
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.train.world import World
 
 BATCH_TOKENS = 8192
@@ -26,7 +27,7 @@ def held_out(
     data: Any,
     *,
     sequence_length: int,
-    precision: str,
+    precision: Precision,
     world: World,
     sharded: bool,
 ) -> Score:
@@ -50,7 +51,7 @@ def total_loss(
     stream: Any,
     prefix: int | None,
     sequence_length: int,
-    precision: str,
+    precision: Precision,
     world: World,
     sharded: bool,
 ) -> tuple[float, int]:
@@ -67,7 +68,7 @@ def total_loss(
         ):
             if number % size != rank:
                 continue
-            with autocast(network, precision):
+            with precision.autocast(device):
                 loss = network.loss(
                     torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
                 )

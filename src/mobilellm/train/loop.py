@@ -29,6 +29,7 @@ from mobilellm.hardware.profiler import profiler
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
+from mobilellm.model.precision import Precision
 from mobilellm.model.weights import load_weights
 from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train import checkpoint
@@ -132,7 +133,7 @@ class Trainer:
         """What the devices of all processes could do at best, FLOP/s: from the table of devices, or
         measured once."""
         if not self._peak:
-            peak = peak_flops(self.device, self.recipe.train.precision)
+            peak = peak_flops(self.device, Precision(self.recipe.train.precision).dtype)
             self._peak = peak * self.world.size
         return self._peak
 

@@ -1,6 +1,6 @@
 """The optimizers of a run, built from its recipe by the entry of `OPTIMIZERS` that it names.
 
-    optimizers = build(network, recipe.optimizer, "fp32", recipe.learning_rate_factor)
+    optimizers = build(network, recipe.optimizer, Precision.FP32, recipe.learning_rate_factor)
 
 Matrices inside the blocks are decayed, and go to Muon when the recipe says so; the embedding and
 the norms go to AdamW. A new kind is one entry: how it is built, the tensors it keeps for each
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.model.weights import stacks
 from mobilellm.plan.memory import OptimizerCosts
 from mobilellm.train.muon import Muon
@@ -29,7 +30,7 @@ Group = dict[str, Any]
 class OptimizerKind:
     """What the rest of the project knows of a kind of optimizer."""
 
-    build: Callable[[Network, OptimizerSection, str], list[torch.optim.Optimizer]]
+    build: Callable[[Network, OptimizerSection, Precision], list[torch.optim.Optimizer]]
     """The torch optimizers over all parameters of a network; each group's "lr" is its peak."""
     costs: OptimizerCosts
     """Bytes it keeps for each parameter, and holds during a step."""
@@ -62,7 +63,7 @@ def _inside(network: Network) -> dict[str, nn.Parameter]:
 
 
 def _build_adamw(
-    network: Network, section: OptimizerSection, _: str
+    network: Network, section: OptimizerSection, _: Precision
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything. Weight decay on every matrix, the embedding among them, as the paper's
     own recipe has it."""
@@ -75,7 +76,7 @@ def _build_adamw(
 
 
 def _build_muon(
-    network: Network, section: OptimizerSection, precision: str
+    network: Network, section: OptimizerSection, precision: Precision
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest. The embedding goes undecayed:
     its rows are updated rarely and at a rate of their own."""
@@ -88,7 +89,7 @@ def _build_muon(
         lr=section.learning_rate,
         momentum=section.momentum,
         weight_decay=section.weight_decay,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        dtype=precision.dtype,
     )
     return [muon, _adamw(_outside(network, section, embedding_decay=0.0), section)]
 
@@ -112,7 +113,7 @@ STATE: dict[type[torch.optim.Optimizer], Callable[[nn.Parameter], dict[str, Tens
 
 
 def build(
-    network: Network, section: OptimizerSection, precision: str, factor: float = 1.0
+    network: Network, section: OptimizerSection, precision: Precision, factor: float = 1.0
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`."""
     optimizers = OPTIMIZERS[section.name].build(network, section, precision)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.perplexity import autocast
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.world import World
 
@@ -25,13 +25,13 @@ from mobilellm.train.world import World
 class Step(nn.Module):
     """The share of one micro-batch in the step's loss."""
 
-    def __init__(self, network: Network, precision: str, z_loss: float) -> None:
+    def __init__(self, network: Network, precision: Precision, z_loss: float) -> None:
         super().__init__()
         self.network, self.precision, self.z_loss = network, precision, z_loss
 
     def forward(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
         """Sum of the losses in nats."""
-        with autocast(self.network, self.precision):
+        with self.precision.autocast(inputs.device):
             return self.network.loss(inputs, targets, "sum", documents, self.z_loss)
 
 
@@ -40,7 +40,9 @@ class Parallel:
 
     def __init__(self, network: Network, recipe: Recipe, world: World) -> None:
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
-        self.step: nn.Module = Step(network, recipe.train.precision, recipe.optimizer.z_loss)
+        self.step: nn.Module = Step(
+            network, Precision(recipe.train.precision), recipe.optimizer.z_loss
+        )
         self.sharded = self.kind == "fsdp" and world.size > 1
         if recipe.train.compile == "block":
             for layer in network.layers:

@@ -45,6 +45,7 @@ else:
     import tomli as tomllib
 
 OptimizerName = Literal["adamw", "muon"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
 ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
 DEFAULT_PRESET = "5M"
 
@@ -117,7 +118,7 @@ class TrainSection:
     device's memory runs out."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds the first weights and the order of the samples."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """Of the matrix products (weights and optimizer stay float32); auto measures which one the
     device is faster at."""
     compile: Literal["auto", "block", "off"] = "auto"

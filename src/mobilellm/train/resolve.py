@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from mobilellm.hardware.probes import compiler_works, fast_precision
+from mobilellm.hardware.probes import compiler_works
+from mobilellm.model.precision import Precision
 from mobilellm.train.recipe import Recipe
 
 WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once
@@ -14,7 +15,7 @@ WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once
 def resolve(recipe: Recipe, device: torch.device) -> Recipe:
     """`recipe` with every "auto" decided for this device."""
     if recipe.train.precision == "auto":
-        recipe = recipe.replace("train", precision=fast_precision(device))
+        recipe = recipe.replace("train", precision=Precision.fast_on(device).value)
     if recipe.train.compile == "auto":
         worth = recipe.train.steps >= WORTH_COMPILING_STEPS
         recipe = recipe.replace("train", compile="block" if worth and compiler_works() else "off")

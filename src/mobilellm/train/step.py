@@ -18,6 +18,7 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.plan.batching import Batching
 from mobilellm.train.guard import Guard
 from mobilellm.train.optimizer import build, set_learning_rate, skip_when
@@ -50,7 +51,10 @@ class TrainStep:
             self.batching = find_micro_batch(network, recipe, world)
         self.parallel = Parallel(network, recipe, world)
         self.optimizers = build(
-            network, recipe.optimizer, recipe.train.precision, recipe.learning_rate_factor
+            network,
+            recipe.optimizer,
+            Precision(recipe.train.precision),
+            recipe.learning_rate_factor,
         )
         self.guard = Guard(world.device, recipe.train.spike_threshold)
 

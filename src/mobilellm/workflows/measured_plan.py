@@ -16,7 +16,8 @@ from mobilellm.hardware.probes import peak_flops, pick_device
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
-from mobilellm.plan.memory import Precision, estimate
+from mobilellm.model.precision import Precision
+from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import Plan
 from mobilellm.train.optimizer import OPTIMIZERS, build
 from mobilellm.train.parallel import Parallel
@@ -47,7 +48,7 @@ def measured_plan(
     )
     recipe = resolve(recipe, world.device)
     batching = recipe.batching()
-    precision: Precision = "bf16" if recipe.train.precision == "bf16" else "fp32"
+    precision = Precision(recipe.train.precision)
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)
     step = Parallel(network, recipe, world)
@@ -70,7 +71,7 @@ def measured_plan(
     seconds = statistics.median(taken[2:])
     numbers = ModelCosts.of(config)
     flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
-    peak = peak_flops(world.device, precision)
+    peak = peak_flops(world.device, precision.dtype)
     memory = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS[optimizer].costs)
     room = _memory(world.device)
     name = str(describe(world.device)["device"])
@@ -83,7 +84,7 @@ def measured_plan(
         "device": name,
         "devices": 1,
         "device_facts": {"name": name, "memory": room, "source": "measured on this machine"},
-        "precision": precision,
+        "precision": precision.value,
         "mfu_palm": speed * flops["palm"] / peak,
         "mfu_6n": speed * flops["six_n"] / peak,
         "mfu_from": (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -17,10 +16,16 @@ from mobilellm.data.shards import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import pick_device
 from mobilellm.train.loop import Trainer
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.recipe import (
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    PrecisionName,
+    Recipe,
+    TrainSection,
+)
 from mobilellm.train.resolve import resolve
 
-Precision = Literal["auto", "fp32", "bf16"]
 SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
 MIN_STEPS = 30
@@ -35,7 +40,7 @@ def recipe_for(
     steps: int = 0,
     seconds: float = 150.0,
     seed: int = 0,
-    precision: Precision = "auto",
+    precision: PrecisionName = "auto",
 ) -> Recipe:
     """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds`
     allow here.
