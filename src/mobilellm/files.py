@@ -12,8 +12,8 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,25 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _partial_name(path: Path) -> Path:
+    """A new name beside `path`.
+
+    The tempfile module would make its files and folders readable by their owner alone; what is
+    made under this name has the permissions that umask gives.
+    """
+    return path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(6)}")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` under `path`: complete, or not at all."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent)
+        temporary = _partial_name(path)
         try:
-            with open(descriptor, "wb") as file:
+            with open(temporary, "xb") as file:  # with the permissions that umask gives
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -133,7 +141,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: exists already", hint="choose another name or remove it")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
+        staging = _partial_name(path)
+        staging.mkdir()
         try:
             yield staging
             publish(staging, path)
@@ -148,7 +157,6 @@ def publish(staging: Path, path: Path) -> None:
         for name in names:
             sync(Path(folder, name))
         sync(Path(folder))
-    os.chmod(staging, 0o755)
     os.rename(staging, path)
     sync(path.parent)
 
