@@ -69,7 +69,7 @@ class TestOriginal:
         self, tmp_path: Path, small_data: Path
     ) -> None:
         from mobilellm.data.shards import TokenFolder
-        from mobilellm.evaluate.sharing import measure_sharing
+        from mobilellm.evaluate.sharing_kind import measure_sharing
         from mobilellm.train.recipe import (
             DataSection,
             ModelSection,

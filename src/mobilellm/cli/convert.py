@@ -99,8 +99,8 @@ class Convert:
 
     def measure(self, text: Path) -> dict[str, Any]:
         """The loss of both kinds of layer sharing on a text."""
-        from mobilellm.evaluate.heldout import read_text
-        from mobilellm.evaluate.sharing import measure_sharing
+        from mobilellm.evaluate.held_out import read_text
+        from mobilellm.evaluate.sharing_kind import measure_sharing
         from mobilellm.interop.load import load
 
         if self.shared_kv is not None:

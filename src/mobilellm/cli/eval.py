@@ -57,8 +57,9 @@ class Eval:
     """Set the models' rows into the published tables, and compare the first two models item by item."""
     explain: int = 0
     """Print so many items that one of the first two models has right and the other wrong."""
-    precision: Annotated[Precision, tyro.conf.EnumChoicesFromValues] = Precision.FP32
-    """What tasks are computed in; fp32 equals the harness's scores."""
+    precision: Annotated[Precision | None, tyro.conf.EnumChoicesFromValues] = None
+    """What is computed in. Without it tasks are in fp32, which equals the harness's scores, and a
+    run's text is in what the run trained in, which equals the loss in its metrics."""
     batch_tokens: int = 2048
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
     cache: Path | None = None
@@ -98,7 +99,7 @@ class Eval:
 
     def score_text(self, model: Path) -> Score:
         """A model's loss on held-out data or a text."""
-        from mobilellm.evaluate.heldout import score_data, score_text
+        from mobilellm.evaluate.held_out import score_data, score_text
         from mobilellm.interop.load import load
         from mobilellm.train.recipe import Recipe
 
@@ -117,10 +118,12 @@ class Eval:
         length = self.sequence_length or (
             recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings
         )
+        own = Precision(recipe.train.precision) if recipe else Precision.FP32
         with progress("scoring", "tokens") as update:
             options: dict[str, Any] = {
                 "sequence_length": length,
                 "stride": self.stride,
+                "precision": self.precision or own,
                 "progress": update,
             }
             if data is not None:
@@ -165,7 +168,7 @@ class Eval:
         samples: dict[str, list[Sample]] = {}
         sizes: dict[str, int] = {}
         for name, model in zip(names, self.models, strict=True):
-            subject = open_subject(name, model, self.precision, self.batch_tokens)
+            subject = open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
             sizes[name] = subject.parameters
             scores[name], samples[name] = run_tasks(
                 subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,

@@ -3,7 +3,8 @@
     score = perplexity(network, tokens, text_bytes, sequence_length=256)
     score.bits_per_byte
 
-Bits per byte divides by the bytes of the original text, so models with different tokenizers compare.
+Bits per byte divides by the bytes of the original text, so that models with different tokenizers
+compare.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from mobilellm.errors import UserError
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+
+BATCH_TOKENS = 8192
+MAX_EXPONENT = 700  # exp of more exceeds a float
 
 
 class Tokens(Protocol):
@@ -44,6 +48,35 @@ class TokenList:
         return self.tokens[start : start + count]
 
 
+class Processes(Protocol):
+    """Processes that measure together. `train.world.World` is one of the kind."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a small device tensor over all processes, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+ALONE = Alone()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """How well a text is predicted."""
@@ -63,10 +96,11 @@ class Score:
 def windows(
     stream: Tokens, sequence_length: int, batch_tokens: int, prefix: int | None, stride: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, targets) batches, each (B, T), in which every token of the stream is a target exactly once.
+    """(inputs, targets) batches, each (B, T): every token of the stream is a target exactly once.
 
-    With a `prefix` token (the one that separates documents) before the stream its first token is a target too; without
-    one it cannot be. With stride < sequence_length windows overlap, and only the last `stride` targets of each count.
+    With a `prefix` token before the stream, its first token is a target too; without one it cannot
+    be. With stride < sequence_length the windows overlap, and in each only the last `stride`
+    targets count.
     """
     extra = 0 if prefix is None else 1
     total = len(stream) + extra
@@ -98,43 +132,88 @@ def windows(
         yield np.stack(inputs), np.stack(targets)
 
 
-@torch.inference_mode()
-def perplexity(
-    network: Network, stream: Tokens, text_bytes: int, *, sequence_length: int, stride: int = 0, prefix: int | None = None,
-    precision: Precision = Precision.FP32, batch_tokens: int = 8192, progress: Callable[[int, int], None] | None = None,
-) -> Score:  # fmt: skip
-    """Score a stream of tokens. `stride` 0 means windows that do not overlap; `progress(done, total)` counts tokens.
+def total_loss(
+    network: Network,
+    stream: Tokens,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    prefix: int | None = None,
+    precision: Precision = Precision.FP32,
+    batch_tokens: int = BATCH_TOKENS,
+    processes: Processes = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[float, int]:
+    """Nats over all scored tokens of a stream, and how many were scored.
 
-    `UserError` when there is nothing to score, or sequence_length exceeds the model's context.
+    `processes` divide the batches among them and all get the sum. A `stride` of 0 means windows
+    that do not overlap; `progress(done, total)` counts the tokens of this process.
     """
-    if sequence_length > network.config.max_position_embeddings:
+    device = next(network.parameters()).device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    total, counted = len(stream) - (prefix is None), 0
+    batches = windows(stream, sequence_length, batch_tokens, prefix, stride or sequence_length)
+    with torch.no_grad():  # inference mode would break a sharded network, which trains on
+        for number, (inputs, targets) in enumerate(batches):
+            if number % processes.size != processes.rank:
+                continue
+            with precision.autocast(device):
+                loss = network.loss(
+                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
+                )
+            scored = int((targets != IGNORED).sum())
+            sums += torch.tensor([loss.item(), scored], dtype=torch.float64, device=device)
+            counted += scored
+            if progress:
+                progress(counted, total)
+    nats, tokens = processes.sum_(sums).tolist()
+    return nats, int(tokens)
+
+
+def perplexity(
+    network: Network,
+    stream: Tokens,
+    text_bytes: int,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    prefix: int | None = None,
+    precision: Precision = Precision.FP32,
+    batch_tokens: int = BATCH_TOKENS,
+    processes: Processes = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score a stream of tokens that stand for `text_bytes` bytes of text; options as `total_loss`.
+
+    `UserError` when there is nothing to score, or `sequence_length` exceeds the model's context.
+    """
+    context = network.config.max_position_embeddings
+    if sequence_length > context:
         raise UserError(
-            f"sequence length {sequence_length} exceeds the model's context of {network.config.max_position_embeddings}"
+            f"sequence length {sequence_length} exceeds the model's context of {context}"
         )
     if not 0 <= stride <= sequence_length:
         raise UserError(
-            f"stride {stride}: must be from 1 to the sequence length {sequence_length}, or 0 for the same"
+            f"stride {stride}: must be from 1 to the sequence length {sequence_length}, "
+            "or 0 for the same"
         )
-    device = network.embed_tokens.weight.device
-    nats, counted = 0.0, 0
-    total = len(stream) - (prefix is None)
-    for inputs, targets in windows(
-        stream, sequence_length, batch_tokens, prefix, stride or sequence_length
-    ):
-        with precision.autocast(device):
-            loss = network.loss(
-                torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
-            )
-        nats += loss.item()
-        counted += int((targets != IGNORED).sum())
-        if progress:
-            progress(counted, total)
+    nats, counted = total_loss(
+        network,
+        stream,
+        sequence_length=sequence_length,
+        stride=stride,
+        prefix=prefix,
+        precision=precision,
+        batch_tokens=batch_tokens,
+        processes=processes,
+        progress=progress,
+    )
     if not counted or not text_bytes:
         raise UserError("no text to score", hint="give a text of at least two tokens")
     mean = nats / counted
     return Score(
         loss=mean,
-        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        perplexity=math.exp(mean) if mean < MAX_EXPONENT else math.inf,
         bits_per_byte=nats / math.log(2) / text_bytes,
         tokens=counted,
         bytes=text_bytes,

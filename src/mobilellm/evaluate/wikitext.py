@@ -20,7 +20,7 @@ from typing import Any
 
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine
-from mobilellm.evaluate.heldout import read_text
+from mobilellm.evaluate.held_out import read_text
 from mobilellm.evaluate.requests import Encoder, Request, request
 from mobilellm.files import sha256_file
 

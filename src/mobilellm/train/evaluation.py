@@ -5,20 +5,21 @@ All processes take part: they divide the held-out batches, or apply a sharded ne
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mobilellm.evaluate.perplexity import Score
+from mobilellm.evaluate.held_out import held_out, held_out_of_source
+from mobilellm.evaluate.perplexity import ALONE, Score
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
-from mobilellm.train.heldout import document_border, held_out, total_loss
 from mobilellm.train.inputs import Data
 from mobilellm.train.recipe import Recipe
 from mobilellm.train.sharded import full
 from mobilellm.train.world import World
-
-MIN_HELD_OUT_TOKENS = 2  # of a source: one to predict from and one to predict
 
 
 class Evaluation:
@@ -32,15 +33,8 @@ class Evaluation:
 
     def held_out(self) -> Score:
         """Score of the held-out split, in windows of the training length."""
-        with self.world.waiting():
-            return held_out(
-                self.network,
-                self.data,
-                sequence_length=self.recipe.data.sequence_length,
-                precision=Precision(self.recipe.train.precision),
-                world=self.world,
-                sharded=self.sharded,
-            )
+        with self.measuring() as options:
+            return held_out(self.network, self.data, **options)
 
     def sources(self) -> dict[str, float]:
         """Held-out loss of each source, where there are several, as metrics."""
@@ -48,22 +42,28 @@ class Evaluation:
         if len(names) < 2:
             return {}
         found = {}
-        with self.world.waiting():
+        with self.measuring() as options:
             for name in names:
-                stream = self.data.tokens("heldout", name)
-                if len(stream) < MIN_HELD_OUT_TOKENS:
-                    continue
-                nats, counted = total_loss(
-                    self.network,
-                    stream,
-                    document_border(self.data),
-                    self.recipe.data.sequence_length,
-                    Precision(self.recipe.train.precision),
-                    self.world,
-                    self.sharded,
-                )
-                found[f"held_out_loss/{name}"] = nats / max(1, counted)
+                loss = held_out_of_source(self.network, self.data, name, **options)
+                if loss is not None:
+                    found[f"held_out_loss/{name}"] = loss
         return found
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[dict[str, Any]]:
+        """How held-out text is measured here; the network is as it was at the end of the block.
+
+        Processes divide the batches, but for a sharded network, which all must apply together. It
+        runs uncompiled, since the shapes differ from those of training.
+        """
+        with self.world.waiting(), torch.compiler.set_stance("force_eager"):
+            yield {
+                "sequence_length": self.recipe.data.sequence_length,
+                "precision": Precision(self.recipe.train.precision),
+                "processes": ALONE if self.sharded else self.world,
+            }
+            if self.sharded:  # FSDP leaves the embedding gathered for a backward pass
+                self.network.reshard()  # type: ignore[operator]
 
     def tasks(self, step: int) -> dict[str, float]:
         """Zero-shot scores of the recipe's tasks as metrics, by rank 0 while the others wait."""

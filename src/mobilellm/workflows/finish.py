@@ -13,12 +13,14 @@ import orjson
 
 from mobilellm.data.shards import TokenFolder
 from mobilellm.evaluate.baselines import baselines
-from mobilellm.evaluate.perplexity import Score, perplexity
+from mobilellm.evaluate.held_out import held_out
+from mobilellm.evaluate.perplexity import Score
 from mobilellm.files import write_json
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.generation import Sampling
+from mobilellm.model.precision import Precision
 from mobilellm.records import (
     DataFigures,
     HeldOut,
@@ -28,7 +30,6 @@ from mobilellm.records import (
     Training,
 )
 from mobilellm.report import write_report
-from mobilellm.train.heldout import document_border
 from mobilellm.train.inputs import Data, open_data
 from mobilellm.train.loop import Outcome
 from mobilellm.train.run_folder import now, read_recipe
@@ -43,12 +44,11 @@ def finish(outcome: Outcome) -> Result:
     data = open_data(recipe)
     loaded = load(outcome.checkpoint)
     assert loaded.tokenizer is not None  # the loop saves one with every checkpoint
-    score = outcome.held_out or perplexity(
+    score = outcome.held_out or held_out(
         loaded.network,
-        data.tokens("heldout"),
-        data.text_bytes("heldout"),
-        prefix=document_border(data),
+        data,
         sequence_length=recipe.data.sequence_length,
+        precision=Precision(recipe.train.precision),
     )
     prompts = _prompts(data, loaded)
     numbers, config = ModelCosts.of(loaded.config), loaded.config

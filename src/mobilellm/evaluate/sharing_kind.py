@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.evaluate.heldout import separator
+from mobilellm.evaluate.held_out import separator
 from mobilellm.evaluate.perplexity import TokenList, perplexity
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer

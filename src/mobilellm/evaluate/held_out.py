@@ -1,0 +1,162 @@
+"""The loss of a model on text that it was not trained on: the held-out part of data, or any text.
+
+    held_out(network, TokenFolder.open(path), sequence_length=256).loss
+    score_text(network, tokenizer, Path("book.txt"), sequence_length=256).bits_per_byte
+
+There is one way to count it, for one process and for many: what the training loop writes into a
+run's metrics is what `mobilellm eval RUN` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mobilellm.data.dataset import SampleFolder, open_dataset
+from mobilellm.data.shards import TokenFolder
+from mobilellm.errors import UserError
+from mobilellm.evaluate.perplexity import (
+    ALONE,
+    Processes,
+    Score,
+    TokenList,
+    perplexity,
+    total_loss,
+)
+from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+MIN_TOKENS = 2  # one to predict from and one to predict
+
+
+def separator(tokenizer: Tokenizer) -> int | None:
+    """The token put before a text, so that its first token is predicted too: BOS, or else EOS."""
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def document_border(data: TokenFolder | SampleFolder) -> int | None:
+    """The token put before held-out tokens, so that the first of them is predicted too.
+
+    It is the one that a training sequence has there: the end of the document before. Data prepared
+    without such ends has none; the original layout has no say in it, and takes its tokenizer's EOS.
+    """
+    return data.eos_id if getattr(data, "eos", True) else None
+
+
+def held_out(
+    network: Network,
+    data: TokenFolder | SampleFolder,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    precision: Precision = Precision.FP32,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> Score:
+    """Score of the held-out tokens of `data`, each once; options and errors as `perplexity`.
+
+    The training loop, the end of a run and `mobilellm eval` all call this.
+    """
+    return perplexity(
+        network,
+        data.tokens("heldout"),
+        max(1, data.text_bytes("heldout")),
+        sequence_length=sequence_length,
+        stride=stride,
+        prefix=document_border(data),
+        precision=precision,
+        processes=processes,
+        progress=progress,
+    )
+
+
+def held_out_of_source(
+    network: Network,
+    data: TokenFolder | SampleFolder,
+    source: str,
+    *,
+    sequence_length: int,
+    precision: Precision = Precision.FP32,
+    processes: Processes = ALONE,
+) -> float | None:
+    """Loss of one source's held-out tokens, nats a token; None for fewer than two tokens."""
+    stream = data.tokens("heldout", source)
+    if len(stream) < MIN_TOKENS:
+        return None
+    nats, counted = total_loss(
+        network,
+        stream,
+        sequence_length=sequence_length,
+        prefix=document_border(data),
+        precision=precision,
+        processes=processes,
+    )
+    return nats / counted
+
+
+def score_data(
+    network: Network,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    precision: Precision = Precision.FP32,
+    progress: Progress | None = None,
+) -> Score:
+    """Score the held-out part of a data folder, prepared or in the original layout.
+
+    `UserError` when it was prepared with another tokenizer than the model's.
+    """
+    return held_out(
+        network,
+        open_dataset(folder, tokenizer, verify=True),
+        sequence_length=sequence_length,
+        stride=stride,
+        precision=precision,
+        progress=progress,
+    )
+
+
+def score_text(
+    network: Network,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    sequence_length: int,
+    stride: int = 0,
+    precision: Precision = Precision.FP32,
+    progress: Progress | None = None,
+) -> Score:
+    """Score a text file (UTF-8), as one text after the tokenizer's prefix token."""
+    text = read_text(path)
+    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)
+    return perplexity(
+        network,
+        TokenList(tokens),
+        len(text.encode()),
+        sequence_length=sequence_length,
+        stride=stride,
+        prefix=separator(tokenizer),
+        precision=precision,
+        progress=progress,
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. `UserError` when it is missing, empty or not UTF-8."""
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    if not text:
+        raise UserError(f"{path}: empty")
+    return text
