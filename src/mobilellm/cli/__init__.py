@@ -1,27 +1,26 @@
 """The command line: one verb a file; each parses, calls one function, prints.
 
+`mobilellm --help` lists the verbs (`mobilellm.cli.verbs`), and each explains itself:
+
+    mobilellm train recipes/laptop.toml --data.path data/book --out runs/book
+
 Help must be quick: nothing here or at the top of a verb's file imports torch.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from mobilellm.errors import UserError
-
-DESCRIPTION = """From text to a language model that runs on a phone: prepare, plan, train, evaluate, generate, convert.
-
-`mobilellm VERB --help` explains a verb. `--debug` anywhere shows the traceback of an error; `--version` the version."""
+from mobilellm.errors import UserError, unknown_name
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb and exit: 0 when it went well, 2 with one line for a user's error, 130 after
-    Ctrl-C."""
+    """Run one verb and exit.
+
+    The status is 0 when it went well, 2 with one line for a user's error, 130 after Ctrl-C.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -44,59 +43,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Parse and run; returns the exit status."""
-    import tyro
-
-    from mobilellm.cli.convert import Convert
-    from mobilellm.cli.data_stats import DataStats
-    from mobilellm.cli.eval import Eval
-    from mobilellm.cli.generate import Generate
-    from mobilellm.cli.info import Info
-    from mobilellm.cli.key_value import key_value_registry
-    from mobilellm.cli.plan import Plan
-    from mobilellm.cli.prepare import Prepare
-    from mobilellm.cli.quickstart import Quickstart
-    from mobilellm.cli.report import Report
-    from mobilellm.cli.train import Train, from_recipe
-    from mobilellm.cli.watch import Watch
+    """Parse and run; returns the exit status. `UserError` for an unknown verb names the nearest."""
+    from mobilellm.cli.notes import warnings_as_notes
+    from mobilellm.cli.verbs import VERBS, list_verbs, union_of_verbs
     from mobilellm.version import __version__
 
-    if arguments == ["--version"]:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("--help", "-h"):
+        print(list_verbs())
+        return 0 if arguments else 2
+    if verb == "--version":
         print(f"mobilellm {__version__}")
         return 0
-    defaults: dict[type, Any] = {}
-    if arguments[:1] == ["train"]:
-        defaults[Train] = from_recipe(
-            arguments[1:]
-        )  # the recipe's values are what the flags override
-    verbs = [
-        Annotated[
-            verb,
-            tyro.conf.subcommand(
-                re.sub(r"(?<=[a-z])(?=[A-Z])", "-", verb.__name__).lower(),
-                **({"default": defaults[verb]} if verb in defaults else {}),
-            ),
-        ]
-        for verb in (
-            Prepare,
-            DataStats,
-            Plan,
-            Train,
-            Watch,
-            Report,
-            Eval,
-            Generate,
-            Info,
-            Convert,
-            Quickstart,
+    import tyro
+
+    from mobilellm.cli.field_docs import explain
+    from mobilellm.cli.key_value import key_value_registry
+
+    if verb.startswith(("--tyro-", "--tyro_")):
+        tyro.cli(union_of_verbs(), prog="mobilellm", args=arguments, registry=key_value_registry())
+    verb = verb.replace("_", "-")
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    silent = "--json" in rest
+    options: dict[str, Any] = {}
+    with warnings_as_notes(silent):
+        if verb == "train":
+            from mobilellm.cli.notes import renamed_flags
+            from mobilellm.cli.train import from_recipe
+            from mobilellm.cli.train_help import HELP_ALL, short_help
+
+            rest = renamed_flags(rest, silent)
+            options["default"] = from_recipe(rest)  # the flags override the recipe's values
+            if "--help" in rest or "-h" in rest:
+                print(short_help(options["default"]))
+                return 0
+            rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
+        parser = VERBS[verb].load()
+        explain(parser)
+        parsed: Any = tyro.cli(
+            parser,
+            prog=f"mobilellm {verb}",
+            args=rest,
+            registry=key_value_registry(),
+            config=(tyro.conf.DisallowNone,),
+            **options,
         )
-    ]
-    union: Any = functools.reduce(operator.or_, verbs)
-    parsed: Any = tyro.cli(
-        union,
-        prog="mobilellm",
-        description=DESCRIPTION,
-        args=arguments,
-        registry=key_value_registry(),
-    )
-    return int(parsed.run() or 0)
+        return int(parsed.run() or 0)

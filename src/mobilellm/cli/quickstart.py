@@ -44,7 +44,8 @@ class Quickstart:
         """Every stage in turn; stages that are done already are kept."""
         if not 0.05 <= self.minutes <= 60 * 24 * 30:
             raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
-        from mobilellm.cli.train import conclude, watched
+        from mobilellm.cli.live_view import live_view
+        from mobilellm.cli.train import conclude
         from mobilellm.files import read_json
         from mobilellm.train import start
         from mobilellm.workflows.finish import finish
@@ -57,7 +58,7 @@ class Quickstart:
                 f"{self.out} is finished already; these are its results. For another, give another --out"
             )
             return self.show(read_json(self.out / "result.json"))
-        with watched() as watcher:
+        with live_view() as watcher:
             if (self.out / "recipe.toml").is_file():
                 say(f"{self.out} was begun before: going on with it")
                 outcome = start.resume(self.out, watcher)

@@ -4,6 +4,7 @@ output."""
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,6 +71,14 @@ def count(number: float) -> str:
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:g}"
+
+
+def figure(number: float | None, form: str) -> str:
+    """A measured figure in the given format; one that is missing or not finite is "infinite".
+
+    JSON has no infinity: the perplexity of a run whose loss exploded is null in result.json.
+    """
+    return "infinite" if number is None or not math.isfinite(number) else format(number, form)
 
 
 def size(number: float) -> str:

@@ -1,0 +1,72 @@
+"""The verbs: the name of each, its line in the list of them, and where its class is.
+
+A verb's file is loaded when the verb is used, so that the list appears at once:
+
+    VERBS["train"].load()       # the class Train of mobilellm/cli/train.py
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line."""
+
+    home: str
+    """Module in this folder and the class in it, which has the flags as fields and `run`."""
+    line: str
+    """What it does, for the list of verbs. With the name it fits a terminal of 80 columns."""
+
+    def load(self) -> Any:
+        """The verb's class."""
+        module, name = self.home.split(":")
+        return getattr(importlib.import_module(f"mobilellm.cli.{module}"), name)
+
+
+VERBS = {
+    "quickstart": Verb("quickstart:Quickstart", "text to a small trained model, in one command"),
+    "prepare": Verb("prepare:Prepare", "text to a folder of tokens, with a held-out part"),
+    "data-stats": Verb("data_stats:DataStats", "what prepared data holds, with a page"),
+    "plan": Verb("plan:Plan", "what a training run will cost, before it is paid"),
+    "train": Verb("train:Train", "tokens to a model, from a recipe; goes on with --resume"),
+    "watch": Verb("watch:Watch", "curves of a run in the terminal, while it trains"),
+    "report": Verb("report:Report", "the HTML report of a run, or of several together"),
+    "eval": Verb("eval:Eval", "loss and bits a byte on any text, or scores on tasks"),
+    "generate": Verb("generate:Generate", "continue a prompt"),
+    "info": Verb("info:Info", "parameters, FLOPs and memory of a model or a size"),
+    "convert": Verb("convert:Convert", "Hugging Face, GGUF and llama2.c, in and out"),
+}
+
+
+def list_verbs() -> str:
+    """The text of `mobilellm --help`."""
+    lines = [f"  {name:<12}{verb.line}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: mobilellm VERB [OPTIONS]",
+            "",
+            "From text to a language model that runs on a phone.",
+            "",
+            *lines,
+            "",
+            "mobilellm VERB --help explains a verb. Anywhere: --debug shows the traceback of an",
+            "error. Alone: --version; --tyro-write-completion bash FILE writes shell completion.",
+        ]
+    )
+
+
+def union_of_verbs() -> Any:
+    """All verbs as one type whose members are tyro's subcommands; shell completion needs them."""
+    import tyro
+
+    named = [
+        Annotated[verb.load(), tyro.conf.subcommand(name)]
+        for name, verb in VERBS.items()
+    ]
+    return functools.reduce(operator.or_, named)
