@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mobilellm import cli
+from mobilellm.cli.verbs import VERBS
 
-VERBS = ["prepare", "train", "eval", "generate", "info", "convert", "quickstart"]
 TRAIN = [
     sys.executable,
     "-m",

@@ -57,7 +57,6 @@ def run(arguments: list[str]) -> int:
         return 0
     import tyro
 
-    from mobilellm.cli.field_docs import explain
     from mobilellm.cli.key_value import key_value_registry
 
     if verb.startswith(("--tyro-", "--tyro_")):
@@ -79,10 +78,8 @@ def run(arguments: list[str]) -> int:
                 print(short_help(options["default"]))
                 return 0
             rest = ["--help" if argument == HELP_ALL else argument for argument in rest]
-        parser = VERBS[verb].load()
-        explain(parser)
         parsed: Any = tyro.cli(
-            parser,
+            VERBS[verb].load(),
             prog=f"mobilellm {verb}",
             args=rest,
             registry=key_value_registry(),

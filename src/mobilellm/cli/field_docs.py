@@ -34,10 +34,11 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def explain(cls: type) -> None:
-    """Let tyro's help show these strings without the line breaks that they have in the source.
+    """Give tyro these strings without the line breaks that they have in the source.
 
-    tyro keeps the break before an indented line, so each field is given its text explicitly, in
-    its annotation; dataclasses among the fields are explained as well.
+    tyro keeps the break before an indented line, which leaves single words in the help and offers
+    parts of sentences as completions. So each field gets its text in its annotation; dataclasses
+    among the fields are explained as well.
     """
     import tyro
 

@@ -21,7 +21,7 @@ from mobilellm.train.rows import Watcher
 
 @contextlib.contextmanager
 def live_view(main: bool = True) -> Iterator[Watcher]:
-    """Yield what watches a run. Of the processes of a job only the first (`main`) shows anything."""
+    """Yield what watches a run. Of a job's processes only the first (`main`) shows anything."""
     view = LiveView() if main else Watcher()
     try:
         yield view

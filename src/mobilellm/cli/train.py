@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -180,8 +180,8 @@ def conclude(outcome: Outcome, result: Result, json: bool) -> int:
         held_out = result["held_out"]
         print(
             f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
-            f"{duration(outcome.seconds)}; held-out {figure(held_out['bits_per_byte'], '.4f')} bits "
-            f"a byte, perplexity {figure(held_out['perplexity'], '.2f')}"
+            f"{duration(outcome.seconds)}; held-out "
+            f"{figure(held_out['bits_per_byte'], '.4f')} bits a byte, perplexity {figure(held_out['perplexity'], '.2f')}"
         )
         print(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
     return 0

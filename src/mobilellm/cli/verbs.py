@@ -19,14 +19,18 @@ class Verb:
     """One verb of the command line."""
 
     home: str
-    """Module in this folder and the class in it, which has the flags as fields and `run`."""
+    """Module in this folder and the class in it, which has flags as fields and a method `run`."""
     line: str
     """What it does, for the list of verbs. With the name it fits a terminal of 80 columns."""
 
     def load(self) -> Any:
-        """The verb's class."""
+        """The verb's class, its fields explained to tyro."""
+        from mobilellm.cli.field_docs import explain
+
         module, name = self.home.split(":")
-        return getattr(importlib.import_module(f"mobilellm.cli.{module}"), name)
+        verb = getattr(importlib.import_module(f"mobilellm.cli.{module}"), name)
+        explain(verb)
+        return verb
 
 
 VERBS = {
@@ -65,8 +69,5 @@ def union_of_verbs() -> Any:
     """All verbs as one type whose members are tyro's subcommands; shell completion needs them."""
     import tyro
 
-    named = [
-        Annotated[verb.load(), tyro.conf.subcommand(name)]
-        for name, verb in VERBS.items()
-    ]
+    named = [Annotated[verb.load(), tyro.conf.subcommand(name)] for name, verb in VERBS.items()]
     return functools.reduce(operator.or_, named)
