@@ -180,4 +180,4 @@ def test_bash_completes_verbs_flags_and_choices(
         '_tyro_mobilellm; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
-    assert set(done.stdout.splitlines()) - {"--help"} == offered, done.stderr
+    assert set(done.stdout.splitlines()) - {"--help", "-h"} == offered, done.stderr
