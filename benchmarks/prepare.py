@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from mobilellm.data.loader import DataState, Loader
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -231,13 +231,15 @@ def loading(files: list[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]
 
 def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
     """A token folder of `total` zeros in files that take no room."""
-    from mobilellm.data.shards import ENDS, HEADER_BYTES, ShardWriter, fingerprint
+    from mobilellm.data.manifest import fingerprint
+    from mobilellm.data.shard_file import ENDS, HEADER_BYTES
+    from mobilellm.data.shard_file import header as npy_header
 
     manifest = json.loads((like / "manifest.json").read_text())
     shutil.copytree(like / "tokenizer", folder / "tokenizer")
     dtype = np.dtype(manifest["dtype"])
     documents = SHARD // 1000
-    for split, tokens in (("train", total), ("heldout", SHARD)):
+    for split, tokens in (("train", total), ("held_out", SHARD)):
         (folder / split).mkdir()
         shards = []
         for number, start in enumerate(range(0, tokens, SHARD)):
@@ -248,8 +250,8 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
                 (name.with_suffix(".ends.npy"), ENDS, documents),
             ):
                 with open(path, "wb") as file:
-                    header = ShardWriter(folder, split, "x", kind)._header(n)
-                    file.write(header)
+                    head = npy_header(kind, n)
+                    file.write(head)
                     file.truncate(HEADER_BYTES + n * kind.itemsize)
             shards.append(
                 {

@@ -91,7 +91,7 @@ def set_up(folder: Path, size: str) -> None:
 def batches(recipe: Any) -> list[Any]:
     """The (inputs, targets) of every step, in our loader's order."""
     from mobilellm.data.loader import DataState, Loader
-    from mobilellm.data.shards import TokenFolder
+    from mobilellm.data.token_folder import TokenFolder
 
     data = TokenFolder.open(Path(recipe.data.path))
     state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)

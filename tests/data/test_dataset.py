@@ -12,7 +12,7 @@ from mobilellm.data import dataset as module
 from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState
 from mobilellm.data.mixture import Mixture, Stage
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
@@ -48,7 +48,7 @@ def base(tmp_path: Path) -> Path:
 def firsts(data: SampleFolder) -> dict[str, list[int]]:
     return {
         split: [int(stream.read(i, 1)[0]) - 1 for i in range(0, len(stream), ROW)]
-        for split in ("train", "heldout")
+        for split in ("train", "held_out")
         if (stream := data.tokens(split)) is not None
     }
 
@@ -63,10 +63,10 @@ def test_every_row_is_in_one_split_and_stays_whole(base: Path, tokenizer: Tokeni
         0,
     )
     found = firsts(data)
-    assert sorted(found["train"] + found["heldout"]) == list(range(270))
-    assert 1 <= len(found["heldout"]) <= 10
+    assert sorted(found["train"] + found["held_out"]) == list(range(270))
+    assert 1 <= len(found["held_out"]) <= 10
     lengths = {
-        name: sum(len(data.tokens(split, name)) for split in ("train", "heldout"))
+        name: sum(len(data.tokens(split, name)) for split in ("train", "held_out"))
         for name in data.sources()
     }
     assert lengths == dict.fromkeys(["a", "all", "b"], 90 * ROW)
@@ -76,7 +76,7 @@ def test_every_row_is_in_one_split_and_stays_whole(base: Path, tokenizer: Tokeni
     for start in range(0, len(stream), ROW):
         ids = stream.read(start, ROW).tolist()
         assert ids == raw[ids[0] - 1]
-    assert data.text_bytes("heldout") > 0
+    assert data.text_bytes("held_out") > 0
 
 
 def test_documents_end_at_each_eos(base: Path, tokenizer: Tokenizer) -> None:
@@ -135,7 +135,7 @@ def test_some_sample_is_held_out_of_few(tmp_path: Path, tokenizer: Tokenizer) ->
         "".join(json.dumps({"token_ids": [i + 1] * 9}) + "\n" for i in range(4))
     )
     data = open_dataset(tmp_path, tokenizer)
-    assert (len(data.tokens("train")), len(data.tokens("heldout"))) == (27, 9)
+    assert (len(data.tokens("train")), len(data.tokens("held_out"))) == (27, 9)
     (tmp_path / "1/b.jsonl").write_text(json.dumps({"token_ids": [1] * 9}) + "\n")
     with pytest.raises(UserError, match="a single sample is too little"):
         open_dataset(tmp_path, tokenizer)
@@ -159,9 +159,9 @@ def test_changes_are_seen(base: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_a_folder_of_its_own_is_held_out(base: Path, tokenizer: Tokenizer) -> None:
-    shutil.move(base / "10", base / "heldout")
+    shutil.move(base / "10", base / "held_out")
     found = firsts(open_dataset(base, tokenizer))
-    assert (sorted(found["train"]), sorted(found["heldout"])) == (
+    assert (sorted(found["train"]), sorted(found["held_out"])) == (
         list(range(180)),
         list(range(180, 270)),
     )
@@ -207,7 +207,7 @@ def test_the_real_sample(shared: Path, tmp_path: Path) -> None:
     data = open_dataset(tmp_path, shared / "tokenizer/llama2-32k")
     assert isinstance(data, SampleFolder)
     assert (data.row, data.sources()) == (2049, ["c4"])
-    assert len(data.tokens("train")) + len(data.tokens("heldout")) == 9 * 2049
+    assert len(data.tokens("train")) + len(data.tokens("held_out")) == 9 * 2049
     shutil.copy(shared / "amber/bad_sample.jsonl", tmp_path / "1/b.jsonl")
     with pytest.raises(UserError, match=r"b\.jsonl:4: broken JSON"):
         open_dataset(tmp_path, shared / "tokenizer/llama2-32k")

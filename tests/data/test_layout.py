@@ -12,7 +12,7 @@ import pytest
 from mobilellm.cli import main
 from mobilellm.data.dataset import open_dataset
 from mobilellm.data.loader import DataState, Loader
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.validate import validate
 from mobilellm.errors import UserError
 from mobilellm.prepare import samples as module
@@ -67,8 +67,8 @@ def test_every_sample_is_in_exactly_one_place(
     assert max(map(len, per_node)) - min(map(len, per_node)) <= 1
     assert {row["source"] for row in per_node[0]} == {"a", "b"}
     assert (
-        sum(len(rows(f)) for f in (corpus / "out/heldout").glob("*.jsonl"))
-        == manifest["splits"]["heldout"]["samples"]
+        sum(len(rows(f)) for f in (corpus / "out/held_out").glob("*.jsonl"))
+        == manifest["splits"]["held_out"]["samples"]
         > 0
     )
     report = validate(corpus / "out")
@@ -122,7 +122,7 @@ def test_samples_of_token_ids_are_read(corpus: Path) -> None:
     assert [s["name"] for s in given["sources"]] == ["x"]
     lines = [row["token_ids"] for row in rows(corpus / "samples/1/00000.jsonl")]
     folder = TokenFolder.open(corpus / "e", verify=True)
-    assert sum(len(folder.tokens(split)) for split in ("train", "heldout")) == 129 * len(lines)
+    assert sum(len(folder.tokens(split)) for split in ("train", "held_out")) == 129 * len(lines)
     stream = folder.tokens("train")
     ends = set(stream.ends().tolist())
     assert {
@@ -171,9 +171,9 @@ def test_faults_of_a_token_folder_are_all_named(corpus: Path) -> None:
     assert validate(folder).faults == []
     expected = damage_ids(folder / "train/a-00000.npy")
     (folder / "train/b-00000.ends.npy").unlink()
-    (folder / "heldout/stray.npy").write_bytes(b"x")
-    content = (folder / "heldout/a-00000.npy").read_bytes()
-    (folder / "heldout/a-00000.npy").write_bytes(content[:-6])
+    (folder / "held_out/stray.npy").write_bytes(b"x")
+    content = (folder / "held_out/a-00000.npy").read_bytes()
+    (folder / "held_out/a-00000.npy").write_bytes(content[:-6])
     for workers in (1, 2):
         faults = dict(validate(folder, workers=workers).faults)
         assert "checksum differs" in faults["train/a-00000.npy"]
@@ -182,8 +182,8 @@ def test_faults_of_a_token_folder_are_all_named(corpus: Path) -> None:
             "missing" in faults["train/b-00000.npy (b-00000.ends.npy)"]
             or "cannot be read" in faults["train/b-00000.npy (b-00000.ends.npy)"]
         )
-        assert "bytes where" in faults["heldout/a-00000.npy"]
-        assert faults["heldout/stray.npy"] == "not in the manifest"
+        assert "bytes where" in faults["held_out/a-00000.npy"]
+        assert faults["held_out/stray.npy"] == "not in the manifest"
 
 
 def test_faults_of_the_layout_are_all_named(
@@ -251,7 +251,7 @@ class TestKinds:
             )
             folder = TokenFolder.open(corpus / name.replace(".", "-"))
             everything = np.concatenate(
-                [folder.tokens(s).read(0, 1 << 40) for s in ("train", "heldout")]
+                [folder.tokens(s).read(0, 1 << 40) for s in ("train", "held_out")]
             )
             prints.add(
                 (

@@ -8,7 +8,7 @@ import pytest
 
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture, Stage
-from mobilellm.data.shards import TokenStream
+from mobilellm.data.stream import TokenStream
 from mobilellm.errors import UserError
 
 START = DataState(seed=5, epoch=0, samples=0, fingerprint="f")

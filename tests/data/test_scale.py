@@ -11,8 +11,9 @@ import pytest
 
 from mobilellm.data.dataset import open_dataset
 from mobilellm.data.loader import DataState, Loader
+from mobilellm.data.manifest import fingerprint
 from mobilellm.data.mixture import Mixture, Stage
-from mobilellm.data.shards import ENDS, HEADER_BYTES, ShardWriter, fingerprint
+from mobilellm.data.shard_file import ENDS, HEADER_BYTES, header
 
 TRILLION, SHARD = 10**12, 1 << 30
 
@@ -22,7 +23,7 @@ def sparse(folder: Path, like: Path) -> Path:
     manifest = json.loads((like / "manifest.json").read_text())
     shutil.copytree(like / "tokenizer", folder / "tokenizer")
     dtype = np.dtype(manifest["dtype"])
-    for split, tokens in (("train", TRILLION), ("heldout", 5000)):
+    for split, tokens in (("train", TRILLION), ("held_out", 5000)):
         (folder / split).mkdir()
         shards = []
         for number, start in enumerate(range(0, tokens, SHARD)):
@@ -33,7 +34,7 @@ def sparse(folder: Path, like: Path) -> Path:
                 (name.with_suffix(".ends.npy"), ENDS, 1, count),
             ):
                 with open(path, "wb") as file:
-                    file.write(ShardWriter(folder, split, "x", kind)._header(n))
+                    file.write(header(kind, n))
                     file.seek(HEADER_BYTES + (n - 1) * kind.itemsize)
                     file.write(np.array([last], dtype=kind).tobytes())
             shards.append(

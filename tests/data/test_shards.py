@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobilellm.data.shards import ShardWriter, TokenFolder, TokenStream, fingerprint, token_dtype
+from mobilellm.data.manifest import fingerprint
+from mobilellm.data.shard_file import token_dtype
+from mobilellm.data.stream import TokenStream
+from mobilellm.data.token_folder import TokenFolder
+from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.prepare import tasks
 from mobilellm.prepare.documents import Source
@@ -45,7 +49,7 @@ def test_ends_are_where_the_eos_tokens_are(tmp_path: Path, monkeypatch: pytest.M
         held_out=0.2,
     )
     folder = TokenFolder.open(tmp_path / "d", verify=True)
-    for split in ("train", "heldout"):
+    for split in ("train", "held_out"):
         entry = folder.manifest["splits"][split]
         for source in (None, "a", "b"):
             stream = folder.tokens(split, source)
@@ -86,7 +90,7 @@ def rewrite(data: Path, change: Any) -> None:
 EDITS = {
     "out of the folder": lambda m, s: s.update(file="train/../../secret.npy"),
     "absolute": lambda m, s: s.update(file="/etc/passwd"),
-    "another split": lambda m, s: s.update(file="heldout/text-00000.npy"),
+    "another split": lambda m, s: s.update(file="held_out/text-00000.npy"),
     "not an array": lambda m, s: s.update(file="train/text-00000.bin"),
     "more tokens": lambda m, s: s.update(tokens=s["tokens"] + 1),
     "tokens true": lambda m, s: s.update(tokens=True),
@@ -127,7 +131,7 @@ def test_a_rewritten_manifest_is_not_refused_for_being_rewritten(data: Path) -> 
 
 def test_manifests_are_checked_under_python_o_too(data: Path) -> None:
     rewrite(data, EDITS["out of the folder"])
-    code = "import sys, pathlib; from mobilellm.data.shards import TokenFolder; TokenFolder.open(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from mobilellm.data.token_folder import TokenFolder; TokenFolder.open(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-O", "-c", code, str(data)], capture_output=True, text=True, check=False
     )
@@ -135,7 +139,7 @@ def test_manifests_are_checked_under_python_o_too(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train/text-00000.npy", "heldout/text-00000.npy", "train/text-00000.ends.npy"]
+    "name", ["train/text-00000.npy", "held_out/text-00000.npy", "train/text-00000.ends.npy"]
 )
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -182,7 +186,7 @@ def test_a_disk_that_fills_up_while_a_shard_is_written(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return int(self.file.write(content))
 
-    import mobilellm.data.shards as shards
+    import mobilellm.data.writer as shards
 
     real = open
     monkeypatch.setattr(

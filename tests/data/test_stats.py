@@ -38,7 +38,7 @@ def test_the_figures_are_those_of_the_tokens(data: Path) -> None:
     stream = folder.tokens("train")
     tokens = stream.read(0, len(stream)).astype(int)
     assert figures["splits"]["train"]["tokens"] == len(tokens)
-    for split in ("train", "heldout"):
+    for split in ("train", "held_out"):
         assert figures["splits"][split]["bytes"] == folder.text_bytes(split)
     assert {row["id"]: row["count"] for row in figures["frequent"]} == dict(
         zip(*np.unique(tokens, return_counts=True), strict=True)

@@ -9,7 +9,7 @@ import torch
 
 from mobilellm.cli import main
 from mobilellm.data.dataset import open_dataset
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.evaluate.held_out import document_border, held_out, held_out_of_source, score_data
 from mobilellm.evaluate.perplexity import TokenList, total_loss
@@ -109,7 +109,7 @@ def test_a_source_begins_after_a_document_border_too(sample_text: str, tmp_path:
     data = TokenFolder.open(prepared(tmp_path, sample_text))
     model = network(data.vocab_size)
     whole = held_out(model, data, sequence_length=32)
-    assert whole.tokens == len(data.tokens("heldout"))
+    assert whole.tokens == len(data.tokens("held_out"))
     (name,) = data.sources()
     loss = held_out_of_source(model, data, name, sequence_length=32)
     assert loss == pytest.approx(whole.loss, rel=1e-12)

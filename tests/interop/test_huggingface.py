@@ -68,7 +68,7 @@ class TestOriginal:
     def test_measuring_tells_what_weights_were_trained_for(
         self, tmp_path: Path, small_data: Path
     ) -> None:
-        from mobilellm.data.shards import TokenFolder
+        from mobilellm.data.token_folder import TokenFolder
         from mobilellm.evaluate.sharing_kind import measure_sharing
         from mobilellm.train.recipe import (
             DataSection,
@@ -80,7 +80,7 @@ class TestOriginal:
         from mobilellm.train.start import train
 
         data = TokenFolder.open(small_data)
-        held_out = data.tokens("heldout")
+        held_out = data.tokens("held_out")
         text = data.tokenizer().decode(held_out.read(0, len(held_out) - 1).tolist())
         for kind in ("own", "first"):
             recipe = Recipe(

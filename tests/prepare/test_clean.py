@@ -144,7 +144,7 @@ def test_folders_without_evaluation_sets_are_named(tmp_path: Path) -> None:
 def test_tokenizing_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
-    from mobilellm.data.shards import TokenFolder
+    from mobilellm.data.token_folder import TokenFolder
     from mobilellm.data.validate import validate
     from mobilellm.prepare.pipeline import FinishShards, TokenShards
     from mobilellm.tokenizer.tokenizer import train_bpe
@@ -170,7 +170,7 @@ def test_tokenizing_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     assert folder.sources() == ["a", "b"]
     assert validate(corpus / "data").faults_in_all == 0
     found = []
-    for split in ("train", "heldout"):
+    for split in ("train", "held_out"):
         stream = folder.tokens(split)
         start = 0
         for end in stream.ends().tolist():

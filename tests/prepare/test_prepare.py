@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilellm.data.shards import ShardWriter, TokenFolder, fingerprint
+from mobilellm.data.manifest import fingerprint
+from mobilellm.data.token_folder import TokenFolder
+from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import parse_sources, prepare
@@ -44,7 +46,7 @@ def test_a_single_text_is_split_as_nanogpt_splits_it(tmp_path: Path, sample_text
     data = TokenFolder.open(tmp_path / "d", verify=True)
     cut = int(len(sample_text) * 0.9)
     assert documents_of(data, "train") == [sample_text[:cut]]
-    assert documents_of(data, "heldout") == [sample_text[cut:]]
+    assert documents_of(data, "held_out") == [sample_text[cut:]]
     assert manifest["held_out"]["rule"] == "tail"
     assert data.text_bytes("train") == len(sample_text[:cut].encode())
     assert data.vocab_size == 1000
@@ -62,7 +64,7 @@ def test_documents_are_held_out_whole_and_none_is_lost(tmp_path: Path) -> None:
         held_out=0.1,
     )
     data = TokenFolder.open(tmp_path / "d", verify=True)
-    train, held_out = documents_of(data, "train"), documents_of(data, "heldout")
+    train, held_out = documents_of(data, "train"), documents_of(data, "held_out")
     assert sorted(train + held_out) == sorted(texts)
     assert 15 < len(held_out) < 75
     assert [s["name"] for s in manifest["sources"]] == ["a", "bee"]
@@ -128,7 +130,7 @@ def test_a_source_that_is_a_single_text_is_cut_beside_others_that_are_not(
         assert manifest["held_out"] == {"rule": rule, "fraction": 0.1, "tails": ["a", "b"]}
         folder = TokenFolder.open(tmp_path / out)
         for name in "ab":
-            own = [folder.tokens(split, name) for split in ("train", "heldout")]
+            own = [folder.tokens(split, name) for split in ("train", "held_out")]
             texts = [
                 folder.tokenizer().decode(stream.read(0, len(stream) - 1).tolist())
                 for stream in own

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.prepare import tasks
 from mobilellm.prepare.documents import Source
@@ -319,8 +319,8 @@ def test_long_documents_are_read_in_pieces_and_kept_whole(
     pieces = prepare(sources, corpus / "pieces", tokenizer=tokenizer, held_out=0.1)
     assert pieces["sources"][0]["documents"] == usual["sources"][0]["documents"] == 55
     for key in ("tokens", "bytes", "documents"):
-        assert [pieces["splits"][s][key] for s in ("train", "heldout")] == [
-            usual["splits"][s][key] for s in ("train", "heldout")
+        assert [pieces["splits"][s][key] for s in ("train", "held_out")] == [
+            usual["splits"][s][key] for s in ("train", "held_out")
         ]
     a, b = (TokenFolder.open(corpus / name).tokens("train") for name in ("usual", "pieces"))
     assert sorted(map(bytes, np.split(a.read(0, len(a)), a.ends()))) == sorted(

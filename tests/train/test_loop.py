@@ -172,7 +172,7 @@ def test_killed_before_the_first_checkpoint_starts_over(recipe: Recipe, tmp_path
 def test_accumulated_micro_batches_give_the_gradients_of_the_whole(
     recipe: Recipe, small_data: Path
 ) -> None:
-    from mobilellm.data.shards import TokenFolder
+    from mobilellm.data.token_folder import TokenFolder
 
     data = TokenFolder.open(small_data)
     gradients = []
@@ -191,13 +191,13 @@ def test_accumulated_micro_batches_give_the_gradients_of_the_whole(
 def test_held_out_text_is_never_trained_on(
     recipe: Recipe, tmp_path: Path, small_data: Path
 ) -> None:
-    from mobilellm.data.shards import TokenFolder
+    from mobilellm.data.token_folder import TokenFolder
 
     data = TokenFolder.open(small_data)
     trainer = loop.Trainer(recipe, data)
     stream = trainer.loader().stream
     assert len(stream) == data.manifest["splits"]["train"]["tokens"]
-    assert len(data.tokens("heldout")) == data.manifest["splits"]["heldout"]["tokens"]
+    assert len(data.tokens("held_out")) == data.manifest["splits"]["held_out"]["tokens"]
     names = {Path(p.filename).parent.name for p in stream.parts}
     assert names == {"train"}
 

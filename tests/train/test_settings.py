@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mobilellm.cli import main
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare

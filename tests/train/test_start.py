@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mobilellm.cli import main
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.prepare.documents import Source

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.train import start
 from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import Recipe

@@ -77,7 +77,7 @@ class Quickstart:
         """Tokens of the text, unless they are there from an earlier call. `UserError` when those
         are of another text."""
         from mobilellm.cli.terminal import progress
-        from mobilellm.data.shards import TokenFolder
+        from mobilellm.data.token_folder import TokenFolder
         from mobilellm.prepare.prepare import made_from, parse_sources, prepare
 
         with as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample:
@@ -98,8 +98,8 @@ class Quickstart:
                     seed=self.seed,
                     progress=update,
                 )
-        train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
-        say(f"tokens: {train['tokens']:,} to train on, {heldout['tokens']:,} held out")
+        train, held_out = manifest["splits"]["train"], manifest["splits"]["held_out"]
+        say(f"tokens: {train['tokens']:,} to train on, {held_out['tokens']:,} held out")
 
     def show(self, result: Result) -> int:
         """The figures, a sample, and where the report is."""

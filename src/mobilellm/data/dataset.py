@@ -22,25 +22,21 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from mobilellm.data.order import derive_key
-from mobilellm.data.original import (
-    HELD_OUT,
-    LONGEST_SAMPLE,
+from mobilellm.data.layout import (
+    ends_in,
+    held_out_folder,
+    lines_of,
     node_folders,
     parse_sample,
     sample_files,
 )
-from mobilellm.data.shards import (
-    ENDS,
-    SPLITS,
-    ShardWriter,
-    TokenFolder,
-    TokenStream,
-    map_shard,
-    token_dtype,
-)
+from mobilellm.data.manifest import SPLITS, ShardEntry
+from mobilellm.data.order import derive_key
+from mobilellm.data.shard_file import token_dtype
+from mobilellm.data.stream import TokenStream
+from mobilellm.data.token_folder import TokenFolder, shard_files, shard_stream
+from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import (
     check_file,
@@ -54,7 +50,7 @@ from mobilellm.jobs.pool import Workspace
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 CACHE = ".mobilellm-index"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 PARALLEL_BYTES = (
     64 << 20
 )  # of JSON lines above which they are read by as many processes as there are cores
@@ -127,7 +123,7 @@ class SampleFolder:
     ) -> SampleFolder:
         """Open, reading the JSON lines only when they have changed since the last time.
 
-        Held out are the samples in `path/heldout`; where there is no such folder, about the fraction `held_out` of all,
+        Held out are the samples in `path/held_out`; where there is no such folder, about the fraction `held_out` of all,
         chosen by hash. `UserError` with file and line for what is not a sample, and for samples of unequal length.
         """
         files = _files(path)
@@ -145,14 +141,12 @@ class SampleFolder:
             if index is None or index["state"] != state:
                 index = _build(path, cache, files, state, tokenizer, held_out)
         folder = cls(path, tokenizer, cache, index)
+        dtype = np.dtype(index["dtype"])
         for shard in folder._shards():
-            for name, key in (
-                (cache / shard["file"], ""),
-                ((cache / shard["file"]).with_suffix(".ends.npy"), "ends_"),
-            ):
+            for name, size, sha256, _, _ in shard_files(cache, shard, dtype):
                 if verify:
-                    check_file(name, size=shard[key + "size"], sha256=shard[key + "sha256"])
-                elif not name.is_file() or name.stat().st_size != shard[key + "size"]:
+                    check_file(name, size=size, sha256=sha256)
+                elif not name.is_file() or name.stat().st_size != size:
                     raise UserError(
                         f"{name}: the index of {path} is damaged",
                         hint=f"remove {cache}; it is made again",
@@ -162,7 +156,7 @@ class SampleFolder:
                 check_file(path / name, size=size, sha256=sha256)
         return folder
 
-    def _shards(self, split: str | None = None) -> list[dict[str, Any]]:
+    def _shards(self, split: str | None = None) -> list[ShardEntry]:
         return [
             shard
             for part in SPLITS
@@ -171,18 +165,9 @@ class SampleFolder:
         ]
 
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
-        """The rows of a split ("train" or "heldout"), of all sources or one, end to end."""
+        """The rows of a split ("train" or "held_out"), of all sources or one, end to end."""
         shards = [shard for shard in self._shards(split) if source in (None, shard["source"])]
-        dtype = np.dtype(self.index["dtype"])
-
-        def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-            file = self.cache / shards[i]["file"]
-            ends = map_shard(
-                file.with_suffix(".ends.npy"), ENDS, shards[i]["documents"], scattered=True
-            )
-            return map_shard(file, dtype, shards[i]["tokens"], scattered=True), ends
-
-        return TokenStream((shard["tokens"] for shard in shards), opener, row=self.row)
+        return shard_stream(self.cache, shards, np.dtype(self.index["dtype"]), row=self.row)
 
     def sources(self) -> list[str]:
         """The sources that samples name, sorted."""
@@ -206,7 +191,9 @@ class SampleFolder:
 
 def _files(path: Path) -> list[Path]:
     files = [
-        file for folder in (*node_folders(path), path / HELD_OUT) for file in sample_files(folder)
+        file
+        for folder in (*node_folders(path), held_out_folder(path))
+        for file in sample_files(folder)
     ]
     if not files:
         raise UserError(f"{path}: its folders hold no .jsonl file")
@@ -255,7 +242,7 @@ def _build(
     if cache.exists():
         shutil.rmtree(cache)
     sweep_partial(cache.parent, cache.name)
-    own_split = bool(sample_files(path / HELD_OUT))
+    own_split = bool(sample_files(held_out_folder(path)))
     row = next(
         (len(parse_sample(line, where)[0]) for file in files for where, line in lines_of(file)), 0
     )
@@ -272,7 +259,7 @@ def _build(
     tasks = [
         {
             "file": str(file), "number": number,
-            "split": None if not own_split else "heldout" if file.parent == path / HELD_OUT else "train",
+            "split": None if not own_split else "held_out" if file.parent == held_out_folder(path) else "train",
         }
         for number, file in enumerate(files)
     ]  # fmt: skip
@@ -291,7 +278,7 @@ def _build(
     with Workspace.open(cache) as work:
         keys, results = read(work)
         samples = {split: sum(result[split] for result in results) for split in SPLITS}
-        if not samples["heldout"] and not own_split:
+        if not samples["held_out"] and not own_split:
             if samples["train"] == 1:
                 raise UserError(
                     f"{path}: a single sample is too little to train on and hold out from"
@@ -342,12 +329,12 @@ def index_file(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[
                 hint="`mobilellm prepare --validate` lists every sample that does not fit",
             )
         split = task["split"] or (
-            "heldout"
+            "held_out"
             if derive_key(0, "sample", task["number"], number) / 2.0**64 < job["held_out"]
             else "train"
         )
         if job["forced"] == task["number"] and number == 0:
-            split = "heldout"
+            split = "held_out"
         if (source, split) not in writers:
             label = names.setdefault(
                 source, f"source{len(names)}"
@@ -361,26 +348,3 @@ def index_file(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[
         for entry in writer.close()
     ]
     return {**counts, "shards": shards, "sha256": sha256_file(file)}
-
-
-def ends_in(ids: NDArray[Any], eos_id: int | None) -> NDArray[np.int64]:
-    """Where documents end within a row: behind each EOS, and at the row's end."""
-    after = np.flatnonzero(ids == eos_id) + 1 if eos_id is not None else np.empty(0, dtype=np.int64)
-    return after if len(after) and after[-1] == len(ids) else np.append(after, len(ids))
-
-
-def lines_of(file: Path) -> Iterator[tuple[str, bytes]]:
-    """("file:number", line) of every line that is not blank. `UserError` for a line too long to be a sample."""
-    try:
-        with open(file, "rb") as stream:
-            number = 0
-            while line := stream.readline(LONGEST_SAMPLE):
-                number += 1
-                if len(line) == LONGEST_SAMPLE and not line.endswith(b"\n"):
-                    raise UserError(
-                        f"{file}:{number}: a line of more than {LONGEST_SAMPLE} bytes is no sample"
-                    )
-                if not line.isspace():
-                    yield f"{file}:{number}", line
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.data.order import derive_key, permute
-from mobilellm.data.shards import TokenStream
+from mobilellm.data.stream import TokenStream
 from mobilellm.errors import UserError
 
+NOT_TRAINED = -100  # the target that counts for nothing, as in torch's cross_entropy
 BLOCK = 256  # samples whose places are worked out at once
 
 
@@ -92,10 +93,27 @@ class Batch:
     inputs: NDArray[np.int64]
     """Tokens."""
     targets: NDArray[np.int64]
-    """The token after each."""
+    """The token after each; -100 where it is not trained on."""
     documents: NDArray[np.int32] | None = None
     """Which document of its row each input token belongs to: 0 for the row's first, 1, ... An EOS belongs to the document it
     ends, so that the token after it is the first of the next."""
+
+
+class Rows:
+    """Room for the samples of a batch, filled one by one."""
+
+    def __init__(self, count: int, length: int, documents: bool, masked: bool) -> None:
+        """`documents` and `masked` make room for document numbers and for what is trained on."""
+        self.tokens: NDArray[np.int64] = np.empty((count, length + 1), dtype=np.int64)
+        self.documents = np.empty((count, length), dtype=np.int32) if documents else None
+        self.trained = np.ones((count, length + 1), dtype=bool) if masked else None
+
+    def batch(self) -> Batch:
+        """The samples as inputs and targets."""
+        inputs, targets = self.tokens[:, :-1], self.tokens[:, 1:]
+        if self.trained is not None:
+            targets = np.where(self.trained[:, 1:], targets, NOT_TRAINED)
+        return Batch(inputs, targets, self.documents)
 
 
 class Samples:
@@ -160,8 +178,9 @@ class Samples:
             self._blocks[label] = starts
         return self._blocks[label]
 
-    def read(self, start: int, row: NDArray[np.int64], documents: NDArray[np.int32] | None) -> None:
-        """Fill `row` (T + 1,) with the sample that begins at `start`, and `documents` (T,), where wanted."""
+    def read(self, start: int, rows: Rows, i: int) -> None:
+        """Fill row `i` of `rows` with the sample that begins at `start`."""
+        row, documents = rows.tokens[i], None if rows.documents is None else rows.documents[i]
         piece = self.stream.read(start, self.length + 1)
         have = len(piece)
         if have > self.length:
@@ -169,6 +188,11 @@ class Samples:
         else:
             row[:have] = piece
             row[have:] = self.stream.read(0, len(row) - have)
+        if rows.trained is not None and self.stream.masked:
+            bits = self.stream.trained(start, self.length + 1)
+            rows.trained[i, : len(bits)] = bits
+            if len(bits) <= self.length:
+                rows.trained[i, len(bits) :] = self.stream.trained(0, self.length + 1 - len(bits))
         if documents is not None:
             numbers = self.stream.documents(start, self.length)
             have = len(numbers)
@@ -211,10 +235,10 @@ class Loader:
 
     def gather(self, starts: NDArray[np.int64]) -> Batch:
         """Read the samples that begin at these positions."""
-        rows, documents = empty_batch(len(starts), self.length, self.mask_documents)
+        rows = Rows(len(starts), self.length, self.mask_documents, self.stream.masked)
         for i, start in enumerate(starts.tolist()):
-            self.samples.read(start, rows[i], None if documents is None else documents[i])
-        return Batch(rows[:, :-1], rows[:, 1:], documents)
+            self.samples.read(start, rows, i)
+        return rows.batch()
 
     def __iter__(self) -> Iterator[tuple[Batch, DataState]]:
         share = self.batch_size // self.world_size
@@ -247,12 +271,3 @@ def check_world(batch_size: int, world_size: int) -> None:
     """`UserError` unless every process gets as many samples of a batch."""
     if batch_size % world_size:
         raise UserError(f"{batch_size} sequences a step do not divide by {world_size} processes")
-
-
-def empty_batch(
-    rows: int, length: int, documents: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
-    """Room for (B, T + 1) tokens, and for (B, T) document numbers where wanted."""
-    return np.empty((rows, length + 1), dtype=np.int64), np.empty(
-        (rows, length), dtype=np.int32
-    ) if documents else None

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm.data.loader import Batch, DataState, Samples, SourceState, check_world, empty_batch
+from mobilellm.data.loader import Batch, DataState, Rows, Samples, SourceState, check_world
 from mobilellm.data.order import derive_key, permute
-from mobilellm.data.shards import TokenStream
+from mobilellm.data.stream import TokenStream
 from mobilellm.errors import UserError, unknown_name
 
 ONE = 1 << 40  # a sample's worth of credit
@@ -161,7 +161,8 @@ class Mixture:
             if len(self.names) > 1:
                 places = permute(places, self.batch_size, derive_key(state.seed, "places", total))
             names = np.array(chosen)
-            rows, documents = empty_batch(share, self.length, self.mask_documents)
+            masked = any(samples.stream.masked for samples in self.samples.values())
+            rows = Rows(share, self.length, self.mask_documents, masked)
             sources = dict(state.sources)
             for name in self.names:
                 position, count = sources[name], self.samples[name].count
@@ -175,7 +176,6 @@ class Mixture:
                     mine[kept] - self.rank * share,
                     state.seed,
                     rows,
-                    documents,
                 )
                 behind = position.samples + len(mine)
                 sources[name] = replace(
@@ -190,12 +190,17 @@ class Mixture:
                 state, tokens=state.tokens + self.batch_size * self.length, sources=sources,
                 epoch=first.epoch if alone else 0, samples=first.samples if alone else state.samples + self.batch_size,
             )  # fmt: skip
-            yield Batch(rows[:, :-1], rows[:, 1:], documents), self.state
+            yield rows.batch(), self.state
 
     def _fill(
-        self, name: str, position: SourceState, taken: NDArray[np.int64], into: NDArray[np.int64], seed: int,
-        rows: NDArray[np.int64], documents: NDArray[np.int32] | None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        position: SourceState,
+        taken: NDArray[np.int64],
+        into: NDArray[np.int64],
+        seed: int,
+        rows: Rows,
+    ) -> None:
         """Read samples number `taken` of a source, counted from the start of its present epoch, into the rows `into`."""
         samples = self.samples[name]
         epochs, numbers = position.epoch + taken // samples.count, taken % samples.count
@@ -203,4 +208,4 @@ class Mixture:
             now = epochs == epoch
             starts = samples.starts(seed, epoch, numbers[now], position.key)
             for i, start in zip(into[now].tolist(), starts.tolist(), strict=True):
-                samples.read(start, rows[i], None if documents is None else documents[i])
+                samples.read(start, rows, i)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from mobilellm.data.dataset import SampleFolder
+from mobilellm.data.manifest import SPLITS
 from mobilellm.data.order import derive_key, permute
-from mobilellm.data.shards import SPLITS, TokenFolder, TokenStream
+from mobilellm.data.stream import TokenStream
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.prepare.tasks import byte_lengths
 
 STEP = 1 << 22  # tokens looked at at once

@@ -17,9 +17,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mobilellm.data.dataset import lines_of
-from mobilellm.data.original import HELD_OUT, node_folders, parse_sample, sample_files
-from mobilellm.data.shards import ENDS, SPLITS, TokenFolder, check_header, check_manifest
+from mobilellm.data.layout import (
+    held_out_folder,
+    lines_of,
+    node_folders,
+    parse_sample,
+    sample_files,
+)
+from mobilellm.data.manifest import SPLITS, ShardEntry, check_manifest
+from mobilellm.data.shard_file import ENDS, HEADER_BYTES, check_header, ends_file
+from mobilellm.data.token_folder import TokenFolder, shard_files
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, read_json
 from mobilellm.jobs.pool import Workspace
@@ -75,7 +82,7 @@ def validate(
         files = (
             [path]
             if path.is_file()
-            else [f for folder in [*nodes, path / HELD_OUT] for f in sample_files(folder)]
+            else [f for folder in [*nodes, held_out_folder(path)] for f in sample_files(folder)]
         )
         if not files:
             raise UserError(f"{path}: its folders hold no .jsonl file")
@@ -96,11 +103,14 @@ def validate(
             if "manifest.json" in error.what:
                 return report
         shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
-        names = {str(Path(s["file"])) for s in shards} | {
-            str(Path(s["file"]).with_suffix(".ends.npy")) for s in shards
+        dtype = np.dtype(manifest["dtype"])
+        names = {
+            str(name.relative_to(path))
+            for shard in shards
+            for name, *_ in shard_files(path, shard, dtype)
         }
-        for split in SPLITS:
-            for extra in sorted((path / split).glob("*")) if (path / split).is_dir() else []:
+        for split in {Path(name).parent for name in names} | set(SPLITS):
+            for extra in sorted((path / split).glob("*")):
                 if str(extra.relative_to(path)) not in names:
                     report.faults.append((str(extra.relative_to(path)), "not in the manifest"))
                     report.faults_in_all += 1
@@ -198,20 +208,18 @@ def check_samples(path: Path, job: dict[str, Any]) -> dict[str, Any]:
     return {"records": records, "tokens": tokens, "faults": faults, "count": count}
 
 
-def check_shard(path: Path, shard: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def check_shard(path: Path, shard: ShardEntry, job: dict[str, Any]) -> dict[str, Any]:
     """A shard and its document ends: sizes, headers, checksums, ids in range, ends in order, an EOS at each."""
     faults: list[tuple[str, str]] = []
-    ends_path, dtype = path.with_suffix(".ends.npy"), np.dtype(job["dtype"])
+    ends_path, dtype = ends_file(path), np.dtype(job["dtype"])
     sound = True
-    for name, prefix, kind, count in (
-        (path, "", dtype, shard["tokens"]),
-        (ends_path, "ends_", ENDS, shard["documents"]),
-    ):
-        shown = "" if name == path else f" ({ends_path.name})"
+    folder = path.parent.parent
+    for name, size, sha256, kind, count in shard_files(folder, shard, dtype):
+        shown = "" if name == path else f" ({name.name})"
         try:
-            if name.stat().st_size == shard[f"{prefix}size"]:
+            if name.stat().st_size == size:
                 check_header(name, kind, count)
-            check_file(name, size=shard[f"{prefix}size"], sha256=shard[f"{prefix}sha256"])
+            check_file(name, size=size, sha256=sha256)
         except UserError as error:
             faults.append((shown, error.what.removeprefix(f"{name}: ")))
             sound = sound and "checksum" in error.what
@@ -219,9 +227,11 @@ def check_shard(path: Path, shard: dict[str, Any], job: dict[str, Any]) -> dict[
             faults.append((shown, f"cannot be read ({error.strerror or error})"))
             sound = False
     if sound and shard["tokens"]:
-        tokens = np.memmap(path, dtype=dtype, mode="r", offset=128, shape=(shard["tokens"],))
+        tokens = np.memmap(
+            path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(shard["tokens"],)
+        )
         ends = np.memmap(
-            ends_path, dtype=ENDS, mode="r", offset=128, shape=(shard["documents"],)
+            ends_path, dtype=ENDS, mode="r", offset=HEADER_BYTES, shape=(shard["documents"],)
         ).astype(np.int64)
         for start in range(0, len(tokens), STEP):
             piece = np.asarray(tokens[start : start + STEP])

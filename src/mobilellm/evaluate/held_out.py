@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilellm.data.dataset import SampleFolder, open_dataset
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import (
     ALONE,
@@ -63,8 +63,8 @@ def held_out(
     """
     return perplexity(
         network,
-        data.tokens("heldout"),
-        max(1, data.text_bytes("heldout")),
+        data.tokens("held_out"),
+        max(1, data.text_bytes("held_out")),
         sequence_length=sequence_length,
         stride=stride,
         prefix=document_border(data),
@@ -84,7 +84,7 @@ def held_out_of_source(
     processes: Processes = ALONE,
 ) -> float | None:
     """Loss of one source's held-out tokens, nats a token; None for fewer than two tokens."""
-    stream = data.tokens("heldout", source)
+    stream = data.tokens("held_out", source)
     if len(stream) < MIN_TOKENS:
         return None
     nats, counted = total_loss(

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.data.original import sample_of
+from mobilellm.data.layout import sample_of
 from mobilellm.errors import UserError
 
 TEXT = (".txt", ".md", ".markdown", ".text", "")

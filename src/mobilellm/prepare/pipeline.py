@@ -133,7 +133,7 @@ class FinishShards(PipelineStep):
             library=step.library,
             reason=step.reason,
         )
-        for split in ("train", "heldout"):
+        for split in ("train", "held_out"):
             if not any(shard["split"] == split for part in results for shard in part["shards"]):
                 raise UserError(f"no document is in the {split} split", hint="set another held_out")
         put_together(work, step.out, [key for key, _ in keyed], results, manifest, tokenizer)

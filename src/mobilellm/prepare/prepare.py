@@ -15,21 +15,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
 
-from mobilellm.data.shards import (
+from mobilellm.data.manifest import FORMAT, SPLITS, VERSION, Manifest, fingerprint
+from mobilellm.data.shard_file import (
     ENDS,
-    FORMAT,
-    SPLITS,
-    VERSION,
-    ShardWriter,
-    fingerprint,
+    MASK,
+    ends_file,
     map_shard,
+    mask_bytes,
+    mask_file,
     token_dtype,
 )
+from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, sweep_partial, write_json
 from mobilellm.jobs.pool import Workspace
@@ -45,7 +46,7 @@ Say = Callable[[str], None]
 TRAINING_BYTES = 1 << 30  # of text that a tokenizer is trained on; of more, a share chosen by hash
 
 
-def made_from(manifest: dict[str, Any], sources: list[Source]) -> bool:
+def made_from(manifest: Manifest, sources: list[Source]) -> bool:
     """Whether prepared data was made from just these files, by their content."""
     recorded = [file["sha256"] for source in manifest["sources"] for file in source["files"]]
     return recorded == [sha256_file(path) for source in sources for path in source.files()]
@@ -200,7 +201,7 @@ def put_together(
     with new_folder(out) as staging:
         _assemble(staging, work, keys, results, manifest)
         tokenizer.save(staging / "tokenizer")
-        manifest["fingerprint"] = fingerprint(manifest)
+        manifest["fingerprint"] = fingerprint(cast(Manifest, manifest))
         write_json(staging / "manifest.json", manifest)
 
 
@@ -317,7 +318,9 @@ def _assemble(
                 for number, (path, shard) in enumerate(own):
                     target = staging / split / f"{name}-{number:05d}.npy"
                     _link(path, target)
-                    _link(path.with_suffix(".ends.npy"), target.with_suffix(".ends.npy"))
+                    _link(ends_file(path), ends_file(target))
+                    if "mask_size" in shard:
+                        _link(mask_file(path), mask_file(target))
                     shards.append(
                         {k: v for k, v in shard.items() if k != "split"}
                         | {"file": f"{split}/{target.name}"}
@@ -325,13 +328,14 @@ def _assemble(
                 continue
             writer = ShardWriter(staging, split, name, dtype)
             for path, shard in own:
-                ends = np.asarray(
-                    map_shard(path.with_suffix(".ends.npy"), ENDS, shard["documents"])
-                ).astype(np.int64)
-                writer.add(
-                    np.asarray(map_shard(path, dtype, shard["tokens"])), shard["bytes"], ends
-                )
-            shards.extend(writer.close())
+                ends = np.asarray(map_shard(ends_file(path), ENDS, shard["documents"]))
+                trained = None
+                if "mask_size" in shard:
+                    bits = map_shard(mask_file(path), MASK, mask_bytes(shard["tokens"]))
+                    trained = np.unpackbits(bits, count=shard["tokens"]).astype(bool)
+                tokens = np.asarray(map_shard(path, dtype, shard["tokens"]))
+                writer.add(tokens, shard["bytes"], ends.astype(np.int64), trained)
+            shards.extend(cast(list[dict[str, Any]], writer.close()))
         manifest["splits"][split] = {
             key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")
         } | {"shards": shards}

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from mobilellm.data.layout import HELD_OUT
+from mobilellm.data.manifest import SPLITS
 from mobilellm.data.order import derive_key, permute
-from mobilellm.data.original import HELD_OUT
-from mobilellm.data.shards import SPLITS, TokenStream, map_shard
+from mobilellm.data.shard_file import map_shard
+from mobilellm.data.stream import Part, TokenStream
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, write_json
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -80,10 +81,10 @@ def write_layout(
         for count in [(total - node + nodes - 1) // nodes]
         for first in range(0, count, FILE_SAMPLES)
     ]
-    held_out = manifest["splits"]["heldout"]["samples"]
+    held_out = manifest["splits"]["held_out"]["samples"]
     tasks += [
         {
-            "split": "heldout",
+            "split": "held_out",
             "node": 0,
             "nodes": 1,
             "first": first,
@@ -125,8 +126,8 @@ def _streams(job: bytes, split: str) -> list[TokenStream]:
     dtype, none = np.dtype(settings["dtype"]), np.empty(0, dtype="<u8")
 
     def stream(files: list[list[Any]]) -> TokenStream:
-        def opener(i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-            return map_shard(Path(files[i][0]), dtype, files[i][1]), none
+        def opener(i: int) -> Part:
+            return Part(map_shard(Path(files[i][0]), dtype, files[i][1]), none)
 
         return TokenStream((tokens for _, tokens in files), opener)
 

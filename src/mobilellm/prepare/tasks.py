@@ -1,7 +1,7 @@
 """Preparation cut into tasks, each of which gives the same files whoever runs it, and when.
 
     tasks = plan(sources)                        # each is a few spans of files, about as much text as fits a shard
-    result = run_task(tasks[0], job, folder)     # writes folder/train/*.npy, folder/heldout/*.npy, and says what it wrote
+    result = run_task(tasks[0], job, folder)     # writes folder/train/*.npy, folder/held_out/*.npy, and says what it wrote
 
 A task that is finished lies in a folder named after everything that decides its content, so that a run that was killed goes on
 with what is missing, and a run with other settings takes nothing that is not its own.
@@ -20,9 +20,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mobilellm.data.layout import UNNAMED
 from mobilellm.data.order import derive_key
-from mobilellm.data.original import UNNAMED
-from mobilellm.data.shards import ShardWriter, token_dtype
+from mobilellm.data.shard_file import token_dtype
+from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import sha256_file
 from mobilellm.prepare.documents import (
@@ -249,7 +250,7 @@ class TaskRun:
         self.writers: dict[tuple[str, str], ShardWriter] = {}
         self.batches: dict[str, tuple[list[str], list[int]]] = {
             "train": ([], []),
-            "heldout": ([], []),
+            "held_out": ([], []),
         }
         self.characters = 0
         self.counts = {task.source: Count()}
@@ -318,7 +319,7 @@ class TaskRun:
             self._cut_in_two(record, count)
         else:
             held_out, bits = self.job.split.held_out(self.task.source, part.file, record.key)
-            split = "heldout" if held_out else "train"
+            split = "held_out" if held_out else "train"
             count.documents += 1
             if record.text is None or len(record.text) > LONG:
                 self._flush()
@@ -344,11 +345,11 @@ class TaskRun:
     def _sample(
         self, ids: NDArray[np.uint32], source: str, part: Part, key: int, count: Count
     ) -> None:
-        from mobilellm.data.dataset import ends_in
+        from mobilellm.data.layout import ends_in
 
         held_out, _ = self.job.split.held_out(self.task.source, part.file, key)
         size = int(byte_lengths(self.tokenizer)[ids].sum())
-        self._writer(source, "heldout" if held_out else "train").add(
+        self._writer(source, "held_out" if held_out else "train").add(
             ids, size, ends_in(ids, self.tokenizer.eos_id)
         )
         count.documents += 1
@@ -419,7 +420,7 @@ class TaskRun:
                 f"{self.task.parts[0].path}: a text of {characters} characters is too short to hold out {fraction:g} of it",
                 hint="give more text, or hold out another fraction",
             )
-        for split, begin, end in (("train", 0, cut), ("heldout", cut, characters)):
+        for split, begin, end in (("train", 0, cut), ("held_out", cut, characters)):
             pieces = text_pieces(record.path) if record.path else iter([record.text or ""])
             self._long(_between(pieces, begin, end), split, count)
         count.documents += 1

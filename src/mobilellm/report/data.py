@@ -41,14 +41,14 @@ def write_data_page(path: Path, name: str, figures: dict[str, Any]) -> None:
 
 
 def _tiles(figures: dict[str, Any]) -> str:
-    train, heldout, length = (
+    train, held_out, length = (
         figures["splits"]["train"],
-        figures["splits"]["heldout"],
+        figures["splits"]["held_out"],
         figures["length"],
     )
     tiles = [
-        (short(train["tokens"]), "tokens to train on", f"{heldout['tokens']:,} held out"),
-        (short(train["documents"]), "documents", f"{heldout['documents']:,} held out"),
+        (short(train["tokens"]), "tokens to train on", f"{held_out['tokens']:,} held out"),
+        (short(train["documents"]), "documents", f"{held_out['documents']:,} held out"),
         (f"{train['bytes_per_token']:.2f}", "bytes a token", f"{train['bytes']:,} bytes of text"),
         (
             f"{length['mean']:,.0f}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture, Stage
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, preset_names
 from mobilellm.train.recipe import DEFAULT_PRESET, Recipe
@@ -35,7 +35,7 @@ def open_data(recipe: Recipe, world: World | None = None) -> Data:
         )
     if world is not None and not world.main:
         return data
-    tokens = len(data.tokens("train")) + len(data.tokens("heldout"))
+    tokens = len(data.tokens("train")) + len(data.tokens("held_out"))
     small = 2 * tokens <= MAX_VERIFIED_BYTES
     return open_dataset(data.path, tokenizer, verify=True) if small else data
 

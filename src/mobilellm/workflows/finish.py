@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import orjson
 
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.held_out import held_out
 from mobilellm.evaluate.perplexity import Score
@@ -113,7 +113,7 @@ def _data(data: Data) -> DataFigures:
         ],
         "tokenizer": {k: manifest["tokenizer"][k] for k in ("name", "vocab_size")},
         "train_tokens": train_split["tokens"],
-        "held_out_tokens": manifest["splits"]["heldout"]["tokens"],
+        "held_out_tokens": manifest["splits"]["held_out"]["tokens"],
         "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]),
         "held_out": manifest["held_out"],
     }
@@ -143,7 +143,7 @@ def samples(loaded: Loaded, prompts: list[str]) -> list[Sample]:
 def _prompts(data: Data, loaded: Loaded) -> list[str]:
     """Nothing, and the beginnings of two places of the held-out text: it was never trained on."""
     assert loaded.tokenizer is not None
-    stream = data.tokens("heldout")
+    stream = data.tokens("held_out")
     openings = []
     for start in (0, len(stream) // 2):
         text = loaded.tokenizer.decode(
@@ -157,7 +157,7 @@ def _prompts(data: Data, loaded: Loaded) -> list[str]:
 
 def _baselines(data: Data, loaded: Loaded) -> dict[str, Any]:
     assert loaded.tokenizer is not None
-    train, heldout = data.tokens("train"), data.tokens("heldout")
+    train, held_out = data.tokens("train"), data.tokens("held_out")
 
     def text(stream: Any) -> str:
         assert loaded.tokenizer is not None
@@ -171,11 +171,11 @@ def _baselines(data: Data, loaded: Loaded) -> dict[str, Any]:
 
     return baselines(
         train,
-        heldout,
-        data.text_bytes("heldout"),
+        held_out,
+        data.text_bytes("held_out"),
         loaded.config.vocab_size,
         text(train),
-        text(heldout),
+        text(held_out),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mobilellm.data.shards import TokenFolder
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import pick_device
 from mobilellm.train.loop import Trainer

@@ -8,6 +8,7 @@ ids, source = parse_sample(line, "1/a.jsonl:7", vocab_size=32000)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from mobilellm.errors import UserError
 
-HELD_OUT = "heldout"  # a folder of ours beside the nodes', which the original does not look into
+HELD_OUT = "held_out"  # a folder of ours beside the nodes', which the original does not look into
+OLD_HELD_OUT = "heldout"  # its name before version 0.2
 UNNAMED = "all"  # the source of samples that name none
 LONGEST_SAMPLE = 64 << 20  # bytes of a line; one of 2,049 ids has about 12,000
 
@@ -33,6 +35,12 @@ def node_folders(base: Path) -> list[Path]:
     except OSError:
         return []
     return [base / str(number) for number in numbers if (base / str(number)).is_dir()]
+
+
+def held_out_folder(base: Path) -> Path:
+    """The folder of held-out samples: by its name of today, or of before where only that is there."""
+    old = base / OLD_HELD_OUT
+    return old if old.is_dir() and not (base / HELD_OUT).is_dir() else base / HELD_OUT
 
 
 def sample_files(folder: Path) -> list[Path]:
@@ -82,3 +90,26 @@ def sample_of(
     if not isinstance(source, str) or not source or len(source) > 200:
         raise UserError(f"{where}: source is {source!r:.80}, must be a name")
     return ids.astype(np.uint32), source
+
+
+def ends_in(ids: NDArray[Any], eos_id: int | None) -> NDArray[np.int64]:
+    """Where documents end within a row: behind each EOS, and at the row's end."""
+    after = np.flatnonzero(ids == eos_id) + 1 if eos_id is not None else np.empty(0, dtype=np.int64)
+    return after if len(after) and after[-1] == len(ids) else np.append(after, len(ids))
+
+
+def lines_of(file: Path) -> Iterator[tuple[str, bytes]]:
+    """("file:number", line) of every line that is not blank. `UserError` for a line too long to be a sample."""
+    try:
+        with open(file, "rb") as stream:
+            number = 0
+            while line := stream.readline(LONGEST_SAMPLE):
+                number += 1
+                if len(line) == LONGEST_SAMPLE and not line.endswith(b"\n"):
+                    raise UserError(
+                        f"{file}:{number}: a line of more than {LONGEST_SAMPLE} bytes is no sample"
+                    )
+                if not line.isspace():
+                    yield f"{file}:{number}", line
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
