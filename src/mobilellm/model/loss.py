@@ -1,13 +1,24 @@
-"""Cross-entropy of a linear output layer without the whole (tokens x vocabulary) logits in memory.
+"""Losses over a linear output layer without the whole (tokens x vocabulary) logits in memory.
 
-The forward pass walks over the tokens in chunks; each chunk's logits give its share of the loss and, at once, of both
-gradients, in three matrix products and one chunk of memory. The backward pass only scales what was computed. So the
-plain way's logits, log-softmax and gradient (three times tokens x vocabulary floats) shrink to one chunk.
+The forward pass walks over the tokens in chunks. Each chunk's logits give its share of the loss
+and, at once, of both gradients, in three matrix products and one chunk of memory. The backward
+pass only scales what was computed. So the plain way's logits, log-softmax and gradient (three
+times tokens x vocabulary floats) shrink to one chunk.
+
+    loss = linear_cross_entropy(hidden, weight, targets)           # mean nats a target
+    objective = NextToken(z_loss=1e-4)
+    loss = objective(network, inputs, targets) / targets.numel()   # the same, of a network
+
+An objective is what a training step minimizes: it is called as
+`objective(network, inputs, targets, documents)` and returns a sum over targets. A new one gives
+`output_walk` its own `ChunkLoss`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,42 +26,78 @@ from torch import Tensor
 
 from mobilellm.model.linear import linear
 
-CHUNK_NUMBERS = 1 << 22  # logits held at once: 16 MiB in float32
-IGNORED = -100  # the target that counts for nothing, as in torch's cross_entropy
+CHUNK_NUMBERS = 1 << 22
+"""Logits held at once: 16 MiB in float32."""
+MIN_CHUNK_ROWS = 16
+IGNORED = -100
+"""The target that counts for nothing, as in torch's cross_entropy."""
+
+ChunkLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
+"""(logits (n, V) in float32, which it may overwrite; their rows among all; whether the gradient is
+wanted) -> (the sum of the rows' losses, its gradient by the logits (n, V) or None)."""
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class Predictor(Protocol):
+    """What an objective asks of a network."""
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer, (V, C)."""
+        ...
+
+    def hidden(self, input_ids: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """The last hidden states of (B, T) tokens, (B, T, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of the next token, summed over the targets that count."""
+
+    z_loss: float = 0.0
+    """Adds to the gradient, and not to the value, that of z_loss x log(sum(exp(logits)))^2 for each
+    target (PaLM, arXiv 2204.02311, section 5)."""
+
+    def __call__(
+        self, network: Predictor, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> Tensor:
+        """Nats of `targets` (B, T), -100 where none, after `inputs` (B, T): their sum, float32.
+
+        With `documents` (B, T) a token sees its own document alone (see `Network.hidden`).
+        """
+        hidden = network.hidden(inputs, documents=documents).flatten(0, 1)
+        return linear_cross_entropy(
+            hidden, network.output_weight, targets.flatten(), "sum", self.z_loss
+        )
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Tokens whose logits are held at once."""
+    return max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // vocab_size)
+
+
+class _OutputWalk(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, z_loss: float
+        ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype, chunk_loss: ChunkLoss
     ) -> Tensor:
-        """Sum of the losses, float32. hidden (N, C), weight (V, C), targets (N,); products in `dtype`."""
+        """Sum of the losses, float32. hidden (N, C), weight (V, C); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows = max(16, CHUNK_NUMBERS // weight.shape[0])
+        rows = chunk_rows(weight.shape[0])
         w = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
-            h, t = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            logits = linear(h, w).float()  # (rows, V)
-            counted = t != IGNORED
-            index = t.where(counted, 0).unsqueeze(1)
-            peak = logits.amax(dim=1, keepdim=True)
-            chosen = logits.gather(1, index) - peak
-            probabilities = logits.sub_(peak).exp_()  # in place: the logits are not needed again
-            total = probabilities.sum(dim=1, keepdim=True)
-            log_total = total.log()
-            loss += ((log_total - chosen).squeeze(1) * counted).sum()
-            if not (need_hidden or need_weight):
+            chunk = slice(start, start + rows)
+            h = hidden[chunk].to(dtype)
+            loss, by_logits = chunk_loss(linear(h, w).float(), chunk, need_hidden or need_weight)
+            total += loss
+            if by_logits is None:
                 continue
-            # d z_loss log_z^2 / d logit = 2 z_loss log_z p, which only stretches the softmax's share of the gradient.
-            stretch = 1 + 2 * z_loss * (log_total + peak) if z_loss else 1
-            probabilities.mul_(counted.unsqueeze(1) * stretch / total)
-            probabilities.scatter_add_(1, index, -counted.unsqueeze(1).to(probabilities.dtype))
-            grad = probabilities.to(dtype)  # d loss / d logits
+            grad = by_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = grad @ w
+                grad_hidden[chunk] = grad @ w
             if need_weight:
                 if grad_weight is None:
                     grad_weight = (grad.t() @ h).float()
@@ -60,10 +107,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight += grad.t() @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return loss
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         # In place: this node is walked once, and the buffers are its own.
@@ -72,24 +119,65 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(scale).to(ctx.weight_dtype),
             None,
             None,
-            None,
         )
+
+
+def output_walk(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor:
+    """Sum over tokens of a loss of their logits, float32, with gradients for hidden (N, C) and
+    weight (V, C).
+
+    Under autocast the products run in its precision; `chunk_loss` always sees float32.
+    """
+    dtype = _products(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        total: Tensor = _OutputWalk.apply(hidden, weight, dtype, chunk_loss)
+    return total
+
+
+def _products(hidden: Tensor) -> torch.dtype:
+    """The type that products run in here: autocast's where it is on."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def cross_entropy_chunk(targets: Tensor, z_loss: float = 0.0) -> ChunkLoss:
+    """Cross-entropy of `targets` (N,), where -100 counts for nothing, with z_loss in the gradient
+    (see `NextToken`)."""
+
+    def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        t = targets[rows]
+        counted = t != IGNORED
+        index = t.where(counted, 0).unsqueeze(1)
+        peak = logits.amax(dim=1, keepdim=True)
+        chosen = logits.gather(1, index) - peak
+        probabilities = logits.sub_(peak).exp_()  # in place: the logits are not needed again
+        total = probabilities.sum(dim=1, keepdim=True)
+        log_total = total.log()
+        value = ((log_total - chosen).squeeze(1) * counted).sum()
+        if not need_gradient:
+            return value, None
+        # d z_loss log_z^2 / d logit = 2 z_loss log_z p, which stretches the softmax's share alone.
+        stretch = 1 + 2 * z_loss * (log_total + peak) if z_loss else 1
+        probabilities.mul_(counted.unsqueeze(1) * stretch / total)
+        probabilities.scatter_add_(1, index, -counted.unsqueeze(1).to(probabilities.dtype))
+        return value, probabilities
+
+    return loss
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean", z_loss: float = 0.0
 ) -> Tensor:
-    """cross_entropy(hidden @ weight.T, targets) with targets of -100 ignored. hidden (N, C), weight (V, C), targets (N,).
+    """cross_entropy(hidden @ weight.T, targets) where targets of -100 are ignored. hidden (N, C),
+    weight (V, C), targets (N,).
 
-    `reduction`: "mean" over the targets that count, "sum", or "none" (which gives (N,) and no gradient: it is for scoring).
-    Under autocast the products run in its precision; the softmax is float32 always. The gradient, not the value, is that of
-    the cross-entropy plus `z_loss` times log(sum(exp(logits)))^2.
+    `reduction` is "mean" over the targets that count (0 where none does), "sum", or "none", which
+    gives (N,) and no gradient: it is for scoring. Under autocast the products run in its precision;
+    the softmax is float32 always. `z_loss` is that of `NextToken`.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if reduction == "none":
         with torch.no_grad():
-            rows = max(16, CHUNK_NUMBERS // weight.shape[0])
+            rows, dtype = chunk_rows(weight.shape[0]), _products(hidden)
             w = weight.to(dtype)
             pieces = [
                 F.cross_entropy(
@@ -98,6 +186,5 @@ def linear_cross_entropy(
                 for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
             ]
             return torch.cat(pieces)
-    with torch.autocast(device, enabled=False):
-        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype, z_loss)
+    total = output_walk(hidden, weight, cross_entropy_chunk(targets, z_loss))
     return total if reduction == "sum" else total / (targets != IGNORED).sum().clamp(min=1)

@@ -229,17 +229,13 @@ class Network(nn.Module):
         targets: Tensor,
         reduction: str = "mean",
         documents: Tensor | None = None,
-        z_loss: float = 0.0,
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over targets, or their sum.
-
-        `documents` as in `hidden`. `z_loss` adds that much of the squared log of the softmax's denominator to the
-        gradient (PaLM, arXiv 2204.02311, section 5); the value returned stays the cross-entropy.
+        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over the targets that
+        count, or their sum. `documents` as in `hidden`. Training minimizes an objective instead
+        (see model/loss.py).
         """
         hidden = self.hidden(input_ids, documents=documents).flatten(0, 1)
-        return linear_cross_entropy(
-            hidden, self.output_weight, targets.flatten(), reduction, z_loss
-        )
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), reduction)
 
     def generate(
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilellm.errors import UserError
+from mobilellm.model.loss import NextToken
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.train.recipe import Recipe
@@ -25,14 +26,14 @@ from mobilellm.train.world import World
 class Step(nn.Module):
     """The share of one micro-batch in the step's loss."""
 
-    def __init__(self, network: Network, precision: Precision, z_loss: float) -> None:
+    def __init__(self, network: Network, precision: Precision, objective: NextToken) -> None:
         super().__init__()
-        self.network, self.precision, self.z_loss = network, precision, z_loss
+        self.network, self.precision, self.objective = network, precision, objective
 
     def forward(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
-        """Sum of the losses in nats."""
+        """What the objective gives for it: a sum over targets."""
         with self.precision.autocast(inputs.device):
-            return self.network.loss(inputs, targets, "sum", documents, self.z_loss)
+            return self.objective(self.network, inputs, targets, documents)
 
 
 class Parallel:
@@ -41,7 +42,7 @@ class Parallel:
     def __init__(self, network: Network, recipe: Recipe, world: World) -> None:
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
         self.step: nn.Module = Step(
-            network, Precision(recipe.train.precision), recipe.optimizer.z_loss
+            network, Precision(recipe.train.precision), NextToken(recipe.optimizer.z_loss)
         )
         self.sharded = self.kind == "fsdp" and world.size > 1
         if recipe.train.compile == "block":
@@ -118,4 +119,4 @@ def _shard(network: Network, world: World, within: int) -> None:
     for layer in network.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    register_fsdp_forward_method(network, "loss")
+    register_fsdp_forward_method(network, "hidden")
