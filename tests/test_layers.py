@@ -42,14 +42,8 @@ MAX_FILE_LINES = 500
 KNOWN_CIRCLES = {
     "mobilellm.model.generation",
     "mobilellm.model.network",
-    "mobilellm.data.dataset",
-    "mobilellm.data.validate",
-    "mobilellm.jobs.pool",
-    "mobilellm.jobs.worker",
-    "mobilellm.prepare.samples",
-    "mobilellm.prepare.tasks",
 }
-KNOWN_IMPORTS = {"mobilellm.jobs.pool", "mobilellm.jobs.worker", "mobilellm.data.stats"}
+KNOWN_IMPORTS = {"mobilellm.data.stats"}
 KNOWN_LARGE = {"train"}
 KNOWN_LONG = {"prepare/clean.py"}
 MAX_ROOM_LINES = 2500

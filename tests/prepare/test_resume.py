@@ -135,7 +135,7 @@ def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
         split=tasks.SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
     )  # fmt: skip
     message = {
-        "kind": "tokenize",
+        "function": "mobilellm.prepare.tasks:tokenize",
         "job": asdict(job),
         "task": asdict(task),
         "key": "k",

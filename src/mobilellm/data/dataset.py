@@ -47,6 +47,7 @@ from mobilellm.files import (
     write_json,
 )
 from mobilellm.jobs.pool import Workspace
+from mobilellm.jobs.task import KeyedTask, Progress
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 CACHE = ".mobilellm-index"
@@ -271,9 +272,11 @@ def _build(
             hashlib.sha256(orjson.dumps([job, task, part])).hexdigest()[:32]
             for task, part in zip(tasks, state["files"], strict=True)
         ]
-        return keys, work.run(
-            "index", job, list(zip(keys, tasks, strict=True)), weights, workers, lambda _: None
-        )
+        keyed = [
+            KeyedTask(key, task, weight)
+            for key, task, weight in zip(keys, tasks, weights, strict=True)
+        ]
+        return keys, work.run("mobilellm.data.dataset:index_file", job, keyed, workers=workers)
 
     with Workspace.open(cache) as work:
         keys, results = read(work)
@@ -315,7 +318,9 @@ def _build(
     return index
 
 
-def index_file(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def index_file(
+    task: dict[str, Any], job: dict[str, Any], folder: Path, progress: Progress
+) -> dict[str, Any]:
     """One file of samples as flat arrays in `folder`. `UserError` with file and line for what is not a sample like the others."""
     dtype, row, file = np.dtype(job["dtype"]), job["row"], Path(task["file"])
     writers: dict[tuple[str, str], ShardWriter] = {}

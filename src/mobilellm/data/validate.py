@@ -30,6 +30,7 @@ from mobilellm.data.token_folder import TokenFolder, shard_files
 from mobilellm.errors import UserError
 from mobilellm.files import check_file, read_json
 from mobilellm.jobs.pool import Workspace
+from mobilellm.jobs.task import KeyedTask, Progress
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 MAX_FAULTS = 100  # of one file that are told; all are counted
@@ -132,9 +133,16 @@ def validate(
     with tempfile.TemporaryDirectory() as scratch:
         work = Workspace(Path(scratch) / "check")
         work.tasks.mkdir(parents=True)
-        keyed = [(hashlib.sha256(orjson.dumps(task)).hexdigest()[:32], task) for task in tasks]
+        keyed = [
+            KeyedTask(hashlib.sha256(orjson.dumps(task)).hexdigest()[:32], task, weight)
+            for task, weight in zip(tasks, weights, strict=True)
+        ]
         found = work.run(
-            "check", job, keyed, weights, workers, lambda done: progress(done, sum(weights))
+            "mobilellm.data.validate:check",
+            job,
+            keyed,
+            workers=workers,
+            progress=lambda done: progress(done, sum(weights)),
         )
     for task, result in zip(tasks, found, strict=True):
         place = Path(task["file"])
@@ -176,6 +184,16 @@ def _compare(report: Report, path: Path, manifest: Any, nodes: list[Path]) -> No
                 faults.append((entry["file"], error.what.removeprefix(f"{path / entry['file']}: ")))
     report.faults += faults
     report.faults_in_all += len(faults)
+
+
+def check(
+    task: dict[str, Any], job: dict[str, Any], folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """A task of `mobilellm.jobs`: check one file. Nothing is written; the faults are the result."""
+    path = Path(task["file"])
+    if task["check"] == "samples":
+        return check_samples(path, job)
+    return check_shard(path, task["shard"], job)
 
 
 def check_samples(path: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Tasks run by processes, and kept: what is finished is never done again, however the run ended.
+"""Tasks done by processes, and kept: a finished task is never done again, however the run ended.
 
     with Workspace.open(out) as work:                     # the folder OUT.preparing, locked
-        results = work.run("tokenize", job, [(key, task), ...], workers=8)
+        results = work.run("mobilellm.words:count_words", job, [KeyedTask(key, {...})], workers=8)
 
-Each finished task is a folder under OUT.preparing/tasks, complete under its name or not there. Workers are
-`python -m mobilellm.jobs.worker` and are spoken to in JSON lines; they end when their standard input does, so that none
-outlives a run that is killed.
+Each finished task is a folder under OUT.preparing/tasks, complete under its name or not there.
+Workers are `python -m mobilellm.jobs.worker` and are spoken to in JSON lines; they end when their
+standard input does, so that none outlives a run that is killed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,30 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, read_json, sweep_partial
-from mobilellm.jobs.worker import do
-from mobilellm.tokenizer.encoder import MismatchError
+from mobilellm.jobs.task import KeyedTask, Progress, TaskError, Values, resolve, run_task
+from mobilellm.jobs.worker import message_of
 
-Keyed = tuple[str, dict[str, Any]]
-Progress = Callable[[float], None]
+ONE_THREAD = {
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+"""Environment of a worker: the processes are the parallelism."""
+
+Answer = tuple[int, Values | None]
+"""Number of the worker, and what it answered; none when it ended."""
+
+
+def no_progress(done: float) -> None:
+    """Listens to a run's progress and does nothing."""
 
 
 class Workspace:
@@ -45,9 +56,10 @@ class Workspace:
     @classmethod
     @contextlib.contextmanager
     def open(cls, out: Path) -> Iterator[Workspace]:
-        """Lock the folder beside `out`. It is removed when the block ends well, or when nothing in it is worth keeping.
+        """Lock the folder beside `out`.
 
-        `UserError` when `out` exists, or another process is at work on it.
+        It is removed when the block ends well, or when nothing in it is worth keeping. `UserError`
+        when `out` exists, or another process is at work on it.
         """
         if out.exists():
             raise UserError(f"{out}: exists already", hint="choose another name or remove it")
@@ -57,9 +69,8 @@ class Workspace:
             lock = open(work.path / "lock", "a+")  # noqa: SIM115  (held until the end)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not (
-                    work.path / "lock"
-                ).exists():  # the other one finished between the two lines above
+                if not (work.path / "lock").exists():
+                    # Another process finished, and removed it, between the two lines above.
                     raise BlockingIOError
             except OSError:
                 lock.seek(0)
@@ -87,135 +98,151 @@ class Workspace:
                     worker.communicate()
                 lock.close()
 
-    def start(self, count: int) -> None:
-        """Start so many workers, which load what they will need while this process still prepares."""
-        environment = os.environ | {
-            "RAYON_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": "1",
-        }
+    def start(self, count: int, preload: Sequence[str] = ()) -> None:
+        """Start `count` workers, which import the modules `preload` while the caller goes on."""
+        command = [sys.executable, "-m", "mobilellm.jobs.worker", *preload]
         for _ in range(count):
-            command = [sys.executable, "-m", "mobilellm.jobs.worker"]
             self._started.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=os.environ | ONE_THREAD,
                 )
             )
 
-    def finished(self, key: str) -> dict[str, Any] | None:
+    def finished(self, key: str) -> Values | None:
         """The result of a task that is done."""
         path = self.tasks / key / "result.json"
         return dict(read_json(path)) if path.is_file() else None
 
     def run(
-        self, kind: str, job: dict[str, Any], tasks: Sequence[Keyed], weights: Sequence[float], workers: int, progress: Progress
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Do the tasks that are not done; returns the results of all, in order. `progress` is told the weight done so far.
+        self, function: str, job: Values, tasks: Sequence[KeyedTask], *, workers: int = 1,
+        progress: Progress = no_progress, preload: Sequence[str] = (),
+    ) -> list[Values]:  # fmt: skip
+        """Do the tasks that are not done; returns the results of all, in the order of `tasks`.
 
-        `UserError` and `MismatchError` as the tasks raise them; the others that are running then are not waited for.
+        `function` is "module:name" within this package (see `mobilellm.jobs.task`); `job` is what
+        all tasks have in common. `progress` is called with the weight done so far. Workers beyond
+        those that `start` has started import `preload` first.
+
+        Raises `UserError` and `TaskError` as the tasks raise them, and `UserError` when a worker
+        dies; the other tasks that are running then are not waited for.
         """
-        results: dict[str, dict[str, Any]] = {}
-        missing = []
+        results: dict[str, Values] = {}
+        missing: list[KeyedTask] = []
         done = 0.0
-        for (key, task), weight in zip(tasks, weights, strict=True):
-            found = self.finished(key)
+        for task in tasks:
+            found = self.finished(task.key)
             if found is None:
-                missing.append((weight, key, task))
+                missing.append(task)
             else:
-                results[key] = found
-                done += weight
+                results[task.key] = found
+                done += task.weight
         if done:
             progress(done)
         if workers <= 1 or len(missing) <= 1:
-            for weight, key, task in missing:
-                results[key] = do(kind, job, task, key, self.tasks, _offset(progress, done))
-                done += weight
+            for task in missing:
+                results[task.key] = run_task(
+                    function, job, task, self.tasks, _offset(progress, done)
+                )
+                done += task.weight
                 progress(done)
         else:
             # The largest first, so that none is left alone at the end.
-            missing.sort(key=lambda one: -one[0])
-            results |= self._spread(kind, job, missing, min(workers, len(missing)), done, progress)
-        return [results[key] for key, _ in tasks]
+            missing.sort(key=lambda task: -task.weight)
+            count = min(workers, len(missing))
+            self.start(count - len(self._started), preload)
+            team, self._started = self._started[:count], self._started[count:]
+            results |= _Crew(team, function, job, self.tasks).run(missing, done, progress)
+        return [results[task.key] for task in tasks]
 
-    def _spread(
-        self, kind: str, job: dict[str, Any], missing: list[tuple[float, str, dict[str, Any]]], count: int, done: float,
-        progress: Progress,
-    ) -> dict[str, dict[str, Any]]:  # fmt: skip
-        answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.start(count - len(self._started))
-        workers, self._started = self._started[:count], self._started[count:]
-        readers = [
-            threading.Thread(target=_listen, args=(i, w.stdout, answers), daemon=True)
-            for i, w in enumerate(workers)
-        ]
-        for reader in readers:
-            reader.start()
-        results: dict[str, dict[str, Any]] = {}
-        waiting = iter(missing)
-        at: dict[int, tuple[float, str]] = {}
-        parts = [0.0] * count
 
-        def give(i: int) -> None:
-            following = next(waiting, None)
-            if following is not None:
-                weight, key, task = following
-                at[i] = weight, key
-                _say(
-                    workers[i],
-                    {"kind": kind, "job": job, "task": task, "key": key, "folder": str(self.tasks)},
-                )
+class _Crew:
+    """Workers among which the tasks of one run are spread."""
 
+    def __init__(
+        self, workers: list[subprocess.Popen[bytes]], function: str, job: Values, folder: Path
+    ) -> None:
+        self.workers, self.function, self.job, self.folder = workers, function, job, folder
+        self.at: dict[int, KeyedTask] = {}  # number of a worker -> its task
+
+    def run(self, tasks: Sequence[KeyedTask], done: float, progress: Progress) -> dict[str, Values]:
+        """Results by key. `done` is the weight of what was finished before."""
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        for number, worker in enumerate(self.workers):
+            assert worker.stdout is not None
+            threading.Thread(
+                target=_listen, args=(number, worker.stdout, answers), daemon=True
+            ).start()
+        results: dict[str, Values] = {}
+        waiting = iter(tasks)
+        parts = [0.0] * len(self.workers)
         try:
-            for i in range(count):
-                give(i)
-            while at:
-                i, answer = answers.get()
+            for number in range(len(self.workers)):
+                self._give(number, next(waiting, None))
+            while self.at:
+                number, answer = answers.get()
                 if answer is None:
-                    if i in at:
-                        raise UserError(
-                            f"a worker process ended (status {workers[i].wait()}) in the middle of its task",
-                            hint="was memory short? Run again, with fewer --workers: what is finished is kept",
-                        )
-                    continue
-                if "progress" in answer:
-                    parts[i] = answer["progress"]
+                    self._ended(number)
+                elif "progress" in answer:
+                    parts[number] = answer["progress"]
+                    progress(done + sum(parts))
                 elif "result" in answer:
-                    weight, key = at.pop(i)
-                    results[key] = answer["result"]
-                    done, parts[i] = done + weight, 0.0
-                    give(i)
-                elif "mismatch" in answer:
-                    raise MismatchError(answer["mismatch"])
-                elif "what" in answer:
-                    raise UserError(answer["what"], hint=answer["hint"])
+                    task = self.at.pop(number)
+                    results[task.key] = answer["result"]
+                    done, parts[number] = done + task.weight, 0.0
+                    self._give(number, next(waiting, None))
+                    progress(done + sum(parts))
                 else:
-                    raise RuntimeError(f"a worker failed:\n{answer['bug']}")
-                progress(done + sum(parts))
+                    raise _error_of(answer)
         finally:
-            for worker in workers:
+            for worker in self.workers:
                 with contextlib.suppress(OSError):
                     worker.stdin.close()  # type: ignore[union-attr]
-                if at:
+                if self.at:
                     worker.kill()
-            for worker in workers:
+            for worker in self.workers:
                 worker.wait()
         return results
+
+    def _give(self, number: int, task: KeyedTask | None) -> None:
+        if task is None:
+            return
+        self.at[number] = task
+        stream = self.workers[number].stdin
+        assert stream is not None
+        message = message_of(self.function, self.job, task, self.folder)
+        with contextlib.suppress(BrokenPipeError):  # it ended, which its closed output tells
+            stream.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
+            stream.flush()
+
+    def _ended(self, number: int) -> None:
+        """`UserError` when the worker had a task."""
+        if number in self.at:
+            status = self.workers[number].wait()
+            raise UserError(
+                f"a worker process ended (status {status}) in the middle of its task",
+                hint="was memory short? Run again, with fewer --workers: what is finished is kept",
+            )
 
 
 def _offset(progress: Progress, done: float) -> Progress:
     return lambda part: progress(done + part)
 
 
-def _say(worker: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
-    assert worker.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it ended: its closed output is what tells
-        worker.stdin.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
-        worker.stdin.flush()
+def _error_of(answer: Values) -> Exception:
+    """The exception that a worker reports."""
+    if "error" in answer:
+        kind = resolve(answer["error"])
+        if isinstance(kind, type) and issubclass(kind, TaskError):
+            return kind(answer["text"])
+    if "what" in answer:
+        return UserError(answer["what"], hint=answer["hint"])
+    return RuntimeError(f"a worker failed:\n{answer.get('bug', answer)}")
 
 
-def _listen(
-    i: int, stream: IO[bytes], answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
-) -> None:
+def _listen(number: int, stream: IO[bytes], answers: queue.SimpleQueue[Answer]) -> None:
     for line in stream:
-        answers.put((i, orjson.loads(line)))
-    answers.put((i, None))
+        answers.put((number, orjson.loads(line)))
+    answers.put((number, None))

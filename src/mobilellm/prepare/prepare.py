@@ -34,6 +34,7 @@ from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, sweep_partial, write_json
 from mobilellm.jobs.pool import Workspace
+from mobilellm.jobs.task import KeyedTask
 from mobilellm.prepare.documents import ReadSettings, Source
 from mobilellm.prepare.sources import parse_sources as parse_sources
 from mobilellm.prepare.split import decide, training_texts
@@ -43,6 +44,7 @@ from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 Progress = Callable[[float, float], None]
 Say = Callable[[str], None]
+PRELOAD = (FAST, REFERENCE, "mobilellm.prepare.tasks")  # what a worker needs for its first task
 TRAINING_BYTES = 1 << 30  # of text that a tokenizer is trained on; of more, a share chosen by hash
 
 
@@ -95,7 +97,7 @@ def prepare(
         tasks = plan(sources)
         total = sum(task.weight for task in tasks)
         if min(_workers(workers, total), len(tasks)) > 1:
-            work.start(min(_workers(workers, total), len(tasks)))
+            work.start(min(_workers(workers, total), len(tasks)), PRELOAD)
         passes = 1 if tokenizer else 2
         done_before = 0.0
 
@@ -125,10 +127,14 @@ def prepare(
             )  # fmt: skip
 
         def run(settings: Job) -> tuple[list[str], list[dict[str, Any]]]:
-            keyed = [(settings.key(task), asdict(task)) for task in tasks]
-            weights = [task.weight for task in tasks]
-            return [key for key, _ in keyed], work.run(
-                "tokenize", asdict(settings), keyed, weights, _workers(workers, total), report
+            keyed = [KeyedTask(settings.key(task), asdict(task), task.weight) for task in tasks]
+            return [one.key for one in keyed], work.run(
+                "mobilellm.prepare.tasks:tokenize",
+                asdict(settings),
+                keyed,
+                workers=_workers(workers, total),
+                progress=report,
+                preload=PRELOAD,
             )
 
         try:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,10 +24,9 @@ from mobilellm.data.shard_file import map_shard
 from mobilellm.data.stream import Part, TokenStream
 from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, write_json
+from mobilellm.jobs.pool import Workspace
+from mobilellm.jobs.task import KeyedTask, Progress
 from mobilellm.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from mobilellm.jobs.pool import Workspace
 
 SAMPLES_FORMAT = "mobilellm-samples"
 FILE_SAMPLES = 8192  # in one file; about 90 MB
@@ -95,14 +94,15 @@ def write_layout(
     ]
     content = orjson.dumps([job, keys])
     keyed = [
-        (hashlib.sha256(content + orjson.dumps(task)).hexdigest()[:32], task) for task in tasks
+        KeyedTask(
+            hashlib.sha256(content + orjson.dumps(task)).hexdigest()[:32], task, task["count"]
+        )
+        for task in tasks
     ]
-    written = work.run(
-        "samples", job, keyed, [task["count"] for task in tasks], workers, lambda _: None
-    )
+    written = work.run("mobilellm.prepare.samples:write_samples", job, keyed, workers=workers)
     files = []
     with new_folder(out) as staging:
-        for (key, task), result in zip(keyed, written, strict=True):
+        for key, task, result in zip((one.key for one in keyed), tasks, written, strict=True):
             folder = str(task["node"] + 1) if task["split"] == "train" else HELD_OUT
             (staging / folder).mkdir(exist_ok=True)
             name = f"{folder}/{task['first'] // FILE_SAMPLES:05d}.jsonl"
@@ -134,7 +134,9 @@ def _streams(job: bytes, split: str) -> list[TokenStream]:
     return [stream(files) for files in settings["splits"][split]]
 
 
-def write_samples(task: dict[str, Any], job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def write_samples(
+    task: dict[str, Any], job: dict[str, Any], folder: Path, progress: Progress
+) -> dict[str, Any]:
     """One file of one node's samples: `folder/samples.jsonl`."""
     row, names = job["row"], job["names"]
     streams = _streams(orjson.dumps(job), task["split"])

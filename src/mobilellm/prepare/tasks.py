@@ -1,7 +1,7 @@
 """Preparation cut into tasks, each of which gives the same files whoever runs it, and when.
 
     tasks = plan(sources)                        # each is a few spans of files, about as much text as fits a shard
-    result = run_task(tasks[0], job, folder)     # writes folder/train/*.npy, folder/held_out/*.npy, and says what it wrote
+    result = tokenize(asdict(tasks[0]), asdict(job), folder, progress)     # writes folder/train/*.npy, folder/held_out/*.npy
 
 A task that is finished lies in a folder named after everything that decides its content, so that a run that was killed goes on
 with what is missing, and a run with other settings takes nothing that is not its own.
@@ -491,8 +491,10 @@ def safe_name(name: str) -> str:
     )
 
 
-def run_task(
-    task: Task, job: Job, folder: Path, progress: Callable[[float], None] = lambda _: None
-) -> TaskResult:
-    """Do a task, writing into `folder`, which exists. `UserError` for bad input, `encoder.MismatchError` for wrong ids."""
-    return TaskRun(task, job, folder, progress).run()
+def tokenize(
+    task: dict[str, Any], job: dict[str, Any], folder: Path, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """A task of `mobilellm.jobs`: a `Task`, a `Job` and the `TaskResult` as dictionaries.
+
+    `UserError` for bad input, `encoder.MismatchError` for wrong ids of the fast library."""
+    return asdict(TaskRun(Task.from_dict(task), Job.from_dict(job), folder, progress).run())

@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mobilellm.jobs.task import TaskError
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 REFERENCE, FAST = "tokenizers", "fastokens"
@@ -36,7 +37,7 @@ PROBE = [
 ]  # fmt: skip
 
 
-class MismatchError(Exception):
+class MismatchError(TaskError):
     """The fast library gave other ids than the reference, or failed."""
 
 
