@@ -26,11 +26,25 @@ def tokenizer(sample_text: str) -> Tokenizer:
 SHAPES = [
     {},
     {"tie_word_embeddings": False},
-    {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 96, "head_dim": 32, "intermediate_size": 256},
-    {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                         "original_max_position_embeddings": 32}},
+    {
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "hidden_size": 96,
+        "head_dim": 32,
+        "intermediate_size": 256,
+    },
+    {
+        "rope_theta": 5e5,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
     {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("to", list(WRITERS))
@@ -60,9 +74,14 @@ def test_every_preset_scaled_down_loads_in_transformers(tmp_path: Path, name: st
     config = ModelConfig.preset(name)
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     model = network(
-        hidden_size=heads * 8, num_attention_heads=heads, num_key_value_heads=shared, head_dim=8, intermediate_size=64,
-        layer_repeats=config.layer_repeats, shared_kv="own",
-    )  # fmt: skip
+        hidden_size=heads * 8,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        head_dim=8,
+        intermediate_size=64,
+        layer_repeats=config.layer_repeats,
+        shared_kv="own",
+    )
     convert(checkpoint(tmp_path / "in", model), tmp_path / "out", "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert type(theirs).__name__ == "LlamaForCausalLM"

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: one line of a user's error, and no memory taken because a header says so."""
+"""Damaged and hostile files end in one line, and take no memory because a header says so."""
 
 import contextlib
 import random
@@ -43,9 +43,12 @@ def test_files_of_the_wrong_length_or_kind(
 ) -> None:
     content = small_files[name].read_bytes()
     changed = {
-        "empty": b"", "truncated": content[:-1], "cut": content[:100], "padded": content + b"\0" * 4096,
+        "empty": b"",
+        "truncated": content[:-1],
+        "cut": content[:100],
+        "padded": content + b"\0" * 4096,
         "magic": b"XXXX" + content[4:],
-    }[change]  # fmt: skip
+    }[change]
     path = tmp_path / name
     path.write_bytes(changed)
     if name.endswith("gguf") and change == "padded":
@@ -117,7 +120,7 @@ def test_mutated_files_load_or_are_a_users_error(
 
 
 def test_headers_cannot_ask_for_memory(small_files: dict[str, Path], tmp_path: Path) -> None:
-    """Counts of 2^60 in every length field of the header are refused before anything is allocated."""
+    """Huge counts anywhere in the header are refused before anything is allocated."""
     import tracemalloc
 
     content = small_files["m.gguf"].read_bytes()

@@ -14,7 +14,7 @@ from mobilellm.tokenizer.tokenizer import train_bpe
 
 
 class TestOriginal:
-    """Checkpoints of the original repository: a private tie, and layer sharing of a kind that is not said."""
+    """The original repository's checkpoints: a tie of their own, and sharing of an unnamed kind."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -189,11 +189,12 @@ class TestHuggingFaceIn:
     @pytest.mark.parametrize(
         "extra",
         [
-            {"_name_or_path": "x", "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {}},
-            {"pretraining_tp": 1, "use_cache": True, "torch_dtype": "bfloat16", "attention_dropout": 0.0, "mlp_bias": False},
+            {"_name_or_path": "x", "is_llama_config": True, "rope_interleaved": False},
+            {"transformers.js_config": {}, "pretraining_tp": 1, "use_cache": True},
+            {"torch_dtype": "bfloat16", "attention_dropout": 0.0, "mlp_bias": False},
             {"rope_scaling": None, "dtype": "float32", "transformers_version": "5.0.0"},
         ],
-    )  # fmt: skip
+    )
     def test_real_configurations_load(self, tmp_path: Path, extra: dict) -> None:
         """Keys as SmolLM2, TinyLlama and Llama 3.2 carry them."""
         folder = checkpoint(tmp_path / "m", network())
@@ -229,8 +230,16 @@ def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     for tied in (True, False):
-        config = LlamaConfig(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                             num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied)  # fmt: skip
+        config = LlamaConfig(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=tied,
+        )
         theirs = LlamaForCausalLM(config).eval()
         theirs.save_pretrained(tmp_path / str(tied))
         with torch.no_grad():

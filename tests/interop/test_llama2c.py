@@ -36,9 +36,9 @@ class TestStories:
     """The real llama2.c model of 260 thousand parameters."""
 
     STORY = (
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, "
-        "red ball. She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\" Lily was "
-        "sad and didn't know"
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the "
+        "park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
+        "Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know"
     )
 
     @pytest.fixture

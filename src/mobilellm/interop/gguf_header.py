@@ -1,7 +1,11 @@
-"""The header of a GGUF file, read with every count and length checked against the file before memory is taken.
+"""The header of a GGUF file.
 
-Format: magic, version, tensor count, key count; keys with typed values; tensor names, shapes, types and offsets; then the
-data, aligned (github.com/ggml-org/ggml, docs/gguf.md). Little-endian versions 2 and 3.
+    header = read_header(Path("m.gguf"), {0: (1, 4), 1: (1, 2)})     # F32 and F16
+    header.keys["general.architecture"], header.tensors["token_embd.weight"].shape
+
+Every count and length is checked against the file before memory is taken for it. The format: magic,
+version, tensor count, key count; keys with typed values; tensor names, shapes, types and offsets;
+then the data, aligned (github.com/ggml-org/ggml, docs/gguf.md). Little-endian versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -14,25 +18,15 @@ from typing import Any
 
 from mobilellm.errors import UserError
 
+# Number of a value's type -> its struct code.
 SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
+    10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
 STRING, ARRAY = 8, 9
 MAX_HEADER = 256 << 20  # bytes: the largest vocabularies need a tenth of that
-DEEPEST = 2  # arrays in arrays
-MAX_VALUES = (
-    1 << 22
-)  # in one array: merges and tokens of the largest vocabularies are a tenth of that
+MAX_DEPTH = 2  # arrays in arrays
+MAX_VALUES = 1 << 22  # in one array; the largest vocabularies have a tenth of that
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,8 @@ class _Reader:
     def take(self, size: int) -> bytes:
         if size < 0 or size > len(self.data) - self.position:
             raise self.fault(
-                f"cut off, or a length of {size} that the file does not have, at byte {self.position}"
+                f"cut off, or a length of {size} that the file does not have, "
+                f"at byte {self.position}"
             )
         piece = self.data[self.position : self.position + size]
         self.position += size
@@ -85,7 +80,7 @@ class _Reader:
             return self.scalar(SCALARS[kind])
         if kind == STRING:
             return self.string()
-        if kind != ARRAY or depth >= DEEPEST:
+        if kind != ARRAY or depth >= MAX_DEPTH:
             raise self.fault(f"a value of unknown type {kind}")
         inner, count = self.scalar("<I"), self.scalar("<Q")
         if inner in SCALARS:
@@ -93,15 +88,18 @@ class _Reader:
             if count > MAX_VALUES:
                 raise self.fault(f"an array of {count} values")
             return list(struct.unpack(f"<{count}{SCALARS[inner][1]}", self.take(count * size)))
-        if count > min(
-            MAX_VALUES, (len(self.data) - self.position) // 8
-        ):  # a string has a length of 8 bytes at least
+        # A string takes 8 bytes at least: those of its length.
+        if count > min(MAX_VALUES, (len(self.data) - self.position) // 8):
             raise self.fault(f"an array of {count} values")
         return [self.value(inner, depth + 1) for _ in range(count)]
 
 
 def read_header(path: Path, type_sizes: dict[int, tuple[int, int]]) -> GGUFHeader:
-    """Read and check. `type_sizes` maps ggml's types to (numbers, bytes) of a block. `UserError` for what is not whole."""
+    """Read and check a header.
+
+    `type_sizes` maps ggml's types to (numbers, bytes) of a block. `UserError` for a file that is
+    not whole.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         reader = _Reader(file.read(min(size, MAX_HEADER)), str(path))

@@ -25,6 +25,14 @@ from mobilellm.model.network import Network
 from mobilellm.model.weights import shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
+# Published settings of Llama 3.1 and 3.2, but for the factor.
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 
 def recognizes(path: Path) -> bool:
     """Whether a file begins with GGUF's magic."""
@@ -128,7 +136,8 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             raise UserError(f"{path}: the key llama.{name} is missing")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise UserError(
-                f"{path}: llama.{name} is {str(value)[:60]!r}; one number for all layers is supported"
+                f"{path}: llama.{name} is {str(value)[:60]!r}; "
+                "one number for all layers is supported"
             )
         return value
 
@@ -146,34 +155,56 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
         or get("attention.value_length", head_dim) != head_dim
     ):
         raise UserError(f"{path}: rotary positions over a part of each head are not supported")
-    scaling: dict[str, Any] | None = None
-    kind = keys.get("llama.rope.scaling.type", "none")
-    if kind == "linear":
-        scaling = {"rope_type": "linear", "factor": get("rope.scaling.factor")}
-    elif kind != "none":
-        raise UserError(f"{path}: rope scaling of type {kind!r} is not supported")
-    elif (
-        ROPE_FACTORS in header.tensors
-    ):  # Llama 3 writes its factors alone; these are its published settings
-        published = {"rope_type": "llama3", "factor": 32.0 if embedding.shape[1] <= 3072 else 8.0, "low_freq_factor": 1.0,
-                     "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
-        scaling = _own_scaling(keys.get(SCALING_KEY)) or published
     try:
         return ModelConfig(
-            vocab_size=embedding.shape[0], hidden_size=get("embedding_length"), intermediate_size=get("feed_forward_length"),
-            num_hidden_layers=get("block_count"), num_attention_heads=heads,
-            num_key_value_heads=get("attention.head_count_kv", heads), head_dim=head_dim,
-            max_position_embeddings=get("context_length"), rope_theta=float(get("rope.freq_base", 10000.0)), rope_scaling=scaling,
+            vocab_size=embedding.shape[0],
+            hidden_size=get("embedding_length"),
+            intermediate_size=get("feed_forward_length"),
+            num_hidden_layers=get("block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=get("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            max_position_embeddings=get("context_length"),
+            rope_theta=float(get("rope.freq_base", 10000.0)),
+            rope_scaling=_scaling(header, path),
             rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
             tie_word_embeddings="output.weight" not in header.tensors,
-            bos_token_id=keys.get("tokenizer.ggml.bos_token_id"), eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
-        )  # fmt: skip
+            bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
+            eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
+        )
     except UserError as error:
         raise UserError(f"{path}: {error.what}", hint=error.hint) from None
 
 
+def _scaling(header: GGUFHeader, path: Path) -> dict[str, Any] | None:
+    """Rotary scaling in transformers' keys, from what llama.cpp reads of it.
+
+    A factor without a type is linear there, and files of 2023 spell the factor `scale_linear`
+    (llama.cpp, llama-model.cpp). Llama 3's is a tensor of factors, whose settings are not in the
+    file unless it is ours.
+    """
+    keys = header.keys
+    kind = keys.get("llama.rope.scaling.type", "linear")
+    old = keys.get("llama.rope.scale_linear", 0.0)
+    factor = keys.get("llama.rope.scaling.factor", old) or 1.0
+    if kind not in ("none", "linear"):
+        raise UserError(f"{path}: rope scaling of type {str(kind)[:60]!r} is not supported")
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
+        raise UserError(f"{path}: a rope scaling factor of {str(factor)[:60]!r}")
+    linear = kind == "linear" and factor != 1.0
+    if ROPE_FACTORS not in header.tensors:
+        return {"rope_type": "linear", "factor": float(factor)} if linear else None
+    if linear:
+        raise UserError(
+            f"{path}: linear rope scaling together with frequencies of its own is not supported"
+        )
+    own = _own_scaling(keys.get(SCALING_KEY))
+    narrow = header.tensors["token_embd.weight"].shape[1] <= 3072  # Llama 3.2 1B and 3B
+    return own or LLAMA3_SCALING | {"factor": 32.0 if narrow else 8.0}
+
+
 def _own_scaling(value: Any) -> dict[str, Any] | None:
-    """The scaling as our own writer says it, beside the factors that every reader uses (and `load` compares)."""
+    """The settings that our own writer says beside the factors; `read` compares the two."""
     try:
         found = json.loads(value) if isinstance(value, str) else None
     except ValueError:

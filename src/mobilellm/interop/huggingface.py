@@ -1,10 +1,13 @@
-"""Hugging Face folders: the Llama family, our own, and the original MobileLLM's.
+"""Hugging Face folders in: the Llama family, our own, and the original MobileLLM's.
 
-In: single or sharded safetensors, or pytorch_model.bin (read with `weights_only=True`: tensors, never code). Out: a plain
-`LlamaForCausalLM` that loads in transformers with no custom code; shared layers are unrolled.
+    network, origin = read(Path("SmolLM2-135M"))
 
-The original's configurations carry `share_embedding` and `layer_sharing` (facebookresearch/MobileLLM): the tie is honoured
-whatever `tie_word_embeddings` says, and which kind of sharing the weights were trained for has to be told.
+Weights are single or sharded safetensors, or pytorch_model.bin, which is read with
+`weights_only=True`: tensors, never code.
+
+The original's configurations carry `share_embedding` and `layer_sharing`
+(facebookresearch/MobileLLM). The tie holds whatever `tie_word_embeddings` says, and a user has to
+say which kind of sharing the weights were trained for.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ MODEL_TYPES = ("llama", "qwen3", "mobilellm")
 # Keys that foreign configurations carry and that do not touch the network.
 HARMLESS = frozenset(
     {
-        "attn_implementation", "auto_map", "begin_suppress_tokens", "cross_attention_hidden_size", "finetuning_task",
-        "is_decoder", "is_encoder_decoder", "max_length", "max_new_tokens", "prefix", "sep_token_id", "tokenizer_class",
-        "torchscript", "use_bfloat16", "decoder_start_token_id", "temperature", "top_k", "top_p", "do_sample", "mobilellm",
+        "attn_implementation", "auto_map", "begin_suppress_tokens", "cross_attention_hidden_size",
+        "decoder_start_token_id", "do_sample", "finetuning_task", "is_decoder",
+        "is_encoder_decoder", "max_length", "max_new_tokens", "mobilellm", "prefix", "sep_token_id",
+        "temperature", "tokenizer_class", "top_k", "top_p", "torchscript", "use_bfloat16",
     }
 )  # fmt: skip
 # What an absent key means to transformers' LlamaConfig, where our default is another.
@@ -77,8 +81,8 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
         if shared_kv is None:
             raise UserError(
                 f"{where}: layer_sharing is on, but two different networks go by that name",
-                hint="add --shared-kv own or --shared-kv first (what the published training code trains), "
-                "or --text FILE to measure both",
+                hint="add --shared-kv own or --shared-kv first (what the published training code "
+                "trains), or --text FILE to measure both",
             )
         values |= {"layer_repeats": 2, "shared_kv": shared_kv}
         told = True
@@ -134,7 +138,10 @@ def _is_index(value: Any) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one file. `UserError` when it is damaged, or a pickle that holds anything but tensors."""
+    """Every tensor of one file.
+
+    `UserError` when it is damaged, or a pickle that holds anything but tensors.
+    """
     hint = "the file is damaged or not what its name says: fetch it again"
     try:
         if path.suffix == ".safetensors":
@@ -174,7 +181,10 @@ def first_line(error: Exception) -> str:
 
 
 def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Drop an output layer that repeats the tied embedding. `UserError` when it contradicts it, or there is no embedding."""
+    """Drop an output layer that repeats the tied embedding, and rotary tables.
+
+    `UserError` when the output layer contradicts the embedding, or there is no embedding.
+    """
     named = {
         name: tensor for name, tensor in named.items() if not name.endswith("rotary_emb.inv_freq")
     }
@@ -194,14 +204,18 @@ def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict
         if head.shape != embedding.shape or not torch.equal(head, embedding):
             raise UserError(
                 f"{where}: lm_head.weight differs from the embedding that config.json ties it to",
-                hint="one of the two was lost in a conversion: use another one, or set tie_word_embeddings to false if it is meant",
+                hint="one of the two was lost in a conversion: use another one, or set "
+                "tie_word_embeddings to false if it is meant",
             )
         named.pop("lm_head.weight")
     return named
 
 
 def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """MobiLlama's one feed-forward in every layer: safetensors keeps tensors that are the same once, under one layer's name."""
+    """MobiLlama's weights with its one feed-forward under the name of every layer.
+
+    safetensors stores tensors that are one in memory once, under one layer's name.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named.items():
         if match := re.fullmatch(r"model\.layers\.(\d+)\.(mlp\..+)", name):
@@ -217,7 +231,7 @@ def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def read(folder: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
-    """Network and origin of a folder with config.json and weights. `UserError` says what is wrong."""
+    """Network and origin of a folder. `UserError` says what is wrong with its files."""
     config, told = read_config(folder, shared_kv)
     files = weight_files(folder)
     where = str(files[0] if len(files) == 1 else folder)

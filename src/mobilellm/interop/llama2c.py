@@ -79,7 +79,10 @@ def layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]
 
 
 def read_header(path: Path) -> tuple[ModelConfig, int, int]:
-    """(configuration, version, bytes of the header). `UserError` unless it is plausible and fits the file exactly."""
+    """Configuration, version, and bytes of the header.
+
+    `UserError` unless the header is plausible and the file has the size that it asks for.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_1)
@@ -91,7 +94,8 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
         version = struct.unpack_from("<i", head, 4)[0]
         if version != 1 or len(head) < HEADER_1:
             raise UserError(
-                f"{path}: llama2.c version {version}, or cut off; versions 0 and 1 (float32) are read"
+                f"{path}: llama2.c version {version}, or cut off; "
+                "versions 0 and 1 (float32) are read"
             )
         numbers, tied, start = struct.unpack_from("<7i", head, 8), bool(head[36]), HEADER_1
     else:
@@ -100,11 +104,19 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     dim, hidden, layers, heads, kv_heads, vocab, length = numbers
     try:
         config = ModelConfig(
-            vocab_size=abs(vocab), hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length, rope_theta=THETA,
-            rms_norm_eps=NORM_EPS, tie_word_embeddings=tied, bos_token_id=1 if abs(vocab) > 2 else None,
+            vocab_size=abs(vocab),
+            hidden_size=dim,
+            intermediate_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=length,
+            rope_theta=THETA,
+            rms_norm_eps=NORM_EPS,
+            tie_word_embeddings=tied,
+            bos_token_id=1 if abs(vocab) > 2 else None,
             eos_token_id=2 if abs(vocab) > 2 else None,
-        )  # fmt: skip
+        )
     except UserError as error:
         raise UserError(f"{path}: not a llama2.c header ({error.what})", hint=hint) from None
     wanted = start + 4 * sum(math.prod(shape) for _, shape in layout(config, version))
@@ -149,7 +161,10 @@ def _origin(path: Path, version: int) -> dict[str, Any]:
 
 
 def read_pieces(path: Path, vocab_size: int) -> tuple[int, list[tuple[float, bytes]]]:
-    """(longest piece, [(score, bytes)]) of a tokenizer file. `UserError` unless it holds exactly `vocab_size` pieces."""
+    """Length of the longest piece in bytes, and each piece with its score: (score, bytes).
+
+    `UserError` unless the file holds exactly `vocab_size` pieces.
+    """
     data = path.read_bytes() if path.stat().st_size <= MAX_TOKENIZER else b""
     broken = UserError(
         f"{path}: not a llama2.c tokenizer of {vocab_size} pieces",
@@ -174,7 +189,7 @@ def read_pieces(path: Path, vocab_size: int) -> tuple[int, list[tuple[float, byt
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer file as a fast tokenizer: a SentencePiece BPE with byte fallback, its spaces written as spaces."""
+    """The tokenizer of a file: a SentencePiece BPE with byte fallback, its spaces plain spaces."""
     _, pieces = read_pieces(path, vocab_size)
     if len(pieces) < 259:
         raise UserError(
@@ -184,11 +199,15 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         texts = [piece.decode() for _, piece in pieces]
     except UnicodeDecodeError:
         raise UserError(f"{path}: a piece is not UTF-8") from None
+    words = [text.replace(" ", SPACE) for text in texts[259:]]
     model = SentencePieceModel(
-        scores=[score for score, _ in pieces], types=[UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(pieces) - 259)],
-        pieces=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *(t.replace(" ", SPACE) for t in texts[259:])],
-        model_type=BPE_MODEL, byte_fallback=True, remove_extra_whitespaces=False,
-    )  # fmt: skip
+        pieces=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *words],
+        scores=[score for score, _ in pieces],
+        types=[UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)],
+        model_type=BPE_MODEL,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+    )
     if len(set(model.pieces)) != len(model.pieces):
         raise UserError(f"{path}: a piece occurs twice")
     return Tokenizer(to_fast_tokenizer(model, str(path)), name=path.stem, bos_id=1, eos_id=2)

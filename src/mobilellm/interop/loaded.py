@@ -96,7 +96,7 @@ class Reader:
     recognizes: Callable[[Path], bool]
     """Whether what lies at this path, which exists, is of this format."""
     read: Callable[[Path, SharedKV | None], tuple[Network, dict[str, Any]]]
-    """Network and origin. The second argument is the kind of layer sharing, where a user names it."""
+    """Network and origin. The second argument is the kind of layer sharing that a user names."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]

@@ -168,7 +168,12 @@ class ModelConfig:
                 raise UserError(f"{where}: rope_parameters must be an object")
             rope = dict(rope)
             values["rope_theta"] = rope.pop("rope_theta", values.get("rope_theta", cls.rope_theta))
-            if rope.get("rope_type", "default") != "default":
+            if any(isinstance(value, dict) for value in rope.values()):
+                raise UserError(f"{where}: rope_parameters that differ by layer are not supported")
+            if rope.pop("partial_rotary_factor", None) not in (None, 1):
+                raise UserError(f"{where}: rotary positions over a part of each head")
+            # Both spellings are in use, as in rope_scaling.
+            if rope.get("rope_type", rope.get("type", "default")) != "default":
                 values["rope_scaling"] = rope
         if values.get("model_type") == "qwen3":  # the Llama family's network with qk_norm
             values["qk_norm"] = True
