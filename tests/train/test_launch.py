@@ -12,24 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.train.runs import metrics
 
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.train.recipe import Recipe
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture
-def recipe(small_data: Path, tmp_path: Path) -> Path:
-    recipe = Recipe(
-        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
-        data=DataSection(sequence_length=32),
-        train=TrainSection(
-            steps=20, batch_tokens=128, precision="fp32", compile="off", evaluate_every=0, checkpoint_every=100, log_every=1,
-            threads=1,
-        ),
-        optimizer=OptimizerSection(warmup_steps=4),
-    )  # fmt: skip
-    recipe.write(tmp_path / "recipe.toml")
+def recipe_file(recipe: Recipe, tmp_path: Path) -> Path:
+    """A recipe of 20 steps that names no data."""
+    short = recipe.replace(
+        "train", steps=20, evaluate_every=0, checkpoint_every=100, log_every=1, threads=1
+    )
+    short.replace("data", path="").write(tmp_path / "recipe.toml")
     return tmp_path / "recipe.toml"
 
 
@@ -41,11 +37,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (tmp_path / "bin" / name).chmod(0o755)
     return os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-
-def metrics(run: Path) -> list[dict]:
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_the_scripts_pass_shellcheck() -> None:
@@ -62,14 +53,23 @@ def test_the_scripts_pass_shellcheck() -> None:
 
 
 def test_pretrain_sh_starts_and_goes_on(
-    recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
+    recipe_file: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    command = [str(SCRIPTS / "pretrain.sh"), str(recipe), str(small_data), str(tmp_path / "run")]
+    command = [
+        str(SCRIPTS / "pretrain.sh"),
+        str(recipe_file),
+        str(small_data),
+        str(tmp_path / "run"),
+    ]
     for _ in range(2):  # the second finds the run at its end
         done = subprocess.run(
-            [*command, "--train.log-every", "5"], env=environment | {"PROCESSES": "2"}, capture_output=True, text=True, timeout=120,
+            [*command, "--train.log-every", "5"],
+            env=environment | {"PROCESSES": "2"},
+            capture_output=True,
+            text=True,
+            timeout=120,
             check=False,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(metrics(tmp_path / "run")) == 20
     assert json.loads((tmp_path / "run/environment.json").read_text())["processes"] == 2
@@ -79,13 +79,14 @@ def test_pretrain_sh_starts_and_goes_on(
 
 
 def test_torchx_runs_the_component(
-    recipe: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
+    recipe_file: Path, small_data: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     pytest.importorskip("torchx")
+    torchx = [sys.executable, "-m", "torchx.cli.main"]
     component = f"{SCRIPTS / 'torchx_pretrain.py'}:pretrain"
     arguments = [
         "--recipe",
-        recipe,
+        recipe_file,
         "--data",
         small_data,
         "--run",
@@ -96,9 +97,14 @@ def test_torchx_runs_the_component(
         "0",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "torchx.cli.main", "run", "-s", "local_cwd", "--wait", "--log", component, *map(str, arguments)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [*torchx, "run", "-s", "local_cwd", "--wait", "--log", component, *map(str, arguments)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(metrics(tmp_path / "run")) == 20
 
@@ -146,11 +152,18 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Iterator[dict[str, str
     environment = environment | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
-    own_munge = subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode != 0
-    if own_munge:
-        subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=False)
     daemons = []
     try:
+        if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
+            # In the foreground, so that this one can be ended, and none that was here before.
+            daemons.append(
+                subprocess.Popen(
+                    ["runuser", "-u", "munge", "--", "munged", "--foreground"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            time.sleep(1)
         for name in ("slurmctld", "slurmd"):
             daemons.append(
                 subprocess.Popen(
@@ -176,17 +189,15 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Iterator[dict[str, str
             pytest.skip(f"Slurm does not run here: {shown.stdout}{shown.stderr}")
         yield environment
     finally:
-        for daemon in daemons:
+        for daemon in reversed(daemons):
             daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(20)
-        if own_munge:
-            subprocess.run(["pkill", "-x", "munged"], check=False)
 
 
 @pytest.mark.long
 def test_slurm_requeues_a_run_whose_time_is_up(
-    recipe: Path, small_data: Path, tmp_path: Path, slurm: dict[str, str]
+    recipe_file: Path, small_data: Path, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
     one_gpu_less = [
@@ -195,11 +206,15 @@ def test_slurm_requeues_a_run_whose_time_is_up(
         "--cpus-per-task=1",
         f"--output={tmp_path}/job.log",
     ]
+    script = [SCRIPTS / "train.sbatch", recipe_file, small_data, run]
     done = subprocess.run(
-        ["sbatch", "--parsable", *one_gpu_less, str(SCRIPTS / "train.sbatch"), str(recipe), str(small_data), str(run),
-         "--train.steps", "100000"],
-        env=slurm, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["sbatch", "--parsable", *one_gpu_less, *map(str, script), "--train.steps", "100000"],
+        env=slurm,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
 

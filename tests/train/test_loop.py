@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,70 +14,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tests.train.runs import Listener, StopAt, metrics, same
 
 from mobilellm.errors import UserError
 from mobilellm.train import checkpoint, loop, step
 from mobilellm.train.parallel import Parallel
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
-from mobilellm.train.rows import Watcher
+from mobilellm.train.recipe import Recipe
 from mobilellm.train.start import resume, train
-
-
-@pytest.fixture
-def recipe(small_data: Path) -> Recipe:
-    return Recipe(
-        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
-        data=DataSection(path=str(small_data), sequence_length=32),
-        train=TrainSection(
-            steps=24,
-            batch_tokens=128,
-            precision="fp32",
-            compile="off",
-            evaluate_every=8,
-            checkpoint_every=5,
-            log_every=3,
-        ),
-        optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
-    )
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "model.safetensors")
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def same(a: Path, b: Path) -> bool:
-    """Weights, optimizer and state, bit for bit. (Where in its file a tensor stands is no one's concern.)"""
-
-    def moments(path: Path) -> dict[str, torch.Tensor]:
-        return {
-            k: v
-            for p in (path / "train_state").glob("*.safetensors")
-            for k, v in load_file(p).items()
-        }
-
-    mine, theirs = weights(a) | moments(a), weights(b) | moments(b)
-    assert len(mine) > 20
-    states = [(p / "train_state/state.json").read_bytes() for p in (a, b)]
-    return (
-        mine.keys() == theirs.keys()
-        and all(torch.equal(mine[k], theirs[k]) for k in mine)
-        and states[0] == states[1]
-    )
-
-
-class StopAt(Watcher):
-    """Sends this process a signal when a step is recorded."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.step, self.number = step, number
-
-    def stepped(self, row: dict) -> None:
-        if row["step"] == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 def test_a_run_documents_itself(recipe: Recipe, tmp_path: Path) -> None:
@@ -133,7 +75,8 @@ def test_interrupted_and_resumed_equals_undisturbed(
 def test_killed_at_arbitrary_steps_and_resumed_equals_undisturbed(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """SIGKILL, five times, wherever it hits: between steps, while evaluating, while writing a checkpoint."""
+    """SIGKILL, five times, wherever it hits: between steps, while evaluating, while writing a
+    checkpoint."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=7, evaluate_every=10, log_every=1)
     whole = train(tmp_path / "whole", recipe)
     recipe.write(tmp_path / "recipe.toml")
@@ -250,27 +193,28 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = floa
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
 def test_a_bad_step_is_skipped_and_counted(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
+    recipe: Recipe,
+    tmp_path: Path,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    value: float,
 ) -> None:
     monkeypatch.setattr("mobilellm.train.guard.FIRST", 5)
     recipe = recipe.replace("optimizer", name=kind).replace(
         "train", spike_threshold=20.0, checkpoint_every=1, keep_checkpoints=0
     )
     poison(monkeypatch, {8}, value)
-    lines: list[str] = []
-
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
-    train(tmp_path / "run", recipe, Listen())
+    train(tmp_path / "run", recipe, listener)
     rows = metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [0] * 7 + [1] * 17
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    assert [line for line in lines if "skipped" in line] == [
-        line for line in lines if line.startswith("step 8: loss")
+    assert [line for line in listener.lines if "skipped" in line] == [
+        line for line in listener.lines if line.startswith("step 8: loss")
     ]
-    assert "epoch 0, samples from 28 on" in next(line for line in lines if "skipped" in line)
+    assert "epoch 0, samples from 28 on" in next(
+        line for line in listener.lines if "skipped" in line
+    )
     before, after = (
         load_file(tmp_path / f"run/checkpoints/step-{n:08d}/model.safetensors") for n in (7, 8)
     )
@@ -290,7 +234,8 @@ def test_too_many_bad_steps_in_a_row_stop_and_name_the_samples(
     poison(monkeypatch, {2, 3, 9, 10, 11, 12})
     with pytest.raises(
         UserError,
-        match=r"step 11: loss nan.* 3 steps skipped in a row .*samples from 40 on, 4 a step.* last good.*step-00000010",
+        match=r"step 11: loss nan.* 3 steps skipped in a row .*samples from 40 on, 4 a step"
+        r".* last good.*step-00000010",
     ):
         train(tmp_path / "run", recipe.replace("train", max_skipped_in_a_row=3))
     assert metrics(tmp_path / "run")[-1]["loss"] is None
@@ -310,10 +255,10 @@ def test_too_many_bad_steps_in_a_row_stop_and_name_the_samples(
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tmp_path / "whole", recipe)
-    real, sizes, lines = Parallel.__call__, [], []
+    real, sizes = Parallel.__call__, []
 
     def small(self, inputs, *rest):
         sizes.append(len(inputs))
@@ -321,14 +266,10 @@ def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, inputs, *rest)
 
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
     monkeypatch.setattr(Parallel, "__call__", small)
-    outcome = train(tmp_path / "run", recipe, Listen())
+    outcome = train(tmp_path / "run", recipe, listener)
     assert sizes == [4, *[2] * 48]
-    assert lines == ["out of memory: the micro-batch is 2 sequences from now on"]
+    assert listener.lines == ["out of memory: the micro-batch is 2 sequences from now on"]
     a, b = (
         load_file(whole.checkpoint / "model.safetensors"),
         load_file(outcome.checkpoint / "model.safetensors"),
@@ -354,12 +295,13 @@ FULL = (
 def test_a_full_disk_while_saving_is_loud_and_training_goes_on(
     recipe: Recipe,
     tmp_path: Path,
+    listener: Listener,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     background: bool,
 ) -> None:
     whole = train(tmp_path / "whole", recipe)
-    real, calls, lines = checkpoint.write_checkpoint, [], []
+    real, calls = checkpoint.write_checkpoint, []
 
     def full(*arguments, **keywords):
         calls.append(1)
@@ -367,20 +309,17 @@ def test_a_full_disk_while_saving_is_loud_and_training_goes_on(
             raise error
         return real(*arguments, **keywords)
 
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
     monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     outcome = train(
-        tmp_path / "run", recipe.replace("train", async_checkpoints=background), Listen()
+        tmp_path / "run", recipe.replace("train", async_checkpoints=background), listener
     )
     assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == [
         "step-00000005", "step-00000020", "step-00000024"
     ]  # fmt: skip
-    assert len(lines) == 2
+    assert len(listener.lines) == 2
     assert all(
-        "CHECKPOINT NOT WRITTEN" in line and "no space left while writing" in line for line in lines
+        "CHECKPOINT NOT WRITTEN" in line and "no space left while writing" in line
+        for line in listener.lines
     )
     assert same(whole.checkpoint, outcome.checkpoint)
 
@@ -399,7 +338,8 @@ def test_a_disk_that_stays_full_ends_in_one_line(
     monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     with pytest.raises(
         UserError,
-        match=r"the last checkpoint was not written: .*no space left.*last good one: .*step-00000005",
+        match=r"the last checkpoint was not written: .*no space left"
+        r".*last good one: .*step-00000005",
     ):
         train(tmp_path / "run", recipe)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000005"]
@@ -408,11 +348,11 @@ def test_a_disk_that_stays_full_ends_in_one_line(
 
 
 def test_a_write_error_of_the_optimizer_state_is_loud_too(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    real, calls, lines = HuggingFaceStorageWriter.write_data, [], []
+    real, calls = HuggingFaceStorageWriter.write_data, []
 
     def full(self, *arguments):
         calls.append(1)
@@ -420,15 +360,11 @@ def test_a_write_error_of_the_optimizer_state_is_loud_too(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *arguments)
 
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
-    train(tmp_path / "run", recipe, Listen())
-    assert len(lines) == 1
-    assert "CHECKPOINT NOT WRITTEN" in lines[0]
-    assert "no space left" in lines[0]
+    train(tmp_path / "run", recipe, listener)
+    assert len(listener.lines) == 1
+    assert "CHECKPOINT NOT WRITTEN" in listener.lines[0]
+    assert "no space left" in listener.lines[0]
     assert not list((tmp_path / "run").rglob("*partial*"))
 
 
@@ -458,7 +394,7 @@ def test_nothing_of_a_checkpoint_is_a_pickle(recipe: Recipe, tmp_path: Path) -> 
     ],
 )
 def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(
-    recipe: Recipe, tmp_path: Path, damage: str, name: str
+    recipe: Recipe, tmp_path: Path, listener: Listener, damage: str, name: str
 ) -> None:
     whole = train(tmp_path / "run", recipe)
     kept = tmp_path / "kept"
@@ -473,14 +409,8 @@ def test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used(
         else:
             content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    lines: list[str] = []
-
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
-    outcome = resume(tmp_path / "run", Listen())
-    assert any("rejected" in line and "step-00000024" in line for line in lines)
+    outcome = resume(tmp_path / "run", listener)
+    assert any("rejected" in line and "step-00000024" in line for line in listener.lines)
     assert same(kept, outcome.checkpoint)
 
 

@@ -30,7 +30,8 @@ def test_schedule(kind: str) -> None:
 
 
 def test_muon_equals_torchs_on_each_part() -> None:
-    """torch.optim.Muon with Moonlight's scale, on parts kept as parameters of their own; it iterates in bfloat16."""
+    """torch.optim.Muon with Moonlight's scale, on parts kept as parameters of their own; it
+    iterates in bfloat16."""
     torch.manual_seed(0)
     sizes = [(48, 32), (16, 32), (16, 32), (32, 64)]
     parts = [torch.randn(size) * 0.02 for size in sizes]

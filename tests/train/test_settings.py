@@ -1,4 +1,5 @@
-"""What a recipe can ask for beside the plain loop: mixtures, masks, other layouts, branches, trackers, traces, views."""
+"""What a recipe can ask for beside the plain loop: mixtures, masks, other layouts, branches,
+trackers, traces, views."""
 
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.runs import Listener, metrics
 
 from mobilellm.cli import main
 from mobilellm.data.token_folder import TokenFolder
@@ -16,39 +18,14 @@ from mobilellm.prepare.prepare import prepare
 from mobilellm.train import checkpoint
 from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import (
-    DataSection,
     EvalSection,
-    ModelSection,
     OptimizerSection,
     Recipe,
     StageSection,
     TrackSection,
-    TrainSection,
 )
 from mobilellm.train.schedule import factor as schedule
 from mobilellm.train.start import branch, resume, train
-
-
-@pytest.fixture
-def recipe(small_data: Path) -> Recipe:
-    return Recipe(
-        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
-        data=DataSection(path=str(small_data), sequence_length=32),
-        train=TrainSection(
-            steps=24,
-            batch_tokens=128,
-            precision="fp32",
-            compile="off",
-            evaluate_every=8,
-            checkpoint_every=5,
-            log_every=3,
-        ),
-        optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
-    )
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +62,8 @@ def test_a_mixture_is_read_by_its_weights_and_scored_by_source(
         (12 + 48) / passes["late"], abs=1.1 / passes["late"]
     )
     assert {"held_out_loss/early", "held_out_loss/late"} <= set(rows[23])
-    # Another mixture from a checkpoint on, without preparing anything again; and the same one bit for bit.
+    # Another mixture from a checkpoint on, without preparing anything again; and the same one bit
+    # for bit.
     for name in ("step-00000020", "step-00000024"):
         for path in (tmp_path / "run/checkpoints" / name).rglob("*"):
             path.unlink() if path.is_file() else None
@@ -254,25 +232,18 @@ def test_weights_and_biases_offline(
 
 
 def test_a_tracker_that_breaks_does_not_end_the_run(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mobilellm.train import trackers
-    from mobilellm.train.rows import Watcher
 
     def broken(*_: object) -> None:
         raise ConnectionError("no network")
 
-    lines: list[str] = []
-
-    class Listen(Watcher):
-        def said(self, line: str) -> None:
-            lines.append(line)
-
     monkeypatch.setattr(trackers, "_wandb", lambda *_: (broken, broken))
     train(
-        tmp_path / "run", Recipe(**vars(recipe) | {"track": TrackSection(wandb="tests")}), Listen()
+        tmp_path / "run", Recipe(**vars(recipe) | {"track": TrackSection(wandb="tests")}), listener
     )
-    assert lines == ["wandb failed and is left out from now on: no network"]
+    assert listener.lines == ["wandb failed and is left out from now on: no network"]
 
 
 def test_watch_and_report_show_runs(

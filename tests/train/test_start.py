@@ -1,4 +1,5 @@
-"""How runs begin: from given weights, with a vocabulary that grows, made longer; and what is refused."""
+"""How runs begin: from given weights, with a vocabulary that grows, made longer; and what is
+refused."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file
+from tests.train.runs import metrics, same_tensors, weights
 
 from mobilellm.cli import main
 from mobilellm.data.token_folder import TokenFolder
@@ -25,7 +26,6 @@ from mobilellm.train.inputs import batches
 from mobilellm.train.loop import Trainer
 from mobilellm.train.recipe import (
     DataSection,
-    ModelSection,
     OptimizerSection,
     Recipe,
     StartSection,
@@ -35,16 +35,11 @@ from mobilellm.train.start import resume, train
 
 
 @pytest.fixture
-def short(small_data: Path) -> Recipe:
-    return Recipe(
-        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
-        data=DataSection(path=str(small_data), sequence_length=32),
-        train=TrainSection(
-            steps=12, batch_tokens=128, precision="fp32", compile="off", evaluate_every=6,
-            checkpoint_every=4, keep_checkpoints=0, log_every=3,
-        ),
-        optimizer=OptimizerSection(warmup_steps=2, learning_rate=3e-3),
-    )  # fmt: skip
+def short(recipe: Recipe) -> Recipe:
+    """Twelve steps, and every checkpoint is kept."""
+    return recipe.replace(
+        "train", steps=12, evaluate_every=6, checkpoint_every=4, keep_checkpoints=0
+    ).replace("optimizer", warmup_steps=2)
 
 
 @pytest.fixture
@@ -57,19 +52,6 @@ def continued(short: Recipe, source: Path) -> Recipe:
     return short.replace("start", from_=str(source)).replace("model", preset="", override={})
 
 
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "model.safetensors")
-
-
-def same(a: Path, b: Path) -> bool:
-    mine, theirs = weights(a), weights(b)
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-
-
 def test_a_run_goes_on_from_given_weights(
     short: Recipe, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,22 +61,23 @@ def test_a_run_goes_on_from_given_weights(
     started = environment["started_from"]
     assert started["path"] == str(first.resolve())
     assert started["added_rows"] == 0
-    # Before the first step the network is the one that was given: its held-out loss is the last of the first run,
-    # and what `eval` finds.
-    assert started["held_out"]["loss"] == rows(first)[-1]["held_out_loss"]
+    # Before the first step the network is the one that was given: its held-out loss is the last of
+    # the first run, and what `eval` finds.
+    assert started["held_out"]["loss"] == metrics(first)[-1]["held_out_loss"]
     with pytest.raises(SystemExit) as status:
         main(["eval", str(first), "--json"])
     assert status.value.code == 0
     evaluated = json.loads(capsys.readouterr().out)
     score = evaluated.get("loss", evaluated.get("held_out", {}).get("loss"))
     assert started["held_out"]["loss"] == pytest.approx(score, rel=1e-6)
-    # The first step's loss is that of the given network on the first batch, and the data begin at their beginning.
+    # The first step's loss is that of the given network on the first batch, and the data begin at
+    # their beginning.
     data = TokenFolder.open(Path(short.data.path))
     batch, _ = next(iter(batches(recipe, data, Trainer(short, data).state.data, 0, 1)))
     loss = load(first).network.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets))
-    assert rows(tmp_path / "second")[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics(tmp_path / "second")[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
     # The optimizer begins anew: its warm-up, its moments.
-    assert rows(tmp_path / "second")[0]["learning_rate"] == pytest.approx(1.5e-3)
+    assert metrics(tmp_path / "second")[0]["learning_rate"] == pytest.approx(1.5e-3)
     assert outcome.step == 12
     origin = json.loads((outcome.checkpoint / "mobilellm.json").read_text())
     assert origin["started_from"] == str(first.resolve())
@@ -107,12 +90,12 @@ def test_a_run_from_given_weights_is_resumed_to_the_bit(
     whole = train(tmp_path / "whole", recipe)
     shutil.copytree(tmp_path / "whole", tmp_path / "early")
     shutil.rmtree(tmp_path / "early/checkpoints")
-    assert same(whole.checkpoint, resume(tmp_path / "early").checkpoint)
+    assert same_tensors(whole.checkpoint, resume(tmp_path / "early").checkpoint)
     shutil.copytree(tmp_path / "whole", tmp_path / "late")
     for step in (8, 12):
         shutil.rmtree(tmp_path / f"late/checkpoints/step-{step:08d}")
     shutil.rmtree(first)  # once there is a checkpoint the first weights are no longer needed
-    assert same(whole.checkpoint, resume(tmp_path / "late").checkpoint)
+    assert same_tensors(whole.checkpoint, resume(tmp_path / "late").checkpoint)
 
 
 def grown_data(first: Path, folder: Path, text: str) -> Path:
@@ -197,9 +180,9 @@ def test_a_finished_run_can_be_made_longer(
     whole = train(tmp_path / "whole", longer)
     outcome = resume(tmp_path / "run", changes=longer)
     assert (outcome.step, outcome.steps) == (20, 20)
-    assert same(whole.checkpoint, outcome.checkpoint)
-    assert [row["loss"] for row in rows(tmp_path / "run")] == [
-        row["loss"] for row in rows(tmp_path / "whole")
+    assert same_tensors(whole.checkpoint, outcome.checkpoint)
+    assert [row["loss"] for row in metrics(tmp_path / "run")] == [
+        row["loss"] for row in metrics(tmp_path / "whole")
     ]
     assert Recipe.read(tmp_path / "run/recipe.toml").train.steps == 20
     aside = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("shorter-run-*"))
@@ -289,4 +272,4 @@ def test_real_weights_are_gone_on_from(
     evaluated = json.loads(capsys.readouterr().out)
     score = evaluated.get("loss", evaluated.get("held_out", {}).get("loss"))
     assert started["held_out"]["loss"] == pytest.approx(score, rel=1e-5)
-    assert 2.0 < rows(tmp_path / "run")[0]["loss"] < 5.5  # a network that knows English
+    assert 2.0 < metrics(tmp_path / "run")[0]["loss"] < 5.5  # a network that knows English

@@ -1,6 +1,6 @@
-"""Several processes, as torchrun starts them: the same sums, the same order, and one that dies or hangs."""
+"""Several processes, as torchrun starts them: the same sums, the same order, and one that dies
+or hangs."""
 
-import json
 import os
 import random
 import re
@@ -12,18 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from tests.train.runs import metrics, same_tensors
 
 from mobilellm.errors import UserError
 from mobilellm.train import checkpoint
 from mobilellm.train.recipe import (
-    DataSection,
-    ModelSection,
-    OptimizerSection,
-    ParallelSection,
     Recipe,
-    TrainSection,
 )
 from mobilellm.train.start import resume, train
 
@@ -36,22 +30,16 @@ ENVIRONMENT = os.environ | {
 
 
 @pytest.fixture
-def recipe(small_data: Path) -> Recipe:
-    return Recipe(
-        model=ModelSection(preset="1M", override={"num_hidden_layers": 2}),
-        data=DataSection(path=str(small_data), sequence_length=32),
-        train=TrainSection(
-            steps=24, batch_tokens=384, micro_batch_size=2, precision="fp32", compile="off", evaluate_every=8, checkpoint_every=5,
-            log_every=1, threads=1,
-        ),
-        optimizer=OptimizerSection(warmup_steps=4, learning_rate=3e-3),
-        parallel=ParallelSection(timeout=60),
-    )  # fmt: skip
+def recipe(recipe: Recipe) -> Recipe:
+    """As elsewhere, with twelve sequences a step that several processes can divide."""
+    return recipe.replace(
+        "train", batch_tokens=384, micro_batch_size=2, log_every=1, threads=1
+    ).replace("parallel", timeout=60)
 
 
 def torchrun(processes: int, *command: object, more: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *more,
-            *map(str, command)]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc-per-node", str(processes), *more, *map(str, command)]
 
 
 def job(processes: int, scenario: str, recipe: Recipe, folder: Path) -> None:
@@ -61,24 +49,6 @@ def job(processes: int, scenario: str, recipe: Recipe, folder: Path) -> None:
         env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    moments = {
-        k: v for p in (path / "train_state").glob("*.safetensors") for k, v in load_file(p).items()
-    }
-    return load_file(path / "model.safetensors") | moments
-
-
-def same(a: Path, b: Path) -> bool:
-    mine, theirs = tensors(a), tensors(b)
-    return mine.keys() == theirs.keys() and all(
-        torch.equal(mine[name], theirs[name]) for name in mine
-    )
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("processes", [2, 3, pytest.param(4, marks=pytest.mark.long)])
@@ -112,7 +82,7 @@ def test_resumed_in_another_world_and_in_the_same(
         "step-00000060",
         "step-00000011",
     ]  # one step behind the signal
-    assert same(last[0], last[1])  # bit for bit in the same world
+    assert same_tensors(last[0], last[1])  # bit for bit in the same world
     processes, parallel, within = go_on
     job(
         processes,
@@ -148,10 +118,14 @@ class Job:
             "auto",
             *more,
         )
+        watched = ("--max-restarts", str(restarts), "--monitor-interval", "0.1")
         self.process = subprocess.Popen(
-            torchrun(2, *arguments, more=("--max-restarts", str(restarts), "--monitor-interval", "0.1")),
-            env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            torchrun(2, *arguments, more=watched),
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def workers(self) -> list[int]:
         """Process numbers by rank."""
@@ -323,7 +297,8 @@ def test_what_may_change_on_resume_and_what_may_not(recipe: Recipe, tmp_path: Pa
 def test_twenty_random_kills_change_nothing(
     recipe: Recipe, tmp_path: Path, jobs: list[Job]
 ) -> None:
-    """A rank dies twenty times in 300 steps of two processes, wherever it hits; the weights are those of a quiet run."""
+    """A rank dies twenty times in 300 steps of two processes, wherever it hits; the weights are
+    those of a quiet run."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=9, evaluate_every=40)
     (tmp_path / "quiet").mkdir()
     jobs.append(quiet := Job(recipe, tmp_path / "quiet"))
@@ -333,7 +308,8 @@ def test_twenty_random_kills_change_nothing(
     (tmp_path / "drill").mkdir()
     while kills < 20:
         jobs.append(job := Job(recipe, tmp_path / "drill"))
-        # Each life gets a little further than the last one's checkpoint, so that twenty of them fit into the run.
+        # Each life gets a little further than the last one's checkpoint, so that twenty of them fit
+        # into the run.
         reached = len(metrics(job.run)) if (job.run / "metrics.jsonl").exists() else 0
         target = min(15 * (kills + 1), 290)
         job.wait_for_step(max(1, min(target, reached + 15)))
@@ -347,7 +323,7 @@ def test_twenty_random_kills_change_nothing(
     jobs.append(job := Job(recipe, tmp_path / "drill"))
     said = job.end()
     assert job.process.returncode == 0, said[-3000:]
-    assert same(checkpoint.complete(quiet.run)[-1], checkpoint.complete(job.run)[-1])
+    assert same_tensors(checkpoint.complete(quiet.run)[-1], checkpoint.complete(job.run)[-1])
     keys = ("step", "loss", "grad_norm", "tokens", "held_out_loss")
     assert [[r.get(k) for k in keys] for r in metrics(job.run)] == [
         [r.get(k) for k in keys] for r in metrics(quiet.run)

@@ -1,4 +1,5 @@
-"""What test_world.py runs in each process that torchrun starts: worker.py SCENARIO RECIPE FOLDER."""
+"""What test_world.py runs in each process that torchrun starts: worker.py SCENARIO RECIPE
+FOLDER."""
 
 import os
 import signal
@@ -26,7 +27,8 @@ class StopAt(Watcher):
 
 
 def gradients(recipe: Recipe, world: World) -> None:
-    """Every parallelism has one process's gradients, with and without accumulation; kept back, they are this process's."""
+    """Every parallelism has one process's gradients, with and without accumulation; kept back,
+    they are this process's."""
     data = TokenFolder.open(Path(recipe.data.path))
     alone = Trainer(recipe, data, world=World(device=world.device))
     batch, _ = next(iter(alone.loader()))
@@ -70,7 +72,8 @@ def gradients(recipe: Recipe, world: World) -> None:
 
 
 def masked(recipe: Recipe, world: World) -> None:
-    """Targets that do not count are left out of the mean over all processes, which hold different numbers of them."""
+    """Targets that do not count are left out of the mean over all processes, which hold
+    different numbers of them."""
     data = TokenFolder.open(Path(recipe.data.path))
     alone = Trainer(recipe, data, world=World(device=world.device))
     batch, _ = next(iter(alone.loader()))
