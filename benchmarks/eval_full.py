@@ -108,8 +108,8 @@ def main() -> None:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from mobilellm.evaluate import protocols
     from mobilellm.evaluate.engine import Engine, NetworkBackend
+    from mobilellm.evaluate.harness_run import items, metrics
     from mobilellm.evaluate.harness_tasks import load_tasks
     from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.evaluate.result_cache import ResultCache
@@ -141,7 +141,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for name, task in load_tasks(arguments.tasks, arguments.data).items():
         start = time.perf_counter()
-        documents = list(task.items(limits.get(name)))
+        documents = items(task, limits.get(name))
         with ResultCache(arguments.work / f"{name}.ours.jsonl") as cache:
             compared = score_task(
                 task,
@@ -156,14 +156,14 @@ def main() -> None:
                 whole = score_task(task, quick, encoder, cache=cache)
         print(f"{name}: {time.perf_counter() - start:.0f} s", whole.metrics, flush=True)
         theirs = peer_results(peer, documents, arguments.work / f"{name}.harness.jsonl")
-        expected = protocols.metrics(task, documents, theirs)
+        expected = metrics(task, theirs)
         mine = compared.samples[: len(documents)]
         rows[name] = {
             "precision": "bf16" if name in arguments.bf16 else "fp32", "ours": whole.metrics,
             "independent": INDEPENDENT.get(name, {}),
             "compared_in_fp32": {
                 "items": len(documents), "harness": expected,
-                "ours": protocols.metrics(task, documents, [[(v, False) for v in each.loglikelihoods] for each in mine]),
+                "ours": metrics(task, [[(v, False) for v in each.loglikelihoods] for each in mine]),
                 "nats": differences(mine, theirs),
             },
         }  # fmt: skip

@@ -54,13 +54,14 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
     MiB."""
     import torch
 
+    from mobilellm.evaluate.harness_run import items as documents
     from mobilellm.evaluate.harness_tasks import load_tasks
 
     torch.set_num_threads(2)
     wanted = {
         name: [
             (document.index, pair)
-            for document in spread(list(task.items()), items)
+            for document in spread(documents(task), items)
             for pair in document.pairs
         ]
         for name, task in load_tasks(["commonsense"], data).items()

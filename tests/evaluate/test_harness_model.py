@@ -1,5 +1,6 @@
 """The engine behind lm-eval's own interface and command line."""
 
+import ast
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tests.evaluate.harness_peer import CONTEXT, PAIRS
 
+import mobilellm
 from mobilellm.cli.eval import register_with_harness
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
@@ -103,3 +105,36 @@ def test_the_harnesss_command_line_knows_the_model(
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|own" in done.stdout
     assert "|acc" in done.stdout.replace(" ", "")
+
+
+def test_only_public_modules_of_the_harness_are_imported() -> None:
+    package = Path(mobilellm.__file__).parent
+    names = {
+        node.module or ""
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
+    harness = {name for name in names if name.split(".")[0] == "lm_eval"}
+    assert {"lm_eval.api.model", "lm_eval.utils"} <= harness
+    private = {
+        name
+        for name in harness
+        if any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+    }
+    assert private == set()
+
+
+def test_the_harness_shows_no_bars_and_keeps_those_of_others(
+    shared: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tqdm import tqdm
+
+    from mobilellm.evaluate.harness_run import items
+    from mobilellm.evaluate.harness_tasks import load_tasks
+
+    (task,) = load_tasks(["openbookqa"], shared / "eval").values()
+    assert len(items(task, 3)) == 3
+    assert capfd.readouterr().err == ""
+    list(tqdm(range(2)))
+    assert "2/2" in capfd.readouterr().err

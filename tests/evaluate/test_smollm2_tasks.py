@@ -51,9 +51,11 @@ def peer(gguf: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[
 def test_each_item_scores_as_in_the_harness(name: str, ours: Loaded, peer, shared: Path) -> None:  # type: ignore[no-untyped-def]
     from lm_eval.api.instance import Instance
 
+    from mobilellm.evaluate.harness_run import items
+
     task = load_tasks([name], shared / "eval")[name]
     documents = sorted(
-        task.items(1000), key=lambda document: sum(len(a) + len(b) for a, b in document.pairs)
+        items(task, 1000), key=lambda document: sum(len(a) + len(b) for a, b in document.pairs)
     )
     documents = documents[: ITEMS - LONGEST] + documents[-LONGEST:]
     assert len(documents) == ITEMS

@@ -335,7 +335,9 @@ def register_with_harness() -> None:
     """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path), batch_tokens and precision."""
     from lm_eval.api.registry import model_registry, register_model
 
+    from mobilellm.evaluate.engine import Engine, NetworkBackend
     from mobilellm.evaluate.harness_model import EngineModel
+    from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.interop.load import load
 
     class Model(EngineModel):
@@ -346,7 +348,13 @@ def register_with_harness() -> None:
         ) -> None:  # fmt: skip
             loaded = load(Path(pretrained))
             tokenizer = loaded.require_tokenizer(pretrained)
-            super().__init__(loaded.network, tokenizer, int(batch_tokens), Precision(precision))
+            backend = NetworkBackend(loaded.network, Precision(precision))
+            super().__init__(
+                Engine(backend, int(batch_tokens)),
+                OwnEncoder(tokenizer),
+                network=loaded.network,
+                tokenizer=tokenizer,
+            )
 
     if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
         register_model("mobilellm")(Model)

@@ -23,8 +23,8 @@ from mobilellm.evaluate.harness_tasks import HarnessTask
 from mobilellm.evaluate.paired import Paired, mcnemar
 from mobilellm.evaluate.protocols import Sample
 from mobilellm.evaluate.requests import Encoder
-from mobilellm.evaluate.result_cache import ResultCache
-from mobilellm.evaluate.tasks import Progress, average, score_task
+from mobilellm.evaluate.result_cache import Progress, ResultCache
+from mobilellm.evaluate.tasks import average, score_task
 from mobilellm.files import write_file
 
 OpenProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
@@ -72,23 +72,6 @@ def write_samples(path: Path, samples: dict[str, list[Sample]]) -> None:
         for each in found
     )
     write_file(path, b"".join(line + b"\n" for line in lines))
-
-
-def read_samples(path: Path) -> dict[str, list[Sample]]:
-    """What `write_samples` wrote. `UserError` when it is something else."""
-    found: dict[str, list[Sample]] = {}
-    try:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                row = orjson.loads(line)
-                found.setdefault(str(row.pop("model")), []).append(Sample(**row))
-            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{path}: line {number} is not a sample") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not found:
-        raise UserError(f"{path}: holds no samples")
-    return found
 
 
 def matched(first: Sequence[Sample], second: Sequence[Sample]) -> Iterator[tuple[Sample, Sample]]:

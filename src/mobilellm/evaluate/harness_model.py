@@ -1,4 +1,4 @@
-"""Our engine as a model of lm-eval, for whatever the harness does beyond multiple choice.
+"""Our engine as a model of lm-eval: for `mobilellm eval --tasks`, and for the harness's own command.
 
     mobilellm-lm-eval --model mobilellm --model_args pretrained=runs/demo --tasks lambada_openai
 
@@ -7,54 +7,65 @@ Imported only where lm-eval is installed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from lm_eval.api.model import LM
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine, NetworkBackend
-from mobilellm.evaluate.requests import OwnEncoder, encode
+from mobilellm.evaluate.engine import Engine
+from mobilellm.evaluate.requests import Encoder, encode
+from mobilellm.evaluate.result_cache import Progress, ResultCache, score_cached
 from mobilellm.evaluate.rolling import rolling_requests
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
-from mobilellm.model.precision import Precision
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 
 
 class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
-    """A network and its tokenizer behind the harness's interface."""
+    """An engine and its encoder behind the harness's interface.
+
+    `cache` gives the results of an earlier run and keeps those of this one; `progress(done, total)`
+    counts documents. Text can be generated where a `network` with its `tokenizer` is given.
+    """
 
     def __init__(
         self,
-        network: Network,
-        tokenizer: Tokenizer,
-        batch_tokens: int = 2048,
-        precision: Precision = Precision.FP32,
+        engine: Engine,
+        encoder: Encoder,
+        *,
+        cache: ResultCache | None = None,
+        progress: Progress | None = None,
+        network: Network | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__()
+        self.engine, self.encoder, self.cache, self.progress = engine, encoder, cache, progress
         self.network, self.tokens = network, tokenizer
-        self.encoder = OwnEncoder(tokenizer)
-        self.engine = Engine(NetworkBackend(network, precision), batch_tokens)
+        self.cut: set[Hashable] = set()
+        """(task, document) of requests that lost their beginning to the model's context."""
 
     @property
     def tokenizer_name(self) -> str:
         """What the harness names its caches of requests by."""
-        return self.tokens.sha256
+        return self.tokens.sha256 if self.tokens is not None else ""
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(nats, greedy) of each (context, continuation); requests of one document share their beginning."""
+        """(nats, greedy) of each (context, continuation).
+
+        Requests of one document share their beginning, but for those without a context.
+        """
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         made = encode(pairs, self.encoder, self.engine.backend.max_length)
-        keys = [
-            (request.task_name, request.doc_id, pair[0] == "")
-            for request, pair in zip(requests, pairs, strict=True)
-        ]
-        found = [(result.loglikelihood, result.greedy) for result in self.engine.score(made, keys)]
+        owners = [(request.task_name, request.doc_id) for request in requests]
+        self.cut |= {owner for owner, each in zip(owners, made, strict=True) if each.cut}
+        keys = [(*owner, pair[0] == "") for owner, pair in zip(owners, pairs, strict=True)]
+        results = score_cached(self.engine, made, keys, self.cache, self.progress)
+        found = [(result.loglikelihood, result.greedy) for result in results]
         for pair, answer in zip(pairs, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
         return found
@@ -66,7 +77,8 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         texts = [str(request.args[0]) for request in requests]
         windows = list(rolling_requests(texts, self.encoder, self.engine.backend.max_length))
         flat = [window for part in windows for window in part]
-        values = iter(self.engine.score(flat, range(len(flat))))
+        keys = range(len(flat))
+        values = iter(score_cached(self.engine, flat, keys, self.cache, self.progress))
         found = [sum(next(values).loglikelihood for _ in part) for part in windows]
         for text, value in zip(texts, found, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
@@ -77,7 +89,12 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         return [self.follow(str(request.args[0]), dict(request.args[1])) for request in requests]
 
     def follow(self, context: str, options: dict[str, Any]) -> str:
-        """One continuation: greedy, or drawn at `temperature` when `do_sample` says so."""
+        """One continuation: greedy, or drawn at `temperature` when `do_sample` says so.
+
+        `UserError` when the model cannot generate, or the new tokens leave no room for a context.
+        """
+        if self.network is None or self.tokens is None:
+            raise UserError("this model scores texts and does not generate any")
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         most = int(

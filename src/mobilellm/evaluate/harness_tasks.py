@@ -1,7 +1,7 @@
 """Tasks of EleutherAI's lm-evaluation-harness, their own objects, reading local files instead of downloads.
 
     tasks = load_tasks(["arc_easy", "hellaswag"], Path("data/eval"))
-    tasks["arc_easy"].items(limit=100)         # documents with their (context, continuation) pairs
+    tasks["arc_easy"].split, tasks["arc_easy"].is_choice
 
 Prompts, choices, metrics and standard errors are the harness's. For the eight tasks of the MobileLLM tables (arXiv
 2402.14905, table 3) a folder of files in the harness's raw fields can stand in for the download: only the loader is replaced.
@@ -142,25 +142,6 @@ class HarnessTask:
         """Whether the model chooses among given continuations."""
         return self.task.OUTPUT_TYPE == "multiple_choice"
 
-    @property
-    def count(self) -> int:
-        """Items in the split."""
-        return len(self.task.task_docs)
-
-    def items(self, limit: int | None = None) -> Iterator[Document]:
-        """The first `limit` items, or all, with the harness's own requests."""
-        with quiet():
-            documents = list(self.task.doc_iterator(limit=limit))
-        for index, document in documents:
-            context = self.task.fewshot_context(
-                document, num_fewshot=self.task.config.num_fewshot or 0
-            )
-            made = self.task.construct_requests(
-                doc=document, ctx=context, metadata=(self.name, index, self.task.config.repeats)
-            )
-            made = made if isinstance(made, list) else [made]
-            yield Document(index, document, tuple(instance.args[:2] for instance in made))
-
     def choices(self, document: dict[str, Any]) -> list[str]:
         """The texts a model chooses from."""
         return list(self.task.doc_to_choice(document))
@@ -206,14 +187,13 @@ def _manager(folder: str | None) -> Any:
 
 
 def local_task(name: str, data: Path, version: str) -> HarnessTask:
-    """A shipped task reading its file in `data`."""
-    from lm_eval.tasks._yaml_loader import load_yaml
+    """A shipped task reading its file in `data`.
 
+    The harness's definition stands, but for the data and the splits: it lets a group override
+    settings of the tasks in it.
+    """
     known = SHIPPED[name]
     rows, altered = read_rows(data / known.name, known)
-    manager = _manager(known.folder)
-    config = load_yaml(manager.task_index[name].yaml_path)
-    config.pop("tag", None)
 
     def dataset(**_: Any) -> Any:
         import datasets
@@ -222,18 +202,13 @@ def local_task(name: str, data: Path, version: str) -> HarnessTask:
 
     splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
     splits[f"{known.split}_split"] = known.split
-    config |= splits | {
-        "custom_dataset": dataset,
-        "metadata": {"version": config["metadata"]["version"]},
-    }
+    override = {"task": name, "custom_dataset": dataset} | splits
     try:
-        task = manager.load([config])["tasks"][name]
-        next(iter(task.doc_iterator(limit=1)))
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # a field is missing or of another kind: the task's own code fails on it
+        with quiet():
+            group = {"group": "local", "task": [override]}
+            task = _manager(known.folder).load([group])["tasks"][name]
+    except Exception as error:
+        # A field is missing or of another kind: the task's own code fails on it.
         if not altered:
             raise
         raise UserError(
@@ -301,16 +276,21 @@ def downloaded(name: str, version: str) -> HarnessTask:
 def quiet() -> Iterator[None]:
     """Keep the harness's and its data library's remarks and progress bars from the terminal."""
     import datasets
+    import tqdm  # type: ignore[import-untyped]
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     before = [logger.level for logger in loggers]
     bars = datasets.are_progress_bars_disabled()
+    # The harness shows its bars without asking, and tqdm has no switch that acts after its import.
+    initialize = tqdm.tqdm.__init__
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    tqdm.tqdm.__init__ = functools.partialmethod(initialize, disable=True)
     try:
         yield
     finally:
+        tqdm.tqdm.__init__ = initialize
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
         if not bars:

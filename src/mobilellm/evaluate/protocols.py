@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from mobilellm.errors import unknown_name
 from mobilellm.evaluate.harness_tasks import Document, HarnessTask
@@ -18,7 +18,6 @@ from mobilellm.evaluate.requests import Result
 Protocol = Literal["harness", "paper"]
 RELATIVE = ("openbookqa", "boolq")
 UNCONDITIONAL = "Answer:"
-BOOTSTRAP = 1000  # draws for the standard error of a metric that is no mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +49,16 @@ def check_protocol(name: str) -> None:
         raise unknown_name("protocol", name, get_args(Protocol))
 
 
-def pairs(task: HarnessTask, document: Document, protocol: str) -> tuple[tuple[str, str], ...]:
-    """(context, continuation) of all requests of an item: its choices, then what the protocol needs besides."""
-    if protocol == "paper" and task.name in RELATIVE:
-        return document.pairs + tuple(
-            (UNCONDITIONAL, continuation) for _, continuation in document.pairs
-        )
-    return document.pairs
+def more_pairs(
+    task: HarnessTask, documents: Sequence[Document], protocol: str
+) -> list[list[tuple[str, str]]]:
+    """(context, continuation) pairs that a protocol needs of each item besides the harness's own."""
+    if protocol != "paper" or task.name not in RELATIVE:
+        return [[] for _ in documents]
+    return [
+        [(UNCONDITIONAL, continuation) for _, continuation in document.pairs]
+        for document in documents
+    ]
 
 
 def first_largest(values: Sequence[float]) -> int:
@@ -91,26 +93,3 @@ def sample(
         continuations=[text for _, text in document.pairs[: len(choices)]], loglikelihoods=values, scores=scores, chosen=chosen,
         chosen_norm=norm, gold=gold, correct=chosen in gold, correct_norm=norm in gold,
     )  # fmt: skip
-
-
-def metrics(
-    task: HarnessTask, documents: Sequence[Document], results: Sequence[Sequence[Any]]
-) -> dict[str, float]:
-    """The harness's own metrics with their standard errors, of what each document's requests gave.
-
-    A request gives (log-likelihood, greedy), or in a task of whole texts a log-likelihood.
-    """
-    from lm_eval.api.metrics import stderr_for_metric
-
-    columns: dict[str, list[Any]] = {}
-    for document, given in zip(documents, results, strict=True):
-        for name, value in task.task.process_results(document.document, list(given)).items():
-            columns.setdefault(name, []).append(value)
-    found: dict[str, float] = {}
-    for name, values in columns.items():
-        aggregate: Callable[[list[Any]], float] = task.task.aggregation()[name]
-        found[name] = float(aggregate(values))
-        error = stderr_for_metric(aggregate, BOOTSTRAP)
-        if error is not None and len(values) > 1:
-            found[f"{name}_stderr"] = float(error(values))
-    return found

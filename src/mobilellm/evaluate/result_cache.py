@@ -9,15 +9,18 @@ torn by a crash is dropped and computed again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import orjson
 
+from mobilellm.evaluate.engine import Engine
 from mobilellm.evaluate.requests import Request, Result
 from mobilellm.files import disk_errors
+
+Progress = Callable[[int, int], None]
 
 
 class ResultCache:
@@ -71,3 +74,34 @@ class ResultCache:
         self.found.update(
             (request.key, result) for request, result in zip(requests, results, strict=True)
         )
+
+
+def score_cached(
+    engine: Engine,
+    requests: Sequence[Request],
+    keys: Sequence[Hashable],
+    cache: ResultCache | None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Results of all requests; what the cache knows is taken from it, and what is new is added.
+
+    Requests with equal `keys` belong to one item; `progress(done, total)` counts items.
+    """
+    known = {request: hit for request in requests if cache and (hit := cache.get(request))}
+    rest = [
+        (request, key) for request, key in zip(requests, keys, strict=True) if request not in known
+    ]
+    total, left = len(set(keys)), len({key for _, key in rest})
+
+    def update(done: int, of: int) -> None:
+        if progress:
+            progress(total - left + round(left * done / of), total)
+
+    fresh = engine.score(
+        [request for request, _ in rest],
+        [key for _, key in rest],
+        store=cache.add if cache else None,
+        progress=update,
+    )
+    known.update(zip((request for request, _ in rest), fresh, strict=True))
+    return [known[request] for request in requests]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ import torch
 from mobilellm.errors import UserError
 from mobilellm.evaluate import protocols
 from mobilellm.evaluate.engine import Engine, NetworkBackend
-from mobilellm.evaluate.harness_tasks import Document, HarnessTask, load_tasks
+from mobilellm.evaluate.harness_tasks import HarnessTask, load_tasks
 from mobilellm.evaluate.protocols import Sample
-from mobilellm.evaluate.requests import Encoder, OwnEncoder, Request, Result, encode
-from mobilellm.evaluate.result_cache import ResultCache
-from mobilellm.evaluate.rolling import rolling_requests
+from mobilellm.evaluate.requests import Encoder, OwnEncoder, Result, encode
+from mobilellm.evaluate.result_cache import Progress, ResultCache, score_cached
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from mobilellm.evaluate.harness_model import EngineModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,100 +62,62 @@ def score_tasks(
 
 
 def score_task(
-    task: HarnessTask, engine: Engine, encoder: Encoder, *, limit: int | None = None, protocol: str = "harness",
-    cache: ResultCache | None = None, progress: Progress | None = None,
-) -> TaskScore:  # fmt: skip
-    """Score one task. `progress(done, total)` counts items; `cache` gives what is known and keeps what is new."""
+    task: HarnessTask,
+    engine: Engine,
+    encoder: Encoder,
+    *,
+    limit: int | None = None,
+    protocol: str = "harness",
+    cache: ResultCache | None = None,
+    progress: Progress | None = None,
+) -> TaskScore:
+    """Score one task. `cache` gives what is known and keeps what is new.
+
+    `progress(done, total)` counts items. `UserError` for a limit below 1, a task that generates
+    text, and a task without choices where the protocol needs them.
+    """
+    from mobilellm.evaluate.harness_model import EngineModel
+    from mobilellm.evaluate.harness_run import run_harness
+
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} items: must be 1 or more")
-    documents = list(task.items(limit))
     if task.task.OUTPUT_TYPE == "generate_until":
         raise UserError(
-            f"task {task.name!r} generates text, which the multiple-choice engine does not do",
+            f"task {task.name!r} generates text, which is not scored here",
             hint=f"mobilellm-lm-eval --model mobilellm --tasks {task.name}",
         )
-    if task.task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return score_texts(task, documents, engine, encoder, cache, progress)
-    if protocol == "paper" and not task.is_choice:
+    whole_texts = task.task.OUTPUT_TYPE == "loglikelihood_rolling"
+    if protocol == "paper" and not task.is_choice and not whole_texts:
         raise UserError(
             f"task {task.name!r} has no choices, so the paper's protocol says nothing of it"
         )
-    wanted = [protocols.pairs(task, document, protocol) for document in documents]
-    owners = [i for i, pairs in enumerate(wanted) for _ in pairs]
-    requests = encode(
-        [pair for pairs in wanted for pair in pairs], encoder, engine.backend.max_length
-    )
-    # Answers behind "Answer:" begin otherwise than the choices do: computed with them, nothing would be shared.
-    keys = [
-        (i, n >= len(documents[i].pairs))
-        for i, pairs in enumerate(wanted)
-        for n in range(len(pairs))
-    ]
-    results = compute(engine, requests, keys, cache, progress)
-    rows: list[list[Result]] = [[] for _ in documents]
-    for owner, result in zip(owners, results, strict=True):
-        rows[owner].append(result)
+    model = EngineModel(engine, encoder, cache=cache, progress=progress)
+    found = run_harness(task, model, limit)
+    rows = found.results
+    metrics: dict[str, Any] = dict(found.metrics)
     samples = []
     if task.is_choice:
+        more = protocols.more_pairs(task, found.documents, protocol)
+        rows = [row + add for row, add in zip(rows, answers(more, model), strict=True)]
         samples = [
-            protocols.sample(task, *each, protocol) for each in zip(documents, rows, strict=True)
+            protocols.sample(task, *each, protocol)
+            for each in zip(found.documents, rows, strict=True)
         ]
-    if protocol == "harness":
-        given = [[(result.loglikelihood, result.greedy) for result in row] for row in rows]
-        metrics: dict[str, Any] = dict(protocols.metrics(task, documents, given))
-    else:
+    if protocol == "paper" and task.is_choice:
         metrics = proportion([each.correct for each in samples])
-    cut = len({owner for owner, request in zip(owners, requests, strict=True) if request.cut})
-    return TaskScore(metrics=metrics | facts(task, len(documents), protocol, cut), samples=samples)
+    named = "harness" if whole_texts else protocol
+    about = facts(task, len(found.documents), named, len(model.cut))
+    return TaskScore(metrics=metrics | about, samples=samples)
 
 
-def score_texts(
-    task: HarnessTask, documents: Sequence[Document], engine: Engine, encoder: Encoder, cache: ResultCache | None,
-    progress: Progress | None,
-) -> TaskScore:  # fmt: skip
-    """A task of whole texts, such as wikitext: the log-likelihood of each, in windows of the model's context."""
-    texts = [task.task.doc_to_target(document.document) for document in documents]
-    requests, owners = [], []
-    for i, windows in enumerate(rolling_requests(texts, encoder, engine.backend.max_length)):
-        requests += windows
-        owners += [i] * len(windows)
-    results = compute(engine, requests, list(range(len(requests))), cache, progress)
-    sums = [0.0] * len(documents)
-    for owner, result in zip(owners, results, strict=True):
-        sums[owner] += result.loglikelihood
-    metrics = protocols.metrics(task, documents, [[value] for value in sums])
-    return TaskScore(metrics=metrics | facts(task, len(documents), "harness", 0), samples=[])
-
-
-def compute(
-    engine: Engine,
-    requests: Sequence[Request],
-    owners: Sequence[Hashable],
-    cache: ResultCache | None,
-    progress: Progress | None,
-) -> list[Result]:
-    """Results of all requests, those of the cache taken from there."""
-    known = {request: hit for request in requests if cache and (hit := cache.get(request))}
-    rest = [
-        (request, owner)
-        for request, owner in zip(requests, owners, strict=True)
-        if request not in known
-    ]
-    total = len(set(owners))
-    left = len({owner for _, owner in rest})
-
-    def update(done: int, of: int) -> None:
-        if progress:
-            progress(total - left + round(left * done / of), total)
-
-    fresh = engine.score(
-        [r for r, _ in rest],
-        [o for _, o in rest],
-        store=cache.add if cache else None,
-        progress=update,
+def answers(pairs: Sequence[Sequence[tuple[str, str]]], model: EngineModel) -> list[list[Result]]:
+    """Results of further (context, continuation) pairs of each item, by the model's engine."""
+    keys = [i for i, row in enumerate(pairs) for _ in row]
+    requests = encode(
+        [pair for row in pairs for pair in row], model.encoder, model.engine.backend.max_length
     )
-    known.update(zip((r for r, _ in rest), fresh, strict=True))
-    return [known[request] for request in requests]
+    results = iter(score_cached(model.engine, requests, keys, model.cache, model.progress))
+    return [[next(results) for _ in row] for row in pairs]
 
 
 def facts(task: HarnessTask, count: int, protocol: str, cut: int) -> dict[str, Any]:
