@@ -1,107 +1,28 @@
 """The report: whole, self-contained, escaped, quick and small whatever the run."""
 
-import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.report.pages import check, make_run, metrics, result
 
-from mobilellm.report import write_report
-from mobilellm.report.chart import Line, line_chart, smooth, thin, ticks
-
-VOID = {"meta", "br"}
-
-
-class Checker(HTMLParser):
-    """Collects faults of nesting, and what the page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.faults: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "action") or "url(" in str(value):
-                self.faults.append(f"{tag} {name}={value}")
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def make_run(folder: Path, steps: int, result: bool = True) -> Path:
-    folder.mkdir(exist_ok=True)
-    with open(folder / "metrics.jsonl", "w") as file:
-        for step in range(1, steps + 1):
-            row = {"step": step, "loss": 7 / step**0.2, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": step * 100,
-                   "tokens_per_second": 5000.0, "seconds": step}  # fmt: skip
-            if step % max(1, steps // 10) == 0:
-                row |= {
-                    "held_out_loss": 3.0,
-                    "held_out_bits_per_byte": 2.0,
-                    "held_out_perplexity": 20.0,
-                }
-            file.write(json.dumps(row) + "\n")
-        file.write('{"step": 99, "lo')  # a kill cut it off
-    (folder / "recipe.toml").write_text("[train]\nsteps = 5 # <b>\n")
-    (folder / "environment.json").write_text(
-        json.dumps({"torch": "2", "command": ["a", "b"], "commit": None})
-    )
-    if result:
-        model = {"preset": "1M", "layers": 6, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
-                 "intermediate_size": 352, "vocab_size": 300, "max_position_embeddings": 512, "layer_repeats": 2,
-                 "parameters": {"embedding": 10, "attention": 20, "lm_head": 0, "total": 30}, "memory_bytes": {"fp32": 120},
-                 "flops_per_token": {"six_n": 180, "palm": 300}, "kv_cache_bytes_per_token": 64}  # fmt: skip
-        sample = {
-            "prompt": "<script>alert(1)</script>",
-            "text": "</blockquote>&amp;",
-            "temperature": 1,
-            "top_p": 1,
-            "seed": 0,
-        }
-        values = {
-            "name": "<i>run</i>", "finished": "2026-01-01T00:00:00+00:00", "checkpoint": "c", "model": model, "samples": [sample],
-            "held_out": {"loss": 3.0, "perplexity": 20.0, "bits_per_byte": 2.0, "tokens": 10, "bytes": 40},
-            "baselines": {"unigram": 4.0, "gzip": 3.0, "xz": 2.9, "bytes_compressed": 40},
-            "training": {"steps": 5, "tokens": 500, "seconds": 60.0, "tokens_per_second": 8.3},
-            "data": {"sources": [{"name": "s", "documents": 1, "tokens": 2, "bytes": 3}],
-                     "tokenizer": {"name": "t", "vocab_size": 300}, "train_tokens": 2, "held_out_tokens": 1,
-                     "bytes_per_token": 1.5, "held_out": {"rule": "tail", "fraction": 0.1}},
-            "next": [{"what": "Go", "command": "mobilellm info <x>"}],
-        }  # fmt: skip
-        (folder / "result.json").write_text(json.dumps(values))
-    return folder
-
-
-def check(path: Path) -> Checker:
-    page = path.read_text()
-    checker = Checker()
-    checker.feed(page)
-    assert not checker.faults
-    assert not checker.open
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
-    return checker
+from mobilellm.report.chart import Line, bar_chart, line_chart, smooth, thin, ticks
+from mobilellm.report.comparison_page import write_comparison
+from mobilellm.report.figures import count, fixed, grouped, percent, ratio
+from mobilellm.report.run_page import write_report
 
 
 @pytest.mark.parametrize(
-    ("steps", "result"), [(50, True), (50, False), (1, False), (0, False), (0, True)]
+    ("steps", "finished"), [(50, True), (50, False), (1, False), (0, False), (0, True)]
 )
-def test_page_is_whole_self_contained_and_escaped(tmp_path: Path, steps: int, result: bool) -> None:
-    checker = check(write_report(make_run(tmp_path / "run", steps, result)))
+def test_page_is_whole_self_contained_and_escaped(
+    tmp_path: Path, steps: int, finished: bool
+) -> None:
+    run = make_run(tmp_path / "run", metrics(steps), result() if finished else None)
+    checker = check(write_report(run))
     assert "<script>alert(1)</script>" not in (tmp_path / "run/report.html").read_text()
     assert "1 line of the metrics could not be read" in checker.text
-    if result:
+    if finished:
         assert "<script>alert(1)</script>" in checker.text  # as text, which is what a reader sees
         assert "</blockquote>&amp;" in checker.text
 
@@ -112,13 +33,13 @@ def test_an_empty_run_gives_a_page_too(tmp_path: Path) -> None:
 
 
 def test_long_runs_give_small_pages(tmp_path: Path) -> None:
-    path = write_report(make_run(tmp_path / "run", 60_000))
+    path = write_report(make_run(tmp_path / "run", metrics(60_000), result()))
     check(path)
     assert path.stat().st_size < 1_000_000
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 100)
+    run = make_run(tmp_path / "run", metrics(100), result())
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
 
@@ -151,3 +72,68 @@ def test_points_that_are_not_finite_are_left_out() -> None:
     svg = line_chart("t", [Line("l", [(0, 1.0), (1, float("nan")), (2, 2.0)], "c1")], "x", "y")
     assert "nan" not in re.sub(r"[a-z]*anchor[a-z]*", "", svg)
     assert line_chart("t", [], "x", "y") == ""
+
+
+def test_the_page_states_the_figures_of_the_run(tmp_path: Path) -> None:
+    text = check(write_report(make_run(tmp_path / "run", metrics(50), result()))).text
+    for figure in (
+        "2.000bits a byte",
+        "20.00perplexitya token, over 10",
+        "30parameters6 layers, 128 wide",
+        "500tokens trained onin 5 steps",
+        "8tokens a second1.0 minutes",
+        "unigram (token frequencies)4.000gzip -93.000xz -9e2.900this model2.000",
+        "- attention20 (66.7%)",
+        "each block applied2 times",
+        "training FLOPs a token180 (6N), 300 with attention",
+        "source s1 documents, 2 tokens, 3 bytes",
+        "1 tokens: the tail of the text, 0.1 of all",
+        "commitnone",
+        "commanda b",
+    ):
+        assert figure in text.replace("\n", "")
+
+
+def test_a_run_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
+    text = check(write_report(make_run(tmp_path / "run", metrics(50)))).text.replace("\n", "")
+    assert "not finished" in text
+    assert "5ktokens trained onin 50 steps" in text
+    assert "5,000tokens a second" in text
+
+
+def test_a_comparison_shows_final_figures_and_what_differs(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", metrics(50), result())
+    second = make_run(tmp_path / "b", metrics(20), recipe="[train]\nsteps = 6\nseed = 0\n")
+    path = write_comparison([first, second], tmp_path / "page.html")
+    text = check(path).text.replace("\n", "")
+    assert "a505k3.20112.00008b202k3.84502.00005,000" in text
+    assert "train.steps5 # <b>6" in text
+    assert "train.seed-0" in text
+    assert check(path).tags.count("svg") == 6
+
+
+def test_numbers_that_are_not_finite_are_shown_as_such() -> None:
+    assert [fixed(v, 2) for v in (1234.567, None, float("inf"), "<b>")] == [
+        "1,234.57",
+        "not finite",
+        "not finite",
+        "<b>",
+    ]
+    assert (grouped(12_345_678), grouped(5.0), grouped(None)) == ("12,345,678", "5", "not finite")
+    assert (percent(0.125), percent(ratio(1, 0))) == ("12.5%", "not finite")
+    assert [count(n) for n in (999, 12_345_678, -4200, 2e12, 1e-05)] == [
+        "999",
+        "12.3M",
+        "-4.2k",
+        "2T",
+        "1e-05",
+    ]
+    bars = bar_chart([("a", 2.0, False), ("b", None, True)], "u")
+    assert "not finite" in bars
+    assert [float(w) for w in re.findall(r"width:([0-9.]+)%", bars)] == [100.0, 0.0]
+
+
+def test_ticks_that_are_close_have_labels_of_their_own() -> None:
+    svg = line_chart("t", [Line("l", [(100_000, 1.0), (102_000, 2.0)], "c1")], "x", "y")
+    labels = re.findall(r'"middle">([^<]*)</text>', svg)
+    assert len(set(labels)) == len(labels) > 3

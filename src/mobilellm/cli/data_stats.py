@@ -13,7 +13,8 @@ from mobilellm.cli.terminal import count, print_json, progress
 
 @dataclass(frozen=True, kw_only=True)
 class DataStats:
-    """Tokens, document lengths, sources, frequent tokens and sample documents of prepared data, with an HTML page.
+    """Tokens, document lengths, sources, frequent tokens and samples of prepared data, also as
+    HTML.
 
     Example: mobilellm data-stats data/book --html book.html
     """
@@ -35,7 +36,7 @@ class DataStats:
         """Count, print, and write the page."""
         from mobilellm.data.dataset import open_dataset
         from mobilellm.data.stats import statistics
-        from mobilellm.report.data import write_data_page
+        from mobilellm.report.data_page import write_data_page
 
         data = open_dataset(self.data, self.tokenizer)
         with progress("reading", "tokens") as update:
@@ -54,36 +55,30 @@ class DataStats:
     def show(self, figures: dict[str, Any]) -> None:
         """The figures as text."""
         for name, split in figures["splits"].items():
-            print(
-                f"{name:8} {split['documents']:>11,} documents  {split['tokens']:>15,} tokens  {split['bytes']:>15,} bytes  "
-                f"{split['bytes_per_token']:.2f} bytes a token"
-            )
+            counts = (f"{split[key]:>14,} {key}" for key in ("documents", "tokens", "bytes"))
+            print(f"{name:8} {'  '.join(counts)}  {split['bytes_per_token']:.2f} bytes a token")
         vocabulary, length = figures["vocabulary"], figures["length"]
-        size = figures["tokenizer"]["vocab_size"]
-        print(
-            f"vocabulary  {vocabulary['used']:,} of {size:,} used, {vocabulary['entropy_bits']:.2f} bits of entropy a token"
-        )
-        print(
-            f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {length['least']:,} to {length['most']:,})"
-        )
+        used = f"{vocabulary['used']:,} of {figures['tokenizer']['vocab_size']:,} used"
+        print(f"vocabulary  {used}, {vocabulary['entropy_bits']:.2f} bits of entropy a token")
+        span = f"{length['least']:,} to {length['most']:,}"
+        print(f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {span})")
         most = max((row["documents"] for row in figures["lengths"]), default=1)
         for row in figures["lengths"]:
-            print(
-                f"{row['from']:>11,}  {row['documents']:>11,}  {'#' * max(1, round(40 * row['documents'] / most))}"
-            )
+            bar = "#" * max(1, round(40 * row["documents"] / most))
+            print(f"{row['from']:>11,}  {row['documents']:>11,}  {bar}")
         print("\nsources")
         for source in figures["sources"]:
             weight = "" if source["weight"] is None else f"  weight {source['weight']:g}"
             print(
-                f"  {source['name']:20} {count(source['tokens']):>8} tokens {source['share']:>6.1%}  "
-                f"{source['documents']:>11,} documents  {source['bytes_per_token']:.2f} bytes a token{weight}"
+                f"  {source['name']:20} {count(source['tokens']):>8} tokens {source['share']:>6.1%}"
+                f"  {source['documents']:>11,} documents"
+                f"  {source['bytes_per_token']:.2f} bytes a token{weight}"
             )
         print("\nmost frequent tokens")
         for row in figures["frequent"][:10]:
             print(f"  {row['id']:>7} {row['piece']!r:16} {row['count']:>13,} {row['share']:>6.2%}")
         for sample in figures["samples"][:3]:
-            print(
-                f"\n{sample['source']}, {sample['tokens']:,} tokens: {' '.join(sample['text'].split())[:300]}"
-            )
+            text = " ".join(sample["text"].split())[:300]
+            print(f"\n{sample['source']}, {sample['tokens']:,} tokens: {text}")
         if self.html is not None:
             print(f"\npage  {self.html}")

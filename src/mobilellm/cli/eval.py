@@ -137,7 +137,8 @@ class Eval:
         from mobilellm.evaluate.harness_tasks import load_tasks
         from mobilellm.evaluate.wikitext import wikitext_perplexity
         from mobilellm.files import write_json
-        from mobilellm.report.score_table import measured_row, write_tables
+        from mobilellm.report.score_table import measured_row
+        from mobilellm.report.scores_page import write_tables
 
         if self.text:
             raise UserError("--text and --tasks are both given", hint="give one of them")

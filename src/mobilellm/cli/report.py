@@ -13,7 +13,7 @@ from mobilellm.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write the HTML report of a run, finished or not; or one page that lays several runs over each other.
+    """Write the HTML report of a run, finished or not; or one page with the curves of several.
 
     Example: mobilellm report runs/a runs/b --out comparison.html
     """
@@ -27,7 +27,8 @@ class Report:
 
     def run(self) -> int:
         """Write and name the page."""
-        from mobilellm.report.page import write_comparison, write_report
+        from mobilellm.report.comparison_page import write_comparison
+        from mobilellm.report.run_page import write_report
 
         if not self.runs:
             raise UserError("no run given", hint="name one or more run folders")

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -57,11 +56,29 @@ class Watch:
                 time.sleep(self.every)
 
 
+def cut(line: str, width: int) -> str:
+    """At most `width` characters of a line, its end where it is longer."""
+    return line if len(line) <= width else "…" + line[len(line) - width + 1 :]
+
+
+def filled(facts: list[str], width: int) -> list[str]:
+    """Facts with two spaces between, as many on a line as `width` characters allow."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + 2 + len(fact) <= width:
+            lines[-1] += "  " + fact
+        else:
+            lines.append(cut(fact, width))
+    return lines
+
+
 def picture(run: Path, width: int, height: int) -> str:
-    """Figures and curves of a run as text."""
+    """Figures and curves of a run as text, `width` characters wide and about `height` lines
+    high."""
     from mobilellm.report.braille import plot
     from mobilellm.report.chart import smooth
-    from mobilellm.report.page import read_metrics
+    from mobilellm.report.figures import fixed, formatted
+    from mobilellm.report.run_files import points, read_metrics
     from mobilellm.train.recipe import Recipe
 
     recipe, (rows, _) = Recipe.read(run / "recipe.toml"), read_metrics(run / "metrics.jsonl")
@@ -69,39 +86,37 @@ def picture(run: Path, width: int, height: int) -> str:
     if not rows:
         return f"{run}: no step yet of {steps:,}"
 
-    def points(key: str) -> list[tuple[float, float]]:
-        return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
-
-    last: dict[str, Any] = rows[-1]
-    speed = last["tokens_per_second"]
-    left = (steps - last["step"]) * recipe.train.batch_tokens / max(speed, 1e-9)
-    loss, norm = (
-        last[key] if last[key] is not None else float("nan") for key in ("loss", "grad_norm")
-    )
-    lines = [
-        (
-            f"{run}  step {last['step']:,}/{steps:,}  {count(last['tokens'])} tokens  {speed:,.0f} tokens/s  "
-            f"{'ended' if last['step'] >= steps else duration(left) + ' left'}"
-        ),
-        (
-            f"loss {loss:.4f}  lr {last['learning_rate']:.3g}  norm {norm:.3g}  MFU {last['mfu_6n']:.1%} (6N) "
-            f"{last['mfu_palm']:.1%} (PaLM)  {last['skipped']} skipped"
-        ),
+    last = rows[-1]
+    speed, done = last["tokens_per_second"], last["step"]
+    left = (steps - done) * recipe.train.batch_tokens / max(speed, 1e-9)
+    state = "ended" if done >= steps else f"{duration(left)} left"
+    facts = [
+        f"step {done:,}/{steps:,}",
+        f"{count(last['tokens'])} tokens",
+        f"{speed:,.0f} tokens/s",
+        state,
+        f"loss {fixed(last['loss'], 4)}",
+        f"lr {last['learning_rate']:.3g}",
+        f"norm {formatted(last['grad_norm'], '.3g')}",
+        f"MFU {last['mfu_6n']:.1%} (6N) {last['mfu_palm']:.1%} (PaLM)",
+        f"{last['skipped']} skipped",
     ]
-    shares = {
-        k.removesuffix("_seconds"): v
-        for k, v in last.items()
-        if k in ("data_seconds", "compute_seconds", "optimizer_seconds")
+    lines = [cut(str(run), width), *filled(facts, width)]
+    phases = {
+        "data": last.get("data_seconds", 0.0),
+        "compute": last.get("compute_seconds", 0.0),
+        "optimizer": last.get("optimizer_seconds", 0.0),
     }
-    if total := sum(shares.values()):
-        lines.append(
-            "step time: "
-            + ", ".join(f"{name} {value / total:.1%}" for name, value in shares.items())
-        )
-    held_out = points("held_out_bits_per_byte")
-    curves = [("loss, smoothed (nats a token)", smooth(points("loss"), max(1, len(rows) // 50)))]
+    if total := sum(phases.values()):
+        shares = (f"{name} {seconds / total:.1%}" for name, seconds in phases.items())
+        lines.append(cut("step time: " + ", ".join(shares), width))
+    held_out = points(rows, "held_out_bits_per_byte")
+    curves = [
+        ("loss, smoothed (nats a token)", smooth(points(rows, "loss"), max(1, len(rows) // 50)))
+    ]
     if len(held_out) > 1:
-        curves.append((f"held-out (bits a byte), now {held_out[-1][1]:.4f}", held_out))
+        now = fixed(held_out[-1][1], 4)
+        curves.append((f"held-out (bits a byte), now {now}", held_out))
     room = max(5, (height - len(lines) - len(curves)) // len(curves))
     for title, curve in curves:
         lines += [title, *plot(curve, width, room)]

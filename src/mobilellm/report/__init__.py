@@ -1,5 +1,7 @@
-"""The HTML report of a run: reads the run folder, writes one self-contained page."""
+"""Pages and tables about runs, data and scores: self-contained HTML, Markdown, CSV, and curves in a
+terminal.
 
-from mobilellm.report.page import write_report
+    from mobilellm.report.run_page import write_report
 
-__all__ = ["write_report"]
+    write_report(Path("runs/demo"))      # -> runs/demo/report.html
+"""

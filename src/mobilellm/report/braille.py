@@ -1,37 +1,35 @@
 """Curves in a terminal: eight dots a character (Unicode's Braille patterns).
 
-for line in plot([("loss", points)], width=72, height=14): print(line)
+for line in plot(points, width=72, height=14):
+    print(line)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from mobilellm.report.chart import Point, short, ticks
+from mobilellm.report.chart import Point, short, ticks, value_range
+from mobilellm.report.figures import is_finite
 
 # Bit of the dot at (column, row) of a character's 2 x 4 dots.
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+LEFT = 9
+"""Characters that the y axis and its labels take."""
 
 
 def plot(points: Sequence[Point], width: int = 72, height: int = 12) -> list[str]:
-    """The curve through `points` as lines of text, `width` x `height` characters with the axes; empty without points."""
-    points = [p for p in points if all(map(math.isfinite, p))]
+    """The curve through `points` as lines of text, `width` x `height` characters with the axes;
+    empty without points."""
+    points = [p for p in points if all(map(is_finite, p))]
     if not points:
         return []
-    left = 9
-    columns, rows = 2 * max(1, width - left), 4 * max(1, height - 1)
-    ys = sorted(y for _, y in points)
-    low, high = (
-        ys[0],
-        ys[min(len(ys) - 1, int(len(ys) * 0.995))],
-    )  # the first steps do not flatten the rest
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
-    x0, x1 = points[0][0], points[-1][0]
+    columns, rows = 2 * max(1, width - LEFT), 4 * max(1, height - 1)
+    low, high = value_range([y for _, y in points])
+    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
     cells = [[0] * (columns // 2) for _ in range(rows // 4)]
 
     def at(x: float, y: float) -> tuple[int, int]:
+        """Column and row of a point, in dots."""
         share = (min(max(y, low), high) - low) / (high - low)
         return round((x - x0) / ((x1 - x0) or 1) * (columns - 1)), round((1 - share) * (rows - 1))
 
@@ -47,12 +45,10 @@ def plot(points: Sequence[Point], width: int = 72, height: int = 12) -> list[str
         before = here
     marks = {at(x0, tick)[1] // 4: short(tick) for tick in ticks(low, high, max(2, height // 3))}
     lines = [
-        f"{marks.get(row, ''):>{left - 2}} {'┤' if row in marks else '│'}"
+        f"{marks.get(row, ''):>{LEFT - 2}} {'┤' if row in marks else '│'}"
         + "".join(chr(0x2800 + cell) for cell in line)
         for row, line in enumerate(cells)
     ]
     first, last = short(x0), short(x1)
-    return [
-        *lines,
-        " " * (left - 1) + "└" + first + "─" * max(0, columns // 2 - len(first) - len(last)) + last,
-    ]
+    rule = "─" * max(0, columns // 2 - len(first) - len(last))
+    return [*lines, " " * (LEFT - 1) + "└" + first + rule + last]

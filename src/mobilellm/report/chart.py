@@ -1,22 +1,46 @@
-"""Line and bar charts as inline SVG: no library, no script needed to read them, colors from the page's own palette.
+"""Line and bar charts as inline SVG, in the colors of the page's stylesheet.
 
-    line_chart([Line("training", points, "c1", faint=True)], x="step", y="nats a token")
+    line_chart("Loss", [Line("training", points, "c1")], x="step", y="nats a token")
 
-Points are thinned to a few hundred a line, keeping each stretch's lowest and highest, so that no spike is lost.
+Points are thinned to a few hundred a line, keeping each stretch's lowest and highest, so that no
+spike is lost. Charts are `Markup`: all text in them went through `Markup.format`, which escapes it.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
+from mobilellm.report.figures import count, formatted, is_finite
+
 Point = tuple[float, float]
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 38
 MAX_POINTS = 600
+SHOWN_SHARE = 0.995
+"""Share of the values that the y axis spans: the first steps do not flatten the rest."""
+
+GRID = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+LABEL = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
+CURVE = Markup('<polyline class="{}{}" points="{}"/>')
+DOT = Markup('<circle class="{}" cx="{}" cy="{}" r="3.2"/>')
+LEGEND = Markup('<span><i class="{}{}"></i>{}</span>')
+FIGURE = Markup(
+    '<figure class="chart"><figcaption><b>{title}</b> <small>{y}</small>'
+    '<span class="legend">{legend}</span></figcaption>'
+    '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}" data-lines="{data}">'
+    "{parts}</svg></figure>"
+)
+BARS = Markup('<table class="bars"><caption>{}</caption>{}</table>')
+BAR = Markup(
+    '<tr{}><th>{}</th><td><div style="width:{:.1f}%"></div></td><td class="figure">{}</td></tr>'
+)
+OWN = Markup(' class="own"')
+EMPTY = Markup("")
 
 
 @dataclass(frozen=True)
@@ -31,9 +55,14 @@ class Line:
     marked: bool = False
     """Draw its points."""
 
+    @property
+    def faintness(self) -> str:
+        """The class that a faint curve has beside its color."""
+        return " faint" if self.faint else ""
+
 
 def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
-    """At most about `most` points: of each of equal stretches the lowest and the highest, in their order."""
+    """At most about `most` points: of equal stretches the lowest and the highest, in order."""
     if len(points) <= most:
         return list(points)
     kept: list[Point] = []
@@ -57,71 +86,71 @@ def smooth(points: Sequence[Point], span: int) -> list[Point]:
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers between low and high."""
     span = high - low or abs(high) or 1.0
-    rough = span / about
+    rough = max(span / about, 1e-300)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10, 20) if m * power >= rough)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def short(value: float) -> str:
     """A tick's label: 0.002, 2.5, 11k, 3M."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:.3g}"
+    return count(value, 6)
 
 
-def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = False) -> str:
-    """An SVG figure; empty when there is nothing to draw. The page's script reads `data-lines` for the hover read-out."""
-    drawn = [(line, [p for p in thin(line.points) if all(map(math.isfinite, p))]) for line in lines]
+def value_range(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    """Lowest and highest value that a y axis shows, `margin` of their distance added at both ends.
+
+    A few of the highest may lie above it (`SHOWN_SHARE`); a flat curve stands in the middle.
+    """
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[min(len(ordered) - 1, int(len(ordered) * SHOWN_SHARE))]
+    room = margin * (high - low) if high > low else abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = False) -> Markup:
+    """An SVG figure, empty when there is nothing to draw; with `zero` the y axis begins at 0.
+
+    The page's script reads `data-lines` and shows the figures under the pointer.
+    """
+    drawn = [(line, [p for p in thin(line.points) if all(map(is_finite, p))]) for line in lines]
     drawn = [(line, points) for line, points in drawn if points]
     if not drawn:
-        return ""
+        return EMPTY
     xs = [p[0] for _, points in drawn for p in points]
-    # Half a percent of the values may fall outside, so that the first steps do not flatten the rest.
-    ys = sorted(p[1] for _, points in drawn for p in points)
-    low, high = ys[0], ys[min(len(ys) - 1, int(len(ys) * 0.995))]
-    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0  # a flat line stands in the middle
-    low, high = 0.0 if zero and low >= 0 else low - margin, high + margin
-    x0, x1 = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
+    ys = [p[1] for _, points in drawn for p in points]
+    low, high = value_range(ys, margin=0.06)
+    if zero and min(ys) >= 0:
+        low = 0.0
+    x0, x1 = min(xs), max(xs)
+    if x1 == x0:
+        x1 = x0 + max(1.0, abs(x0) * 1e-3)
 
     def at(point: Point) -> tuple[float, float]:
-        px = LEFT + (point[0] - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-        py = (
-            HEIGHT
-            - BOTTOM
-            - (min(max(point[1], low), high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        )
+        """Where a point lies in the picture, in its units."""
+        right = (point[0] - x0) / (x1 - x0)
+        up = (min(max(point[1], low), high) - low) / (high - low)
+        px = LEFT + right * (WIDTH - LEFT - RIGHT)
+        py = HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
         return round(px, 1), round(py, 1)
 
     parts = []
     for tick in ticks(low, high):
         py = at((x0, tick))[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py}" y2="{py}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{py + 4}" text-anchor="end">{short(tick)}</text>')
+        parts.append(GRID.format(LEFT, WIDTH - RIGHT, py, py))
+        parts.append(LABEL.format(LEFT - 7, py + 4, "end", short(tick)))
     for tick in ticks(x0, x1, 7):
         px = at((tick, low))[0]
-        parts.append(
-            f'<text x="{px}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(tick)}</text>'
-        )
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x)}</text>'
-    )
+        parts.append(LABEL.format(px, HEIGHT - BOTTOM + 17, "middle", short(tick)))
+    parts.append(LABEL.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", x))
     for line, points in drawn:
-        path = " ".join(f"{px},{py}" for px, py in map(at, points))
-        parts.append(
-            f'<polyline class="{line.color}{" faint" if line.faint else ""}" points="{path}"/>'
-        )
+        places = [at(point) for point in points]
+        path = " ".join(f"{px},{py}" for px, py in places)
+        parts.append(CURVE.format(line.color, line.faintness, path))
         if line.marked:
-            parts.extend(
-                f'<circle class="{line.color}" cx="{px}" cy="{py}" r="3.2"/>'
-                for px, py in map(at, points)
-            )
-    legend = "".join(
-        f'<span><i class="{line.color}{" faint" if line.faint else ""}"></i>{html.escape(line.name)}</span>'
-        for line, _ in drawn
-    )
+            parts.extend(DOT.format(line.color, px, py) for px, py in places)
+    legend = [LEGEND.format(line.color, line.faintness, line.name) for line, _ in drawn]
     data = {
         "frame": [x0, x1, LEFT, WIDTH - RIGHT],
         "x": x,
@@ -131,20 +160,31 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
             if not line.faint
         ],
     }
-    return (
-        f'<figure class="chart"><figcaption><b>{html.escape(title)}</b> <small>{html.escape(y)}</small>'
-        f'<span class="legend">{legend}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}" '
-        f"data-lines='{html.escape(json.dumps(data), quote=True)}'>{''.join(parts)}</svg></figure>"
+    return FIGURE.format(
+        title=title,
+        y=y,
+        legend=EMPTY.join(legend) if len(legend) > 1 else EMPTY,
+        width=WIDTH,
+        height=HEIGHT,
+        data=json.dumps(data),
+        parts=EMPTY.join(parts),
     )
 
 
-def bar_chart(rows: Sequence[tuple[str, float, bool]], unit: str) -> str:
-    """Horizontal bars with their figures; rows are (name, value, highlighted)."""
-    most = max((value for _, value, _ in rows), default=1.0) or 1.0
-    cells = "".join(
-        f'<tr{" class=own" if own else ""}><th>{html.escape(name)}</th><td><div style="width:{100 * value / most:.1f}%"></div></td>'
-        f"<td>{value:.3f}</td></tr>"
-        for name, value, own in rows
-    )
-    return f'<table class="bars"><caption>{html.escape(unit)}</caption>{cells}</table>'
+def bar_chart(rows: Sequence[tuple[str, object, bool]], unit: str, form: str = ".3f") -> Markup:
+    """Horizontal bars with their figures; rows are (name, value, highlighted).
+
+    A value that is no finite number has no bar, and its figure says what it is.
+    """
+    lengths = [float(value) if is_finite(value) else 0.0 for _, value, _ in rows]  # type: ignore[arg-type]
+    most = max(lengths, default=1.0) or 1.0
+    bars = [
+        BAR.format(
+            OWN if own else "",
+            name,
+            100 * max(0.0, length) / most,
+            formatted(value, form),
+        )
+        for (name, value, own), length in zip(rows, lengths, strict=True)
+    ]
+    return BARS.format(unit, EMPTY.join(bars))

@@ -3,9 +3,10 @@
     rows = published()                         # 40 rows in five groups
     rows[0].values["arc_easy"]                 # 41.3
 
-Values are accuracies in percent. The README of facebookresearch/MobileLLM heads its columns "boolq piqa siqa hellaswag
-winogrande arc_easy arc_challenge obqa", but its numbers stand in the order of the paper's table 3 (its issues 2 and 16);
-here they carry the right names. Rows from the paper alone (arXiv 2402.14905, tables 3 and 8) say so in `source`.
+Values are accuracies in percent. The README of facebookresearch/MobileLLM heads its columns "boolq
+piqa siqa hellaswag winogrande arc_easy arc_challenge obqa", but its numbers stand in the order of
+the paper's table 3 (its issues 2 and 16); here they carry the right names. Rows from the paper
+alone (arXiv 2402.14905, tables 3 and 8) say so in `source`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COLUMNS = {
-    "arc_easy": "ARC-e", "arc_challenge": "ARC-c", "boolq": "BoolQ", "piqa": "PIQA", "social_iqa": "SIQA",
-    "hellaswag": "HellaSwag", "openbookqa": "OBQA", "winogrande": "WinoGrande",
-}  # fmt: skip
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "social_iqa": "SIQA",
+    "hellaswag": "HellaSwag",
+    "openbookqa": "OBQA",
+    "winogrande": "WinoGrande",
+}
 README = "facebookresearch/MobileLLM README"
 PAPER = "arXiv 2402.14905"
 GROUPS = ("125M", "350M", "600M", "1B", "1.5B")
@@ -34,7 +41,8 @@ class Published:
     """Whether it is a MobileLLM."""
 
 
-# group | model | ARC-e ARC-c BoolQ PIQA SIQA HellaSwag OBQA WinoGrande average | source where it is not the README
+# group | model | ARC-e ARC-c BoolQ PIQA SIQA HellaSwag OBQA WinoGrande average | source, where it
+# is not the README
 ROWS = """
 125M | OPT-125M | 41.3 25.2 57.5 62.0 41.9 31.1 31.2 50.8 42.6
 125M | GPT-Neo-125M | 40.7 24.8 61.3 62.5 41.9 29.7 31.6 50.7 42.9

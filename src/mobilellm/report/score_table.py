@@ -1,35 +1,22 @@
-"""Tables of task scores: Markdown, CSV, and a page with bars and error bars.
+"""Tables of task scores as Markdown and CSV, the published ones with ours among them.
 
     rows = set_in(measured, published_rows())
-    write_tables(Path("scores"), rows)         # scores/table.md, table.csv, table.html
+    print(markdown(rows))
 
-A row is either published or measured here, and says which; a measured one carries protocol, harness and counts. Among published
-rows it stands in front of those of its size.
+A row is either published or measured here, and says which; a measured one carries protocol, harness
+and counts. Among published rows it stands first of those of its size.
 """
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from mobilellm.files import write_file
 from mobilellm.report.published import COLUMNS, GROUPS, published
-from mobilellm.report.style import STYLE
-
-BARS = """
-.scores{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-main{max-width:1180px}.scores td,.scores th{padding:4px 8px;text-align:right;white-space:nowrap}.scores sup{color:var(--soft)}
-.scores th:first-child,.scores td:first-child{text-align:left}.scores tr{border-bottom:1px solid var(--line)}
-.scores svg{display:block;width:100%;min-width:56px;height:8px}.scores .here{font-weight:600}
-.scores rect{fill:var(--line)}.scores .here rect{fill:var(--own)}.scores line{stroke:var(--ink)}
-"""
-
 
 HERE = "measured here"
 SIZES = dict(zip(GROUPS, (125e6, 350e6, 600e6, 1e9, 1.5e9), strict=True))
@@ -50,6 +37,11 @@ class Row:
     """Whether it was measured here."""
     parameters: int = 0
     """Of a measured model."""
+
+    def value(self, name: str) -> float | None:
+        """Its score in a task, or the "average"; None where it has none."""
+        value = self.average if name == "average" else self.values.get(name)
+        return None if value is None or math.isnan(value) else value
 
 
 def published_rows() -> list[Row]:
@@ -76,7 +68,7 @@ def set_in(measured: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
 
 def measured_row(model: str, scores: dict[str, dict[str, Any]], parameters: int = 0) -> Row:
-    """A model's row of what `score_tasks` gives: `acc_norm` where the harness has it, else `acc`."""
+    """A row of what `score_tasks` gives: `acc_norm` where the harness has it, else `acc`."""
     values, errors = {}, {}
     for name, score in scores.items():
         metric = "acc_norm" if "acc_norm" in score else "acc"
@@ -93,7 +85,8 @@ def measured_row(model: str, scores: dict[str, dict[str, Any]], parameters: int 
         }
     )
     marks = [f"{name} ALTERED" for name, score in scores.items() if "altered" in score]
-    source = f"measured here: protocol {facts['protocol']}, lm-eval {facts['harness']}, {', '.join([*counts, *marks])}"
+    made_by = f"protocol {facts['protocol']}, lm-eval {facts['harness']}"
+    source = f"measured here: {made_by}, {', '.join([*counts, *marks])}"
     average = values.pop("average", float("nan"))
     return Row(
         model=model,
@@ -115,9 +108,10 @@ def columns(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def cell(row: Row, name: str) -> str:
-    """A value with its standard error: "42.9 ±1.4". An average of other than the published tables' tasks says of how many."""
-    value = row.average if name == "average" else row.values.get(name)
-    if value is None or value != value:
+    """A value with its standard error: "42.9 ±1.4". An average over other tasks than those of the
+    published tables says over how many."""
+    value = row.value(name)
+    if value is None:
         return ""
     basis = (
         f" of {len(row.values)}"
@@ -135,12 +129,17 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table a group, its columns aligned, and the rows' sources as a numbered list behind them."""
-    names = columns(rows)
-    sources = {
+def numbered_sources(rows: Sequence[Row]) -> dict[str, int]:
+    """Numbers from 1 on for the sources of the rows, in their order."""
+    return {
         source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)
     }
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table a group, its columns aligned, and after them the rows' sources as a numbered list."""
+    names = columns(rows)
+    sources = numbered_sources(rows)
     lines = []
     for group, members in groups(rows):
         cells = [["model", *names.values(), "average", "source"]]
@@ -149,25 +148,13 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append([row.model, *(cell(row, name) for name in [*names, "average"]), kind])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         text = (0, len(widths) - 1)  # to the left; numbers to the right
-        padded = [
-            "| " + " | ".join(c.ljust(w) if i in text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in cells
-        ]  # fmt: skip
-        rule = (
-            "|"
-            + "|".join(
-                "-" * (w + 2) if i in text else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-            )
-            + "|"
-        )
-        lines += [
-            f"**{group}**",
-            "",
-            padded[0] + " |",
-            rule,
-            *(line + " |" for line in padded[1:]),
-            "",
-        ]
+        padded = []
+        for row_cells in cells:
+            sized = enumerate(zip(row_cells, widths, strict=True))
+            parts = (c.ljust(w) if i in text else c.rjust(w) for i, (c, w) in sized)
+            padded.append(f"| {' | '.join(parts)} |")
+        rules = ("-" * (w + 2) if i in text else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+        lines += [f"**{group}**", "", padded[0], f"|{'|'.join(rules)}|", *padded[1:], ""]
     return "\n".join(lines + [f"{number}. {source}" for source, number in sources.items()]) + "\n"
 
 
@@ -182,55 +169,8 @@ def as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         numbers: list[str] = []
         for name in names:
-            value = row.average if name == "average" else row.values.get(name)
-            numbers += ["" if value is None or value != value else f"{value:.4g}"]
+            value = row.value(name)
+            numbers += ["" if value is None else f"{value:.4g}"]
             numbers += [f"{row.errors[name]:.3g}" if name in row.errors else ""]
         writer.writerow([row.group, row.model, *numbers, row.source])
     return out.getvalue()
-
-
-def bar(row: Row, name: str) -> str:
-    """A bar from 0 to 100 % with its error bar (one standard error to each side)."""
-    value = row.average if name == "average" else row.values.get(name)
-    if value is None or value != value:
-        return ""
-    error = row.errors.get(name, 0.0)
-    line = (
-        f'<line x1="{value - error:.1f}" x2="{value + error:.1f}" y1="4" y2="4"/>' if error else ""
-    )
-    return f'<svg viewBox="0 0 100 8" preserveAspectRatio="none"><rect width="{value:.1f}" height="8"/>{line}</svg>'
-
-
-def page(rows: Sequence[Row], title: str = "Zero-shot scores") -> str:
-    """The whole page; it needs no network."""
-    names = columns(rows) | {"average": "average"}
-    sources = {
-        source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)
-    }
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    for group, members in groups(rows):
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in ["model", *names.values()])
-        body.append(f'<h2>{html.escape(group)}</h2><table class="scores"><tr>{head}</tr>')
-        for row in members:
-            cells = "".join(f"<td>{cell(row, name)}{bar(row, name)}</td>" for name in names)
-            mark = ' class="here"' if row.measured else ""
-            body.append(
-                f"<tr{mark}><td>{html.escape(row.model)} <sup>{sources[row.source]}</sup></td>{cells}</tr>"
-            )
-        body.append("</table>")
-    listed = "".join(f"<li>{html.escape(source)}</li>" for source in sources)
-    body.append(f"<h2>Sources</h2><ol>{listed}</ol>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}{BARS}</style><main>{''.join(body)}</main></html>\n"
-    )
-
-
-def write_tables(folder: Path, rows: Sequence[Row]) -> None:
-    """table.md, table.csv and table.html in `folder`."""
-    for name, content in (
-        ("table.md", markdown(rows)),
-        ("table.csv", as_csv(rows)),
-        ("table.html", page(rows)),
-    ):
-        write_file(folder / name, content.encode())

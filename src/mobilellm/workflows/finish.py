@@ -29,7 +29,7 @@ from mobilellm.records import (
     SourceFigures,
     Training,
 )
-from mobilellm.report import write_report
+from mobilellm.report.run_page import write_report
 from mobilellm.train.inputs import Data, open_data
 from mobilellm.train.loop import Outcome
 from mobilellm.train.run_folder import now, read_recipe
