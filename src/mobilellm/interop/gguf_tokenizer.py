@@ -17,11 +17,13 @@ from mobilellm.interop.tokenizer_parts import (
     ByteLevelParts,
     byte_level_parts,
     byte_level_tokenizer,
+    dropped_settings,
     is_sentencepiece,
     sentencepiece_parts,
 )
 from mobilellm.tokenizer.sentencepiece import (
     BPE_MODEL,
+    NORMAL,
     UNUSED,
     SentencePieceModel,
     to_fast_tokenizer,
@@ -34,41 +36,22 @@ FILLER = "[PAD"  # begins the names of rows of the embedding that no token has
 
 
 def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
-    """The tokenizer in the file, or none when it has none. `UserError` for kinds whose ids could not be equalled."""
+    """The tokenizer in the file, or None. `UserError` for kinds whose ids could not be equalled."""
     kind = keys.get("tokenizer.ggml.model")
-    pieces, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type")
     if kind is None or kind == "no_vocab":
         return None
-    if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces) or not pieces:
-        raise UserError(f"{path}: its tokenizer has no list of tokens")
-    types = types if isinstance(types, list) and len(types) == len(pieces) else [1] * len(pieces)
-    while (
-        types and types[-1] == UNUSED and pieces[-1].startswith(FILLER)
-    ):  # rows of the embedding that no token has
-        pieces, types = pieces[:-1], types[:-1]
+    pieces, types = _pieces(keys, path)
     ids = {name: keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    if any(
-        i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)) for i in ids.values()
-    ):
-        raise UserError(
-            f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
-        )
+    for i in ids.values():
+        if i is not None and (not isinstance(i, int) or not 0 <= i < len(pieces)):
+            raise UserError(
+                f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
+            )
     template = keys.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
     name = str(keys.get("general.name", path.stem))
     if kind == "llama":
-        scores = keys.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) < len(pieces):
-            raise UserError(f"{path}: its tokenizer has no scores for its {len(pieces)} tokens")
-        unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
-        model = SentencePieceModel(
-            pieces=pieces, scores=scores[: len(pieces)], types=types, model_type=BPE_MODEL, byte_fallback=True,
-            remove_extra_whitespaces=False, add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
-            unk_id=unknown if isinstance(unknown, int) and unknown < len(pieces) else 0,
-            bos_id=ids["bos"] if keys.get("tokenizer.ggml.add_bos_token", True) else None, eos_id=ids["eos"],
-        )  # fmt: skip
-        if len(set(pieces)) != len(pieces):
-            raise UserError(f"{path}: a piece of its tokenizer occurs twice")
+        model = _sentencepiece(keys, pieces, types, ids, path)
         return Tokenizer(
             to_fast_tokenizer(model, str(path)),
             name=name,
@@ -85,20 +68,70 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
         or not all(isinstance(m, str) for m in merges)
     ):
         raise UserError(
-            f"{path}: a tokenizer of kind {str(kind)[:40]!r}, {str(pre)[:40]!r}, which cannot be rebuilt exactly",
+            f"{path}: a tokenizer of kind {str(kind)[:40]!r}, {str(pre)[:40]!r}, "
+            "which cannot be rebuilt exactly",
             hint="give the model's own with --tokenizer",
         )
     parts = ByteLevelParts(
         pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre]
     )
     return byte_level_tokenizer(
-        parts, name=name, bos_id=ids["bos"], eos_id=ids["eos"], add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        parts,
+        name=name,
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
         chat_template=template,
-    )  # fmt: skip
+    )
 
 
-def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
-    """Pieces padded to the embedding's rows, with all that llama.cpp needs to split text the same way."""
+def _pieces(keys: dict[str, Any], path: Path) -> tuple[list[str], list[int]]:
+    """Pieces and their types, without those that only fill the rows of the embedding."""
+    pieces, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type")
+    if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces) or not pieces:
+        raise UserError(f"{path}: its tokenizer has no list of tokens")
+    if not isinstance(types, list) or len(types) != len(pieces):
+        types = [NORMAL] * len(pieces)
+    count = len(pieces)
+    while count and types[count - 1] == UNUSED and pieces[count - 1].startswith(FILLER):
+        count -= 1
+    return pieces[:count], types[:count]
+
+
+def _sentencepiece(
+    keys: dict[str, Any],
+    pieces: list[str],
+    types: list[int],
+    ids: dict[str, Any],
+    path: Path,
+) -> SentencePieceModel:
+    """A tokenizer of the kind that GGUF calls "llama"."""
+    scores = keys.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) < len(pieces):
+        raise UserError(f"{path}: its tokenizer has no scores for its {len(pieces)} tokens")
+    if len(set(pieces)) != len(pieces):
+        raise UserError(f"{path}: a piece of its tokenizer occurs twice")
+    unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
+    return SentencePieceModel(
+        pieces=pieces,
+        scores=scores[: len(pieces)],
+        types=types,
+        model_type=BPE_MODEL,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
+        unk_id=unknown if isinstance(unknown, int) and unknown < len(pieces) else 0,
+        bos_id=ids["bos"] if keys.get("tokenizer.ggml.add_bos_token", True) else None,
+        eos_id=ids["eos"],
+    )
+
+
+def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> list[str]:
+    """Write a tokenizer's keys, with a piece for each of the embedding's rows.
+
+    Returns a line for each setting that GGUF cannot say. `UserError` where llama.cpp would cut text
+    in another way.
+    """
     if is_sentencepiece(tokenizer):
         model = sentencepiece_parts(tokenizer)
         pieces, types, scores = model.pieces, model.types, model.scores
@@ -124,3 +157,4 @@ def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+    return dropped_settings(tokenizer)

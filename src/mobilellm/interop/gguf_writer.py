@@ -65,11 +65,9 @@ def save(
     if scaling.get("rope_type", scaling.get("type")) == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
-    if tokenizer is not None:
-        add_keys(writer, tokenizer, config.vocab_size)
+    notes = [] if tokenizer is None else add_keys(writer, tokenizer, config.vocab_size)
 
     asked = getattr(gguf.GGMLQuantizationType, number_type)
-    notes: list[str] = []
     named = to_named(config, dict(network.named_parameters()))
     kinds: dict[str, Any] = {}
     for name, tensor in named.items():

@@ -1,4 +1,12 @@
-"""A tokenizer taken apart into what GGUF and llama2.c store: pieces, scores, types, merges; and put together again."""
+"""A tokenizer taken apart into what GGUF stores, and put together again.
+
+    parts = byte_level_parts(tokenizer)          # pieces, types, merges
+    model = sentencepiece_parts(tokenizer)       # pieces, types, scores
+    byte_level_tokenizer(parts, name="x", bos_id=None, eos_id=0, add_bos=False, chat_template=None)
+
+GGUF names ways to cut text; it cannot describe one. A tokenizer that cuts text in a way without a
+name there is refused, since llama.cpp would give other ids.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,9 @@ from mobilellm.tokenizer.sentencepiece import (
     SPACE,
     UNKNOWN,
     USER_DEFINED,
+    WORDS,
     SentencePieceModel,
+    splits_at_spaces,
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -33,9 +43,31 @@ class ByteLevelParts:
 
 
 def is_sentencepiece(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer falls back to bytes as SentencePiece does; a byte-level one has none to fall back from."""
+    """Whether the tokenizer falls back to bytes, as SentencePiece does; others need not."""
     model = json.loads(tokenizer.fast.to_str())["model"]
     return bool(model.get("byte_fallback"))
+
+
+def dropped_settings(tokenizer: Tokenizer) -> list[str]:
+    """A line for each setting of a tokenizer that GGUF has no key for and that can change ids."""
+    content = json.loads(tokenizer.fast.to_str())
+    lines = []
+    for name in ("lstrip", "rstrip", "single_word"):
+        if found := [token["content"] for token in content["added_tokens"] if token[name]]:
+            lines.append(
+                f"GGUF cannot say {name}, which {', '.join(found[:5])} of the tokenizer has"
+            )
+    if _metaspace(content):
+        lines.append("llama.cpp puts a space before a text that begins with one, too")
+    return lines
+
+
+def _metaspace(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The Metaspace stage that puts a space before a text, or None."""
+    for stage in _sequence(content.get("pre_tokenizer"), "pretokenizers"):
+        if stage["type"] == "Metaspace" and stage.get("prepend_scheme", "always") != "never":
+            return dict(stage)
+    return None
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -44,60 +76,130 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
-    """Pieces with scores that order them as the merges do. `UserError` for another kind of tokenizer."""
-    content = json.loads(tokenizer.fast.to_str())
-    model = content["model"]
-    if model["type"] != "BPE" or not model.get("byte_fallback"):
-        raise UserError(
-            f"tokenizer {tokenizer.name}: not of the SentencePiece kind",
-            hint="convert --to hf or gguf",
-        )
-    vocab: dict[str, int] = model["vocab"]
-    size = tokenizer.vocab_size
-    pieces, scores, types = [""] * size, [0.0] * size, [NORMAL] * size
-    for piece, i in vocab.items():
-        pieces[i] = piece
-        types[i] = (
-            BYTE if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else NORMAL
-        )
-    for token in content["added_tokens"]:
-        pieces[token["id"]] = token["content"]
-        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    if model.get("unk_token") in vocab:
-        types[vocab[model["unk_token"]]] = UNKNOWN
-    if "" in pieces:
-        raise UserError(f"tokenizer {tokenizer.name}: id {pieces.index('')} has no piece")
-    order: dict[str, int] = {}
-    for left, right in _merges(model):
-        order.setdefault(left + right, len(order))
-    normal = [i for i in range(size) if types[i] == NORMAL]
-    # A trained model numbers its pieces in the order of their merges, and scores them by that number: keep to it where it
-    # holds, so that the scores are the original ones.
-    joined = [pieces[i] for i in normal if pieces[i] in order]
-    natural = joined == sorted(joined, key=order.__getitem__)
-    first = normal[0] if normal else 0
-    for i in normal:
-        scores[i] = -float(i - first) if natural else -float(order.get(pieces[i], len(order) + i))
-    prefix = any(
-        "Prepend" in json.dumps(part)
-        for part in _sequence(content.get("normalizer"), "normalizers")
-    )
-    return SentencePieceModel(
-        pieces=pieces, scores=scores, types=types, model_type=BPE_MODEL, byte_fallback=True, remove_extra_whitespaces=False,
-        unk_id=vocab.get(model.get("unk_token") or ""), bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, add_dummy_prefix=prefix,
-    )  # fmt: skip
-
-
-def _sequence(part: Any, key: str) -> list[Any]:
+def _sequence(part: Any, key: str) -> list[dict[str, Any]]:
     """The members of a Sequence, or the single part, or nothing."""
     if not part:
         return []
     return list(part[key]) if part.get("type") == "Sequence" else [part]
 
 
+def _unnamed(tokenizer: Tokenizer, what: str) -> UserError:
+    return UserError(
+        f"tokenizer {tokenizer.name}: {what}, which has no name in GGUF", hint="convert --to hf"
+    )
+
+
+def _typed_pieces(tokenizer: Tokenizer, content: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Every piece by its id, and its type; pieces of one byte are not told apart here."""
+    pieces, types = [""] * tokenizer.vocab_size, [NORMAL] * tokenizer.vocab_size
+    for piece, i in content["model"]["vocab"].items():
+        pieces[i] = piece
+    for token in content["added_tokens"]:
+        pieces[token["id"]] = token["content"]
+        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    return pieces, types
+
+
+def _check_merging(tokenizer: Tokenizer, model: dict[str, Any]) -> None:
+    """`UserError` for settings of a BPE that llama.cpp's has not."""
+    for name in ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise _unnamed(tokenizer, f"its BPE has {name} = {model[name]!r}")
+
+
+def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
+    """Pieces with scores that order them as the merges do.
+
+    `UserError` for another kind of tokenizer, and for one that changes or cuts text in a way that
+    SentencePiece's BPE does not.
+    """
+    content = json.loads(tokenizer.fast.to_str())
+    model = content["model"]
+    if model["type"] != "BPE" or not model.get("byte_fallback"):
+        raise _unnamed(tokenizer, "not of the SentencePiece kind")
+    _check_merging(tokenizer, model)
+    vocab: dict[str, int] = model["vocab"]
+    pieces, types = _typed_pieces(tokenizer, content)
+    for piece, i in vocab.items():
+        if types[i] == NORMAL and len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
+            types[i] = BYTE
+    if model.get("unk_token") in vocab:
+        types[vocab[model["unk_token"]]] = UNKNOWN
+    if "" in pieces:
+        raise UserError(f"tokenizer {tokenizer.name}: id {pieces.index('')} has no piece")
+    parts = SentencePieceModel(
+        pieces=pieces,
+        scores=_scores(pieces, types, _merges(model)),
+        types=types,
+        model_type=BPE_MODEL,
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        unk_id=vocab.get(model.get("unk_token") or ""),
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+    )
+    parts.add_dummy_prefix = _puts_space_first(tokenizer, content, splits_at_spaces(parts))
+    return parts
+
+
+def _scores(pieces: list[str], types: list[int], merges: list[tuple[str, str]]) -> list[float]:
+    """A score for each piece, the higher the earlier it is merged.
+
+    A trained model numbers its pieces in the order of their merges, and scores them by that
+    number. Where this order holds, the scores are therefore the original ones.
+    """
+    order: dict[str, int] = {}
+    for left, right in merges:
+        order.setdefault(left + right, len(order))
+    normal = [i for i, kind in enumerate(types) if kind == NORMAL]
+    joined = [pieces[i] for i in normal if pieces[i] in order]
+    natural = joined == sorted(joined, key=order.__getitem__)
+    first = normal[0] if normal else 0
+    scores = [0.0] * len(pieces)
+    for i in normal:
+        scores[i] = -float(i - first) if natural else -float(order.get(pieces[i], len(order) + i))
+    return scores
+
+
+def _puts_space_first(tokenizer: Tokenizer, content: dict[str, Any], words_apart: bool) -> bool:
+    """Whether a space is put before a text.
+
+    A normalizer does that in the tokenizers of transformers 4, and Metaspace in those of
+    transformers 5. `words_apart` says that no piece crosses a space, so that text may be cut there
+    before it is tokenized. `UserError` for stages that do anything else.
+    """
+    prefix = escapes = False
+    for stage in _sequence(content.get("normalizer"), "normalizers"):
+        if stage["type"] == "Prepend" and stage["prepend"] == SPACE:
+            prefix = True
+        elif (
+            stage["type"] == "Replace"
+            and stage["pattern"] == {"String": " "}
+            and stage["content"] == SPACE
+        ):
+            escapes = True
+        else:
+            raise _unnamed(tokenizer, f"its normalizer has a stage {stage['type']}")
+    for stage in _sequence(content.get("pre_tokenizer"), "pretokenizers"):
+        if stage["type"] == "Metaspace" and stage["replacement"] == SPACE:
+            escapes = True
+            prefix = prefix or stage.get("prepend_scheme", "always") != "never"
+            cuts = stage.get("split", True)
+        elif stage["type"] == "Split" and stage["pattern"] == {"String": " "} and escapes:
+            cuts = False  # Gemma's: no plain space is left to cut at
+        else:
+            cuts = stage["type"] == "Split" and stage["pattern"] == {"Regex": WORDS}
+            if not cuts:
+                raise _unnamed(tokenizer, f"its pre-tokenizer has a stage {stage['type']}")
+        if cuts and not words_apart:
+            raise _unnamed(tokenizer, "it cuts text at spaces and has pieces with a space inside")
+    if not escapes:
+        raise _unnamed(tokenizer, f"it does not write spaces as {SPACE}")
+    return prefix
+
+
 def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
-    """`UserError` when the pre-tokenizer is not one that llama.cpp knows as "gpt-2" or "smollm"."""
+    """`UserError` when the pre-tokenizer is not one that llama.cpp calls "gpt-2" or "smollm"."""
     content = json.loads(tokenizer.fast.to_str())
     model = content["model"]
     stages = _sequence(content.get("pre_tokenizer"), "pretokenizers")
@@ -110,16 +212,9 @@ def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
         and rest[0].get("use_regex", True)
     )
     if model["type"] != "BPE" or not known or content.get("normalizer"):
-        raise UserError(
-            f"tokenizer {tokenizer.name}: splits text in a way that has no name in GGUF",
-            hint="convert --to hf",
-        )
-    pieces, types = [""] * tokenizer.vocab_size, [NORMAL] * tokenizer.vocab_size
-    for piece, i in model["vocab"].items():
-        pieces[i] = piece
-    for token in content["added_tokens"]:
-        pieces[token["id"]] = token["content"]
-        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        raise _unnamed(tokenizer, "it splits text in a way of its own")
+    _check_merging(tokenizer, model)
+    pieces, types = _typed_pieces(tokenizer, content)
     merges = [f"{left} {right}" for left, right in _merges(model)]
     return ByteLevelParts(pieces=pieces, types=types, merges=merges, digits_alone=bool(digits))
 
@@ -133,7 +228,7 @@ def byte_level_tokenizer(
     add_bos: bool,
     chat_template: str | None,
 ) -> Tokenizer:
-    """The tokenizer these parts belong to."""
+    """The tokenizer that has these parts. `UserError` when they contradict each other."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Fast
 
@@ -166,13 +261,3 @@ def byte_level_tokenizer(
         ]
         (fast.add_special_tokens if special else fast.add_tokens)(found)
     return Tokenizer(fast, name=name, bos_id=bos_id, eos_id=eos_id, chat_template=chat_template)
-
-
-__all__ = [
-    "SPACE",
-    "ByteLevelParts",
-    "byte_level_parts",
-    "byte_level_tokenizer",
-    "is_sentencepiece",
-    "sentencepiece_parts",
-]

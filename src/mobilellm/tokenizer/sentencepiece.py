@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 SPACE = "\u2581"  # "▁", which stands for a space inside pieces
+WORDS = f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"  # what text is cut into where no piece crosses a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # piece types of the format
 BPE_MODEL = 2
 LARGEST_FILE = 16 << 20  # bytes; the largest known, of 262,144 pieces, has under five million
@@ -324,9 +325,7 @@ def to_fast_tokenizer(
     prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []
     fast.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     if splits_at_spaces(model):
-        fast.pre_tokenizer = pre_tokenizers.Split(
-            Regex(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"), "isolated"
-        )
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
     fast.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
