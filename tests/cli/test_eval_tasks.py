@@ -289,6 +289,22 @@ def test_wikitext_in_both_ways_of_counting(
     assert "windows of 256, stride 128; sliding; data altered" in call(capsys, *arguments)[0]
 
 
+def test_without_a_model_the_published_tables_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mobilellm.report.score_table import published_rows
+
+    rows = published_rows()
+    shown, _ = call(capsys, "--compare", "--out", tmp_path / "out")
+    assert len(rows) > 10
+    assert all(f"| {row.model} " in shown for row in rows)
+    assert (tmp_path / "out/table.html").is_file()
+    made = json.loads(call(capsys, "--compare", "--json")[0])
+    assert [row["model"] for row in made] == [row.model for row in rows]
+    _, error = call(capsys, status=2)
+    assert "no model given" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

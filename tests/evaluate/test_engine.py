@@ -142,7 +142,9 @@ def test_the_longest_come_first_and_a_batch_halves_when_memory_runs_out() -> Non
     backend = Counting(70)
     found = Engine(backend, 1000).score(requests, range(7))
     assert [result.loglikelihood for result in found] == [-4, -29, -8, -30, -16, -5, -7]
-    assert backend.batches[0] == max(backend.batches[:1]) <= 70
+    # A batch of all seven is 7 x 30 tokens, one of three 3 x 30: both too large, so that the budget
+    # comes down to 30 tokens, which hold the three short ones together.
+    assert backend.batches == [30, 29, 16, 3 * 8, 4]
     with pytest.raises(UserError, match="single item of 30 tokens"):
         Engine(Counting(20)).score(requests, range(7))
 

@@ -54,7 +54,8 @@ class Eval:
     out: Path | None = None
     """A folder for scores.json, samples.jsonl and the tables."""
     compare: bool = False
-    """Set the models' rows into the published tables, and compare the first two models item by item."""
+    """Set the models' rows into the published tables, and compare the first two models item by
+    item. Without a model, print the published tables."""
     explain: int = 0
     """Print so many items that one of the first two models has right and the other wrong."""
     precision: Annotated[Precision | None, tyro.conf.EnumChoicesFromValues] = None
@@ -67,6 +68,8 @@ class Eval:
 
     def run(self) -> int:
         """Score and print."""
+        if not self.models and self.compare:
+            return self.print_published()
         if not self.models:
             raise UserError(
                 "no model given",
@@ -210,6 +213,19 @@ class Eval:
         from mobilellm.report.score_table import published_rows, set_in
 
         return set_in(rows, published_rows()) if self.compare else rows
+
+    def print_published(self) -> int:
+        """The published tables alone; --out takes them too."""
+        from mobilellm.report.score_table import markdown, published_rows, write_tables
+
+        rows = published_rows()
+        if self.out:
+            write_tables(self.out, rows)
+        if self.json:
+            print_json([dataclasses.asdict(row) for row in rows])
+        else:
+            print(markdown(rows))
+        return 0
 
     def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
         """The published tables with the measured rows, and the first two models item by item."""
