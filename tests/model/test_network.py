@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mobilellm.errors import UserError
+from mobilellm.model.cache import KVCache
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.generation import Sampling, draw
-from mobilellm.model.network import KVCache, Network
+from mobilellm.model.network import Network
 from mobilellm.model.weights import load_weights, stacks, to_named
 
 SCALED = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.evaluate.requests import Item, Request, Result, group
-from mobilellm.model.documents import Span
+from mobilellm.model.attention_mask import Span
 from mobilellm.model.linear import linear
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision

@@ -153,6 +153,13 @@ class ModelConfig:
                         f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}"
                     )
 
+    @property
+    def kv_slots(self) -> int:
+        """Pairs of keys and values that a token leaves in a cache: one a block, times
+        `layer_repeats` where each application has its own."""
+        own = self.layer_repeats if self.shared_kv == "own" else 1
+        return self.num_hidden_layers * own
+
     # --- from and to the names of the Hugging Face Llama family ---
 
     @classmethod

@@ -29,7 +29,7 @@ class ModelCosts:
     kv_slots: int
     """Key/value pairs a token leaves in the cache (fewer than executed_layers when later applications reuse K and V)."""
     kv_width: int
-    """ModelCosts in one key (or value) over all its heads."""
+    """Numbers in one key (or value) over all its heads."""
     attention_width: int
     """num_attention_heads x head_dim."""
 
@@ -51,9 +51,7 @@ class ModelCosts:
             "norm": layers * (2 * d + 2 * head_norms) + d,
             "lm_head": 0 if config.tie_word_embeddings else embedding,
         }
-        reused = (
-            layers * (repeats - 1) if config.shared_kv == "first" else 0
-        )  # applications that skip K and V
+        reused = layers * repeats - config.kv_slots  # applications that skip K and V
         return cls(
             parameters=groups | {"total": sum(groups.values())},
             applied_parameters=layers
@@ -63,7 +61,7 @@ class ModelCosts:
             + d
             + embedding,
             executed_layers=layers * repeats,
-            kv_slots=layers * repeats - reused,
+            kv_slots=config.kv_slots,
             kv_width=kv,
             attention_width=q,
         )

@@ -11,15 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
+from mobilellm.model.cache import KVCache
+from mobilellm.model.config import ModelConfig
 
-if TYPE_CHECKING:
-    from mobilellm.model.network import Network
+
+class CachedNetwork(Protocol):
+    """What generation asks of a network."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape."""
+        ...
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer, (V, C)."""
+        ...
+
+    def hidden(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """The last hidden states of (B, T) tokens after those in `cache`, (B, T, C)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +80,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
 
 @torch.inference_mode()
 def generate(
-    network: Network,
+    network: CachedNetwork,
     prompt: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,
@@ -74,8 +91,6 @@ def generate(
     `stop` is the configuration's end-of-text tokens when not given. `UserError` when the prompt is empty, or prompt and
     new tokens together exceed max_position_embeddings.
     """
-    from mobilellm.model.network import KVCache
-
     config = network.config
     if stop is None:
         eos = config.eos_token_id
@@ -97,14 +112,14 @@ def generate(
         raise UserError(
             f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}"
         )
-    weight = network.embed_tokens.weight
+    weight = network.output_weight
     # A CPU generator whatever the device: the draw is one small vector, and the same seed then gives the same text.
     generator = torch.Generator().manual_seed(sampling.seed)
     cache = KVCache(config, 1, length, like=weight)
     tokens = torch.tensor([list(prompt)], device=weight.device)
     for _ in range(max_new_tokens):
         hidden = network.hidden(tokens, cache)[0, -1]
-        token = draw((network.output_weight @ hidden).cpu(), sampling, generator)
+        token = draw((weight @ hidden).cpu(), sampling, generator)
         if token in stop:
             return
         yield token

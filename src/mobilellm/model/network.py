@@ -17,37 +17,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from mobilellm.model.attention_mask import DocumentMask, Span, document_mask, masked_attention
+from mobilellm.model.cache import KeyValue, KVCache
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.documents import DocumentMask, Span, document_mask, masked_attention
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.generation import Sampling, generate
 from mobilellm.model.linear import Linear, linear
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
-
-KeyValue = tuple[Tensor, Tensor]  # each (B, K, S, D)
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, in memory taken once: one slot for each K/V the network really has.
-
-    Slots: one a block, times `layer_repeats` when each application has its own (`shared_kv = "own"`).
-    """
-
-    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
-        slots = config.num_hidden_layers * (
-            config.layer_repeats if config.shared_kv == "own" else 1
-        )
-        shape = (2, slots, batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        self.store = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.length = 0  # positions filled in every slot
-
-    def append(self, slot: int, key: Tensor, value: Tensor) -> KeyValue:
-        """Put new (B, K, T, D) keys and values behind the cached ones of `slot`; returns all of them."""
-        end = self.length + key.shape[2]
-        self.store[0, slot, :, :, self.length : end] = key
-        self.store[1, slot, :, :, self.length : end] = value
-        return self.store[0, slot, :, :, :end], self.store[1, slot, :, :, :end]
 
 
 class RMSNorm(nn.Module):

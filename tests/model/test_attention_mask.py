@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mobilellm.model.attention_mask import document_mask, masked_attention
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.documents import document_mask, masked_attention
 from mobilellm.model.network import Network
 
 LENGTHS = (1, 30, 7, 22)
