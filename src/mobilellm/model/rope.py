@@ -52,8 +52,11 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     return frequencies
 
 
-def cos_sin(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines for every position, each (max_position_embeddings, head_dim / 2), in float32."""
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+def cos_sin(config: ModelConfig, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the first `length` positions, each (length, head_dim / 2), in float32.
+
+    Without `length` they are those of every position, max_position_embeddings of them.
+    """
+    positions = torch.arange(length or config.max_position_embeddings, dtype=torch.float32)
     angles = torch.outer(positions, inverse_frequencies(config))
     return angles.cos(), angles.sin()
