@@ -71,13 +71,13 @@ class Contestant:
         vocabulary: int,
         settings: dict[str, Any],
     ) -> None:
+        from mobilellm.distributed.parallel import Parallel
+        from mobilellm.distributed.world import World
         from mobilellm.model.config import ModelConfig
         from mobilellm.model.network import Network
         from mobilellm.model.precision import Precision
-        from mobilellm.train.optimizer import build
-        from mobilellm.train.parallel import Parallel
-        from mobilellm.train.recipe import OptimizerSection, Recipe, TrainSection
-        from mobilellm.train.world import World
+        from mobilellm.optimizers.optimizer import build
+        from mobilellm.recipe.recipe import OptimizerSection, Recipe, TrainSection
 
         self.settings = settings
         precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
@@ -209,9 +209,9 @@ def measure(
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.costs import ModelCosts
     from mobilellm.model.precision import Precision
+    from mobilellm.optimizers.optimizer import OPTIMIZERS
     from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
-    from mobilellm.train.optimizer import OPTIMIZERS
 
     best = {"compile": True, "attention": "auto", "loss": "chunked"}
 

@@ -36,7 +36,7 @@ def main() -> None:
 
     from mobilellm.hardware.description import describe
     from mobilellm.model.precision import Precision
-    from mobilellm.train.recipe import (
+    from mobilellm.recipe.recipe import (
         DataSection,
         ModelSection,
         OptimizerSection,

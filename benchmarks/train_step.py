@@ -38,8 +38,8 @@ def stepper(
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
     from mobilellm.model.precision import Precision
-    from mobilellm.train.optimizer import build
-    from mobilellm.train.recipe import OptimizerSection
+    from mobilellm.optimizers.optimizer import build
+    from mobilellm.recipe.recipe import OptimizerSection
 
     preset, vocabulary, sequences, length, _ = SIZES[size]
     config = ModelConfig.preset(preset, vocab_size=vocabulary)
@@ -91,7 +91,7 @@ def peak_memory(arguments: tuple[Any, ...]) -> int:
     import torch._dynamo  # noqa: F401
 
     import mobilellm.evaluate.perplexity
-    import mobilellm.train.optimizer  # noqa: F401  (what is imported is no part of a step)
+    import mobilellm.optimizers.optimizer  # noqa: F401  (what is imported is no part of a step)
 
     if arguments[0] == "transformers":
         from transformers import LlamaForCausalLM  # noqa: F401

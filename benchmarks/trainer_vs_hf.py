@@ -42,7 +42,7 @@ def memory(key: str) -> int:
 
 def settings(folder: Path, size: str, precision: str) -> Any:
     """The recipe that both follow."""
-    from mobilellm.train.recipe import (
+    from mobilellm.recipe.recipe import (
         DataSection,
         ModelSection,
         OptimizerSection,

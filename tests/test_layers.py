@@ -27,7 +27,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtimes": {"interop", "export", "model", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data", "runtimes"},
     "plan": {"model", "hardware"},
-    "train": {"model", "tokenizer", "data", "hardware", "quantize", "interop", "evaluate", "plan"},
+    "recipe": {"plan"},
+    "distributed": {"model", "recipe"},
+    "optimizers": {"model", "plan", "recipe", "distributed"},
+    "train": {
+        "model",
+        "tokenizer",
+        "data",
+        "hardware",
+        "quantize",
+        "interop",
+        "evaluate",
+        "plan",
+        "recipe",
+        "distributed",
+        "optimizers",
+    },
 }
 BELOW = set(MAY_IMPORT)
 MAY_IMPORT |= {
@@ -41,7 +56,7 @@ MAX_FILE_LINES = 500
 # Offenders that are being mended; these lists are to become empty and go.
 KNOWN_CIRCLES: set[str] = set()
 KNOWN_IMPORTS = {"mobilellm.data.stats"}
-KNOWN_LARGE = {"train"}
+KNOWN_LARGE: set[str] = set()
 KNOWN_LONG = {"prepare/clean.py"}
 MAX_ROOM_LINES = 2500
 
@@ -162,7 +177,7 @@ def test_no_room_is_too_large() -> None:
 def test_the_command_line_loads_nothing_heavy_at_its_top() -> None:
     for path in [
         *(PACKAGE / "cli").glob("*.py"),
-        PACKAGE / "train/recipe.py",
+        PACKAGE / "recipe/recipe.py",
         PACKAGE / "train/__init__.py",
         PACKAGE / "__init__.py",
     ]:

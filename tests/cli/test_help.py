@@ -13,7 +13,7 @@ from mobilellm.cli.field_docs import field_docs, type_name
 from mobilellm.cli.notes import renamed_flags
 from mobilellm.cli.train import Train
 from mobilellm.cli.verbs import VERBS
-from mobilellm.train.recipe import OLD_KEYS, OVERRIDES_BEFORE, OptimizerSection, Recipe
+from mobilellm.recipe.recipe import OLD_KEYS, OVERRIDES_BEFORE, OptimizerSection, Recipe
 
 SCREEN = (24, 80)  # lines and columns of the smallest terminal anyone has
 

@@ -17,8 +17,14 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.recipe.recipe import (
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    TrainSection,
+)
 from mobilellm.tokenizer.tokenizer import train_bpe
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
 from mobilellm.train.start import train
 
 

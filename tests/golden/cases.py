@@ -91,7 +91,7 @@ def run_case(name: str, data: Path, run: Path) -> dict[str, Any]:
     """Train a case in the folder `run`; returns what is kept of it."""
     import torch
 
-    from mobilellm.train.recipe import Recipe
+    from mobilellm.recipe.recipe import Recipe
     from mobilellm.train.start import train
 
     values = settings(name)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mobilellm.hardware import probes
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.train import resolve as decisions
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.resolve import resolve
 
 CPU = torch.device("cpu")

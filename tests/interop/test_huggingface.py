@@ -70,7 +70,7 @@ class TestOriginal:
     ) -> None:
         from mobilellm.data.token_folder import TokenFolder
         from mobilellm.evaluate.sharing_kind import measure_sharing
-        from mobilellm.train.recipe import (
+        from mobilellm.recipe.recipe import (
             DataSection,
             ModelSection,
             OptimizerSection,

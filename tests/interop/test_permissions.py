@@ -40,7 +40,7 @@ def test_converted_models_follow_umask(tmp_path: Path, umask: int, sample_text: 
 def test_a_run_and_its_checkpoints_follow_umask(
     tmp_path: Path, umask: int, small_data: Path
 ) -> None:
-    from mobilellm.train.recipe import DataSection, ModelSection, Recipe, TrainSection
+    from mobilellm.recipe.recipe import DataSection, ModelSection, Recipe, TrainSection
     from mobilellm.train.start import train
 
     recipe = Recipe(

@@ -12,11 +12,11 @@ from mobilellm.hardware.devices import DEVICES, recognize
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.optimizers.optimizer import OPTIMIZERS, build
 from mobilellm.plan.batching import Batching
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import plan_run
-from mobilellm.train.optimizer import OPTIMIZERS, build
-from mobilellm.train.recipe import OptimizerSection
+from mobilellm.recipe.recipe import OptimizerSection
 
 from .tracked import Tracked
 

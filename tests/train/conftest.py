@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from tests.train.runs import Listener
 
-from mobilellm.train.recipe import DataSection, ModelSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.recipe.recipe import (
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    TrainSection,
+)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.train.runs import metrics
 
-from mobilellm.train.recipe import Recipe
+from mobilellm.recipe.recipe import Recipe
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

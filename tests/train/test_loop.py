@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.train.runs import Listener, StopAt, metrics, same
 
+from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
+from mobilellm.recipe.recipe import (
+    Recipe,
+)
 from mobilellm.train import checkpoint, loop, step
-from mobilellm.train.parallel import Parallel
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.start import resume, train
 
 
@@ -200,7 +202,7 @@ def test_a_bad_step_is_skipped_and_counted(
     kind: str,
     value: float,
 ) -> None:
-    monkeypatch.setattr("mobilellm.train.guard.FIRST", 5)
+    monkeypatch.setattr("mobilellm.optimizers.guard.FIRST", 5)
     recipe = recipe.replace("optimizer", name=kind).replace(
         "train", spike_threshold=20.0, checkpoint_every=1, keep_checkpoints=0
     )

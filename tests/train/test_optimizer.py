@@ -7,10 +7,11 @@ import torch
 
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.train.muon import Muon, orthogonalize
-from mobilellm.train.optimizer import build, set_learning_rate
-from mobilellm.train.recipe import OptimizerSection
-from mobilellm.train.schedule import factor as schedule
+from mobilellm.model.precision import Precision
+from mobilellm.optimizers.muon import Muon, orthogonalize
+from mobilellm.optimizers.optimizer import build, set_learning_rate
+from mobilellm.optimizers.schedule import factor as schedule
+from mobilellm.recipe.recipe import OptimizerSection
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
@@ -73,7 +74,7 @@ def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None
     network = Network(ModelConfig.preset("1M", vocab_size=64, tie_word_embeddings=False))
     names = {id(p): name for name, p in network.named_parameters()}
     for kind in ("adamw", "muon"):
-        optimizers = build(network, OptimizerSection(name=kind, weight_decay=0.1), "fp32")  # type: ignore[arg-type]
+        optimizers = build(network, OptimizerSection(name=kind, weight_decay=0.1), Precision.FP32)  # type: ignore[arg-type]
         seen = [names[id(p)] for o in optimizers for g in o.param_groups for p in g["params"]]
         assert sorted(seen) == sorted(names.values())
         decay = {
@@ -96,7 +97,7 @@ def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None
 
 def test_adamw_is_torchs_with_the_papers_settings() -> None:
     network = Network(ModelConfig.preset("1M", vocab_size=64))
-    (optimizer,) = build(network, OptimizerSection(), "fp32")
+    (optimizer,) = build(network, OptimizerSection(), Precision.FP32)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.9, 0.95)
     assert optimizer.defaults["eps"] == 1e-8

@@ -7,7 +7,7 @@ import pytest
 
 from mobilellm.divisors import divisors, largest_divisor, nearest_divisors, nearest_multiples
 from mobilellm.errors import UserError
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     DataSection,
     ModelSection,
     OldKeyWarning,
@@ -17,7 +17,7 @@ from mobilellm.train.recipe import (
     StageSection,
     TrainSection,
 )
-from mobilellm.train.settings import ranges
+from mobilellm.recipe.settings import ranges
 
 
 def write(path: Path, text: str) -> Path:

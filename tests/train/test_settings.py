@@ -13,18 +13,18 @@ from tests.train.runs import Listener, metrics
 from mobilellm.cli import main
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
+from mobilellm.optimizers.schedule import factor as schedule
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
-from mobilellm.train import checkpoint
-from mobilellm.train.loop import Trainer
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     EvalSection,
     OptimizerSection,
     Recipe,
     StageSection,
     TrackSection,
 )
-from mobilellm.train.schedule import factor as schedule
+from mobilellm.train import checkpoint
+from mobilellm.train.loop import Trainer
 from mobilellm.train.start import branch, resume, train
 
 

@@ -17,20 +17,20 @@ from mobilellm.cli import main
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
+from mobilellm.optimizers.guard import Guard
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
-from mobilellm.tokenizer.tokenizer import Tokenizer
-from mobilellm.train import checkpoint
-from mobilellm.train.guard import Guard
-from mobilellm.train.inputs import batches
-from mobilellm.train.loop import Trainer
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     DataSection,
     OptimizerSection,
     Recipe,
     StartSection,
     TrainSection,
 )
+from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.train import checkpoint
+from mobilellm.train.inputs import batches
+from mobilellm.train.loop import Trainer
 from mobilellm.train.start import resume, train
 
 

@@ -15,10 +15,10 @@ import pytest
 from tests.train.runs import metrics, same_tensors
 
 from mobilellm.errors import UserError
-from mobilellm.train import checkpoint
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     Recipe,
 )
+from mobilellm.train import checkpoint
 from mobilellm.train.start import resume, train
 
 WORKER = Path(__file__).with_name("worker.py")

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from mobilellm.data.token_folder import TokenFolder
+from mobilellm.distributed.sharded import full
+from mobilellm.distributed.world import World
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.train import start
 from mobilellm.train.loop import Trainer
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.rows import Watcher
-from mobilellm.train.sharded import full
-from mobilellm.train.world import World
 
 
 class StopAt(Watcher):

@@ -104,7 +104,7 @@ class Eval:
         """A model's loss on held-out data or a text."""
         from mobilellm.evaluate.held_out import score_data, score_text
         from mobilellm.interop.load import load
-        from mobilellm.train.recipe import Recipe
+        from mobilellm.recipe.recipe import Recipe
 
         recipe = next(
             (Recipe.read(folder / "recipe.toml") for folder in (model, *model.absolute().parents[:2])

@@ -11,7 +11,7 @@ import tyro
 from mobilellm.cli.terminal import count, duration, print_json, say, size
 from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
-from mobilellm.train.recipe import OptimizerName
+from mobilellm.recipe.recipe import OptimizerName
 
 if TYPE_CHECKING:
     from mobilellm.plan.run import Plan as PlanFigures
@@ -77,8 +77,8 @@ class Plan:
                 optimizer=self.optimizer, say=say,
             )  # fmt: skip
         else:
+            from mobilellm.optimizers.optimizer import OPTIMIZERS
             from mobilellm.plan.run import plan_run
-            from mobilellm.train.optimizer import OPTIMIZERS
 
             plan = plan_run(
                 config, tokens=self.tokens, device_name=self.device, count=self.gpus, sequence_length=self.sequence_length,

@@ -16,7 +16,7 @@ import tyro
 
 from mobilellm.cli.terminal import count, duration, figure, print_json, say
 from mobilellm.errors import UserError
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     DataSection,
     EvalSection,
     ModelSection,
@@ -96,8 +96,8 @@ class Train:
                 hint="give --out and --decay-steps alone",
             )
         from mobilellm.cli.live_view import live_view
+        from mobilellm.distributed.world import World
         from mobilellm.train import start
-        from mobilellm.train.world import World
 
         run = self.out if self.resume in (None, "auto") else Path(str(self.resume))
         assert run is not None

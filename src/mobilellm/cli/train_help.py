@@ -14,7 +14,7 @@ from typing import Any
 from mobilellm.cli.field_docs import field_docs, type_name
 from mobilellm.cli.notes import flag
 from mobilellm.cli.train import SECTIONS, Train
-from mobilellm.train.recipe import Recipe
+from mobilellm.recipe.recipe import Recipe
 
 HELP_ALL = "--help-all"
 FIRST = (

@@ -35,6 +35,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save as save_ten
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from mobilellm.data.loader import DataState
+from mobilellm.distributed.sharded import full, local, share
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.files import (
     PARTIAL,
@@ -49,9 +51,7 @@ from mobilellm.interop.folder import write_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named
-from mobilellm.train.optimizer import empty_state
-from mobilellm.train.sharded import full, local, share
-from mobilellm.train.world import World
+from mobilellm.optimizers.optimizer import empty_state
 
 if TYPE_CHECKING:
     from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ class TrainState:
     data: DataState
     """Position in the data: of all processes together, not of one."""
     guard: tuple[float, ...] = (0.0,) * 5
-    """Statistics by which steps are skipped (train/guard.py)."""
+    """Statistics by which steps are skipped (optimizers/guard.py)."""
     skipped: int = 0
     """Steps skipped so far."""
     tokenizer_sha256: str = ""

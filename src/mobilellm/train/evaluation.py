@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from mobilellm.distributed.sharded import full
+from mobilellm.distributed.world import World
 from mobilellm.evaluate.held_out import held_out, held_out_of_source
 from mobilellm.evaluate.perplexity import ALONE, Score
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.inputs import Data
-from mobilellm.train.recipe import Recipe
-from mobilellm.train.sharded import full
-from mobilellm.train.world import World
 
 
 class Evaluation:

@@ -13,10 +13,10 @@ from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.token_folder import TokenFolder
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, preset_names
-from mobilellm.train.recipe import DEFAULT_PRESET, Recipe
-from mobilellm.train.world import World
+from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 
 MAX_VERIFIED_BYTES = 32 << 30  # of tokens whose checksums are verified at every start, at 1 GB/s
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
 from mobilellm.hardware.probes import peak_flops, pick_device
@@ -31,6 +32,7 @@ from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import load_weights
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train import checkpoint
 from mobilellm.train.batches import Prefetch
@@ -38,10 +40,8 @@ from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.evaluation import Evaluation
 from mobilellm.train.inputs import Data, batches, model_config
 from mobilellm.train.interrupts import SIGNALS, StopRequest
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.rows import Recorder, SkippedTooOften, Watcher, stopped
 from mobilellm.train.step import TrainStep
-from mobilellm.train.world import World
 
 FIRST_PROFILED = 10  # steps of this process before the profile begins: compilation is over
 

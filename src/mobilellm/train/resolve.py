@@ -7,7 +7,7 @@ import torch
 
 from mobilellm.hardware.probes import compiler_works
 from mobilellm.model.precision import Precision
-from mobilellm.train.recipe import Recipe
+from mobilellm.recipe.recipe import Recipe
 
 WORTH_COMPILING_STEPS = 200  # compiling the block costs 10 to 30 s once
 

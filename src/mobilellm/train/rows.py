@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from mobilellm.data.loader import DataState
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import peak_memory
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.run_folder import Metrics
 from mobilellm.train.stopwatch import Lap, Stopwatch
 from mobilellm.train.trackers import Trackers
-from mobilellm.train.world import World
 
 
 class Watcher:

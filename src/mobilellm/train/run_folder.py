@@ -23,8 +23,8 @@ import orjson
 
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, sweep_partial, write_file, write_json
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow
-from mobilellm.train.recipe import Recipe
 
 
 def now() -> str:

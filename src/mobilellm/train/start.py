@@ -16,20 +16,21 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import pick_device
 from mobilellm.model.config import ModelConfig
-from mobilellm.train import checkpoint, schedule
+from mobilellm.optimizers import schedule
+from mobilellm.recipe.recipe import Recipe
+from mobilellm.train import checkpoint
 from mobilellm.train.inputs import Data, open_data
 from mobilellm.train.interrupts import StopRequest
 from mobilellm.train.loop import Outcome, Trainer, Weights
 from mobilellm.train.origin import Origin, read_origin
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.resolve import resolve
 from mobilellm.train.rows import Watcher
 from mobilellm.train.run_folder import Metrics, create, locked, now, read_recipe
-from mobilellm.train.world import World
 
 # What may differ when a run goes on. Nothing of it changes what is computed but in the order of
 # sums, save the mixture, which is meant to.

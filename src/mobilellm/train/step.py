@@ -14,19 +14,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mobilellm.distributed.parallel import Parallel
+from mobilellm.distributed.sharded import full
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.optimizers.guard import Guard
+from mobilellm.optimizers.optimizer import build, set_learning_rate, skip_when
+from mobilellm.optimizers.schedule import factor
 from mobilellm.plan.batching import Batching
-from mobilellm.train.guard import Guard
-from mobilellm.train.optimizer import build, set_learning_rate, skip_when
-from mobilellm.train.parallel import Parallel
-from mobilellm.train.recipe import Recipe
-from mobilellm.train.schedule import factor
-from mobilellm.train.sharded import full
-from mobilellm.train.world import World
+from mobilellm.recipe.recipe import Recipe
 
 MAX_TRIED_TOKENS = 1 << 17  # of the first micro-batch that is tried on a GPU
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow
-from mobilellm.train.recipe import Recipe
 
 LEFT_OUT = {"step"}
 

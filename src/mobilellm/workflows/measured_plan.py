@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from mobilellm.distributed.parallel import Parallel
+from mobilellm.distributed.world import World
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.device_memory import peak_memory
 from mobilellm.hardware.probes import peak_flops, pick_device
@@ -17,13 +19,11 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.optimizers.optimizer import OPTIMIZERS, build
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import Plan
-from mobilellm.train.optimizer import OPTIMIZERS, build
-from mobilellm.train.parallel import Parallel
-from mobilellm.train.recipe import DataSection, OptimizerSection, Recipe, TrainSection
+from mobilellm.recipe.recipe import DataSection, OptimizerSection, Recipe, TrainSection
 from mobilellm.train.resolve import resolve
-from mobilellm.train.world import World
 
 STEPS = 5
 

@@ -15,8 +15,7 @@ import torch
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import pick_device
-from mobilellm.train.loop import Trainer
-from mobilellm.train.recipe import (
+from mobilellm.recipe.recipe import (
     DataSection,
     ModelSection,
     OptimizerSection,
@@ -24,6 +23,7 @@ from mobilellm.train.recipe import (
     Recipe,
     TrainSection,
 )
+from mobilellm.train.loop import Trainer
 from mobilellm.train.resolve import resolve
 
 SEQUENCE_LENGTH = 256

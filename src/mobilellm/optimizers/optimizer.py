@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import stacks
+from mobilellm.optimizers.muon import Muon
 from mobilellm.plan.memory import OptimizerCosts
-from mobilellm.train.muon import Muon
-from mobilellm.train.recipe import OptimizerSection
+from mobilellm.recipe.recipe import OptimizerSection
 
 Group = dict[str, Any]
 

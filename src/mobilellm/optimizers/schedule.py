@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mobilellm.train.recipe import OptimizerSection
+from mobilellm.recipe.recipe import OptimizerSection
 
 DEFAULT_DECAY_SHARE = 5  # of wsd without decay_steps: the last fifth of all steps
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.model.loss import NextToken
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
-from mobilellm.train.recipe import Recipe
-from mobilellm.train.world import World
+from mobilellm.recipe.recipe import Recipe
 
 
 class Step(nn.Module):

@@ -37,7 +37,7 @@ import tyro
 from mobilellm.errors import UserError
 from mobilellm.files import write_file
 from mobilellm.plan.batching import Batching, check_batch
-from mobilellm.train.settings import Above, AtLeast, Between, build, check_ranges, plain
+from mobilellm.recipe.settings import Above, AtLeast, Between, build, check_ranges, plain
 
 if sys.version_info >= (3, 11):
     import tomllib

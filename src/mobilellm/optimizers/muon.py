@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilellm.train.sharded import local, share, whole
+from mobilellm.distributed.sharded import local, share, whole
 
 COEFFICIENTS = (
     3.4445,
