@@ -216,7 +216,8 @@ class Eval:
 
     def print_published(self) -> int:
         """The published tables alone; --out takes them too."""
-        from mobilellm.report.score_table import markdown, published_rows, write_tables
+        from mobilellm.report.score_table import markdown, published_rows
+        from mobilellm.report.scores_page import write_tables
 
         rows = published_rows()
         if self.out:

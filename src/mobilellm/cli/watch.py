@@ -73,21 +73,13 @@ def filled(facts: list[str], width: int) -> list[str]:
 
 
 def picture(run: Path, width: int, height: int) -> str:
-<<<<<<< HEAD
     """Figures and curves of a run as text, `width` characters wide and about `height` lines
     high."""
+    from mobilellm.recipe.recipe import Recipe
     from mobilellm.report.braille import plot
     from mobilellm.report.chart import smooth
     from mobilellm.report.figures import fixed, formatted
     from mobilellm.report.run_files import points, read_metrics
-    from mobilellm.recipe.recipe import Recipe
-=======
-    """Figures and curves of a run as text."""
-    from mobilellm.recipe.recipe import Recipe
-    from mobilellm.report.braille import plot
-    from mobilellm.report.chart import smooth
-    from mobilellm.report.page import read_metrics
->>>>>>> 4accae2 (Give the recipe, the processes and the optimizers rooms of their own; train fits its limit; golden losses are equal)
 
     recipe, (rows, _) = Recipe.read(run / "recipe.toml"), read_metrics(run / "metrics.jsonl")
     steps = recipe.train.steps
