@@ -63,10 +63,14 @@ class Generate:
         seconds = time.perf_counter() - start
         text = loaded.continuation(prompt, tokens)
         if self.json:
-            print_json(
-                {"prompt": self.prompt, "text": text, "tokens": tokens, "prompt_tokens": len(prompt),
-                 "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1)}
-            )  # fmt: skip
+            facts = {
+                "prompt": self.prompt,
+                "text": text,
+                "tokens": tokens,
+                "prompt_tokens": len(prompt),
+                "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1),
+            }
+            print_json(facts)
         else:
             sys.stdout.write(text[len(shown) :] + "\n")
         return 0

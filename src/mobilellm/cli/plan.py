@@ -37,7 +37,7 @@ class Plan:
     batch_tokens: int = 2_097_152
     """Tokens a step, over all devices."""
     micro_batch_size: int = 0
-    """Sequences in one pass of one device; 0 takes the largest that fits."""
+    """Sequences in one pass of one device; 0 takes the largest that fits, with --measure one."""
     precision: Annotated[Precision, tyro.conf.EnumChoicesFromValues] = Precision.BF16
     """Of the matrix products."""
     optimizer: OptimizerName = "adamw"
@@ -64,8 +64,9 @@ class Plan:
         if self.device == "list":
             for key, entry in DEVICES.items():
                 print(
-                    f"{key:14} {entry.bf16 / 1e12:6.0f} TFLOP/s bf16  {entry.memory / 1e9:4.0f} GB  "
-                    f"{entry.bandwidth / 1e9:5.0f} GB/s  {entry.watts:4.0f} W  {entry.source}"
+                    f"{key:14} {entry.bf16 / 1e12:6.0f} TFLOP/s bf16  "
+                    f"{entry.memory / 1e9:4.0f} GB  {entry.bandwidth / 1e9:5.0f} GB/s  "
+                    f"{entry.watts:4.0f} W  {entry.source}"
                 )
             return 0
         config = self._config()
@@ -73,19 +74,33 @@ class Plan:
             from mobilellm.workflows.measured_plan import measured_plan
 
             plan = measured_plan(
-                config, tokens=self.tokens, sequence_length=self.sequence_length, micro_batch_size=self.micro_batch_size,
-                optimizer=self.optimizer, say=say,
-            )  # fmt: skip
+                config,
+                tokens=self.tokens,
+                sequence_length=self.sequence_length,
+                batch_tokens=self.batch_tokens,
+                micro_batch_size=self.micro_batch_size,
+                optimizer=self.optimizer,
+                say=say,
+            )
         else:
             from mobilellm.optimizers.optimizer import OPTIMIZERS
             from mobilellm.plan.run import plan_run
 
             plan = plan_run(
-                config, tokens=self.tokens, device_name=self.device, count=self.gpus, sequence_length=self.sequence_length,
-                batch_tokens=self.batch_tokens, micro_batch_size=self.micro_batch_size, precision=self.precision,
-                optimizer=OPTIMIZERS[self.optimizer].costs, sharded=self.fsdp, mfu=self.mfu, price_per_gpu_hour=self.price_per_gpu_hour,
+                config,
+                tokens=self.tokens,
+                device_name=self.device,
+                count=self.gpus,
+                sequence_length=self.sequence_length,
+                batch_tokens=self.batch_tokens,
+                micro_batch_size=self.micro_batch_size,
+                precision=self.precision,
+                optimizer=OPTIMIZERS[self.optimizer].costs,
+                sharded=self.fsdp,
+                mfu=self.mfu,
+                price_per_gpu_hour=self.price_per_gpu_hour,
                 price_per_kwh=self.price_per_kwh,
-            )  # fmt: skip
+            )
         if self.json:
             print_json(plan)
         else:
@@ -104,41 +119,38 @@ class Plan:
             config = ModelConfig.preset(self.model)
         if self.sequence_length > config.max_position_embeddings:
             raise UserError(
-                f"--sequence-length {self.sequence_length} exceeds the model's context of {config.max_position_embeddings}"
+                f"--sequence-length {self.sequence_length} exceeds the model's context of "
+                f"{config.max_position_embeddings}"
             )
         return config
 
 
 def show(plan: PlanFigures) -> None:
-    """The plan as lines."""
+    """Print the plan as lines."""
     flops, memory = plan["flops_per_token"], plan["memory_bytes"]
     what = f"{plan['devices']} x {plan['device']}" if plan["devices"] > 1 else plan["device"]
-    print(f"{count(plan['parameters'])} parameters on {count(plan['tokens'])} tokens "
-          f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}")  # fmt: skip
-    print(f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention (PaLM's count); "
-          f"{plan['flops']:.3g} in all")  # fmt: skip
-    print(
-        f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): {plan['mfu_from']}"
-    )
-    print(
-        f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, {plan['tokens_per_second']:,.0f} in all"
-    )
-    print(
-        f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, {duration(plan['step_seconds'])} each"
-    )
-    parts = ", ".join(f"{name} {size(number)}" for name, number in memory.items() if name != "peak")
-    limit = plan["device_facts"]["memory"]
     verdict = "fits" if plan["fits"] else "DOES NOT FIT: lower --micro-batch-size or add --fsdp"
-    print(
-        f"memory       {size(memory['peak'])} of {size(limit)} a device with a micro-batch of {plan['micro_batch_size']}: {verdict}"
-    )
-    print(f"             {parts}")
+    parts = ", ".join(f"{name} {size(number)}" for name, number in memory.items() if name != "peak")
     days = plan["days"]
-    print(
-        f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, {plan['gpu_hours']:,.1f} device hours"
-    )
+    lines = [
+        f"{count(plan['parameters'])} parameters on {count(plan['tokens'])} tokens "
+        f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}",
+        f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention "
+        f"(PaLM's count); {plan['flops']:.3g} in all",
+        f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): "
+        f"{plan['mfu_from']}",
+        f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, "
+        f"{plan['tokens_per_second']:,.0f} in all",
+        f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, "
+        f"{duration(plan['step_seconds'])} each",
+        f"memory       {size(memory['peak'])} of {size(plan['device_facts']['memory'])} a device "
+        f"with a micro-batch of {plan['micro_batch_size']}: {verdict}",
+        f"             {parts}",
+        f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, "
+        f"{plan['gpu_hours']:,.1f} device hours",
+    ]
     if plan["energy_kwh"] is not None:
-        print(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
+        lines.append(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
     if plan["cost"] is not None:
-        print(f"cost         {plan['cost']:,.0f}")
-    print(f"figures of   {plan['device_facts']['source']}")
+        lines.append(f"cost         {plan['cost']:,.0f}")
+    print("\n".join([*lines, f"figures of   {plan['device_facts']['source']}"]))

@@ -1,4 +1,9 @@
-"""`mobilellm prepare`: text to token shards."""
+"""`mobilellm prepare`: text to token shards.
+
+    mobilellm prepare book.txt --out data/book --vocab-size 2048
+
+`--validate` checks what was prepared, or the original's layout of samples.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,14 @@ import tyro
 from mobilellm.cli.terminal import count, print_json, progress, say
 from mobilellm.errors import UserError
 
+SAMPLE_TOKENS = 2048  # of the original's samples
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text into a folder of token shards, with a held-out part that is never trained on; or
-    check one (--validate).
+    """Turn text into a folder of token shards with a held-out part; or check one (--validate).
 
+    The held-out part is never trained on.
     Reads .txt, .md, .jsonl, each also .gz or .zst, .parquet, samples of token ids ({"token_ids":
     [...]}), and folders of them. A run that was stopped is continued by the same command.
 
@@ -52,8 +59,9 @@ class Prepare:
     """Token shards, or the original's layout of samples, OUT/1..N/*.jsonl."""
     nodes: int = 1
     """Folders among which --format jsonl divides the samples."""
-    sequence_length: int = 2048
-    """Of samples that are read or written: they have one id more (or, when read, as many)."""
+    sequence_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Of samples that are read or written: they have one id more (or, when read, as many). Not
+    given it is 2048, with --validate what the manifest says."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Processes; one a core when not given. The result does not depend on it."""
     on_bad: Literal["stop", "skip"] = "stop"
@@ -98,18 +106,34 @@ class Prepare:
             from mobilellm.prepare.clean import clean
 
             extra["cleaning"], sources = clean(
-                sources, work, decontaminate=self.decontaminate, text_field=self.text_field, on_bad=self.on_bad,
-                workers=self.workers or os.cpu_count() or 1, say=say,
-            )  # fmt: skip
+                sources,
+                work,
+                decontaminate=self.decontaminate,
+                text_field=self.text_field,
+                on_bad=self.on_bad,
+                workers=self.workers or os.cpu_count() or 1,
+                say=say,
+            )
         with progress("preparing", "bytes") as update:
             manifest = prepare(
-                sources, self.out, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
-                vocab_size=self.vocab_size, held_out=self.held_out, seed=self.seed, bos=self.bos, eos=self.eos,
-                text_field="text" if self.clean else self.text_field, sequence_length=self.sequence_length,
-                workers=self.workers, on_bad=self.on_bad,
-                library=self.library, nodes=self.nodes if self.format == "jsonl" else None, progress=update, say=say,
+                sources,
+                self.out,
+                tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+                vocab_size=self.vocab_size,
+                held_out=self.held_out,
+                seed=self.seed,
+                bos=self.bos,
+                eos=self.eos,
+                text_field="text" if self.clean else self.text_field,
+                sequence_length=self.sequence_length or SAMPLE_TOKENS,
+                workers=self.workers,
+                on_bad=self.on_bad,
+                library=self.library,
+                nodes=self.nodes if self.format == "jsonl" else None,
+                progress=update,
+                say=say,
                 extra=extra,
-            )  # fmt: skip
+            )
         if self.clean:
             shutil.rmtree(work)
         if self.json:
@@ -128,7 +152,8 @@ class Prepare:
                 if step["documents"]
             )
             print(
-                f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + dropped: {dropped or 'none'}"
+                f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + "
+                f"dropped: {dropped or 'none'}"
             )
             print(f"  examples of each are in {self.out}/manifest.json")
         sources, skipped = manifest["sources"], manifest["skipped"]
@@ -137,7 +162,8 @@ class Prepare:
         )
         left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
         print(
-            f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped{f' ({left_out})' if left_out else ''}"
+            f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped"
+            f"{f' ({left_out})' if left_out else ''}"
         )
         for where, why in skipped["first"][:3] if skipped["bad"] else ():
             print(f"  skipped {where}: {why}")
@@ -148,17 +174,19 @@ class Prepare:
                 rest = sum(split["tokens_left_out"].values())
                 print(
                     f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; "
-                    f"the {rest:,} tokens behind the last whole ones are left out"
+                    f"the {rest:,} tokens after the last whole ones are left out"
                 )
                 continue
             print(
                 f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  "
-                f"{split['bytes']:>13,} bytes of text  {split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
+                f"{split['bytes']:>13,} bytes of text  "
+                f"{split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
             )
         size = manifest["tokenizer"]["vocab_size"]
         nodes = f" for {self.nodes} nodes" if self.format == "jsonl" else ""
         print(
-            f"{count(manifest['splits']['train']['tokens'])} tokens to train on in {self.out}{nodes}, of a vocabulary of {size:,}"
+            f"{count(manifest['splits']['train']['tokens'])} tokens to train on in "
+            f"{self.out}{nodes}, of a vocabulary of {size:,}"
         )
 
     def check(self, path: Path) -> int:
@@ -168,10 +196,12 @@ class Prepare:
 
         with progress("checking", "bytes") as update:
             report = validate(
-                path, tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None, progress=update,
-                sequence_length=self.sequence_length if self.sequence_length != 2048 else None,
+                path,
+                tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+                progress=update,
+                sequence_length=self.sequence_length,
                 workers=self.workers or os.cpu_count() or 1,
-            )  # fmt: skip
+            )
         if self.json:
             print_json({**vars(report), "path": str(path), "valid": not report.faults_in_all})
             return 2 if report.faults_in_all else 0
@@ -179,7 +209,8 @@ class Prepare:
             print(f"{where}: {what}" if where else what)
         unit = "documents" if report.kind == "token folder" else "samples"
         print(
-            f"{path}: {report.kind}, {report.files:,} files, {report.records:,} {unit}, {report.tokens:,} tokens: "
+            f"{path}: {report.kind}, {report.files:,} files, {report.records:,} {unit}, "
+            f"{report.tokens:,} tokens: "
             f"{f'{report.faults_in_all:,} faults' if report.faults_in_all else 'sound'}"
         )
         return 2 if report.faults_in_all else 0

@@ -1,4 +1,9 @@
-"""`mobilellm quickstart`: from a text to a working small model in one command."""
+"""`mobilellm quickstart`: from a text to a working small model in one command.
+
+    mobilellm quickstart --text book.txt --minutes 5 --out runs/book
+
+The stages are those of prepare, train and eval; this verb chooses their settings.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from mobilellm.cli.terminal import duration, print_json, say
+from mobilellm.cli.terminal import duration, figure, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.records import Result
+from mobilellm.train.recipe import PrecisionName
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -28,7 +34,8 @@ class Quickstart:
     out: Path = Path("runs/demo")
     """Run folder to make; the tokens go beside it, in OUT-data."""
     minutes: float = 2.5
-    """About how long to train, wall clock; the speed of this machine is measured first."""
+    """About how long to train, wall clock; the speed of this machine is measured first. A size that
+    cannot be trained in that time is refused, with the minutes that would do."""
     steps: int = 0
     """Train for exactly so many steps instead."""
     preset: str = "5M"
@@ -49,14 +56,15 @@ class Quickstart:
         from mobilellm.files import read_json
         from mobilellm.train import start
         from mobilellm.workflows.finish import finish
-        from mobilellm.workflows.quickstart import recipe_for
+        from mobilellm.workflows.quickstart import fast_precision_for, recipe_for
 
         data = self.out.with_name(self.out.name + "-data")
+        precision: PrecisionName = "auto"
+        if not self.steps and not (self.out / "recipe.toml").is_file():
+            precision = fast_precision_for(self.preset, self.vocab_size, self.minutes * 60)
         self.prepare(data)
         if (self.out / "result.json").is_file():
-            say(
-                f"{self.out} is finished already; these are its results. For another, give another --out"
-            )
+            say(f"{self.out} is finished already, with these results; another --out is another run")
             return self.show(read_json(self.out / "result.json"))
         with live_view() as watcher:
             if (self.out / "recipe.toml").is_file():
@@ -65,7 +73,12 @@ class Quickstart:
             else:
                 say("setting up" if self.steps else "measuring the speed of this machine")
                 recipe = recipe_for(
-                    data, self.preset, steps=self.steps, seconds=self.minutes * 60, seed=self.seed
+                    data,
+                    self.preset,
+                    steps=self.steps,
+                    seconds=self.minutes * 60,
+                    seed=self.seed,
+                    precision=precision,
                 )
                 outcome = start.train(self.out, recipe, watcher)
         if outcome.interrupted:
@@ -74,8 +87,10 @@ class Quickstart:
         return self.show(finish(outcome))
 
     def prepare(self, data: Path) -> None:
-        """Tokens of the text, unless they are there from an earlier call. `UserError` when those
-        are of another text."""
+        """Make the tokens of the text, unless they are there from an earlier call.
+
+        `UserError` when those are of another text.
+        """
         from mobilellm.cli.terminal import progress
         from mobilellm.data.token_folder import TokenFolder
         from mobilellm.prepare.prepare import made_from, parse_sources, prepare
@@ -113,8 +128,10 @@ class Quickstart:
             if name in baselines
         )
         print(
-            f"\nheld-out  {held_out['bits_per_byte']:.3f} bits a byte ({rival}), perplexity {held_out['perplexity']:.2f} a token\n"
-            f"model     {result['model']['parameters']['total']:,} parameters, {training['tokens']:,} tokens in "
+            f"\nheld-out  {figure(held_out['bits_per_byte'], '.3f')} bits a byte ({rival}), "
+            f"perplexity {figure(held_out['perplexity'], '.2f')} a token\n"
+            f"model     {result['model']['parameters']['total']:,} parameters, "
+            f"{training['tokens']:,} tokens in "
             f"{duration(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
         )
         sample = result["samples"][-1]

@@ -1,5 +1,9 @@
-"""What verbs share in talking to a person: progress on standard error, results on standard
-output."""
+"""How verbs talk: progress on standard error, results on standard output.
+
+Figures are written for people by `count`, `size`, `duration` and `figure`:
+
+    duration(200)       # "3 min 20 s"
+"""
 
 from __future__ import annotations
 
@@ -27,10 +31,9 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], None]]:
-    """Yield `update(done, total)`, which draws a bar with rate and remaining time; silent when
-    stderr is no terminal.
+    """Yield `update(done, total)`, which draws a bar with rate and remaining time.
 
-    `unit` "bytes" shows sizes; any other is printed after the rate ("tokens" -> "11,483 tokens/s").
+    Nothing is drawn when standard error is no terminal. `unit` "bytes" shows sizes; any other is printed after the rate ("tokens" -> "11,483 tokens/s").
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None
@@ -45,9 +48,14 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], Non
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, rate="")
 

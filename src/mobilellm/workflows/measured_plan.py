@@ -1,9 +1,18 @@
-"""A plan from a few real steps on this machine."""
+"""A plan from a few real steps on this machine.
+
+    plan = measured_plan(
+        ModelConfig.preset("5M"), tokens=1e8, sequence_length=256, batch_tokens=2048,
+        micro_batch_size=0, optimizer="adamw",
+    )
+    plan["days"]
+
+One micro-batch and one update are timed. A step of the plan is as many micro-batches as make up
+its batch, and one update.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +22,7 @@ import torch
 from mobilellm.distributed.parallel import Parallel
 from mobilellm.distributed.world import World
 from mobilellm.hardware.description import describe
-from mobilellm.hardware.device_memory import peak_memory
+from mobilellm.hardware.device_memory import peak_memory, total_memory
 from mobilellm.hardware.probes import peak_flops, pick_device
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
@@ -33,21 +42,27 @@ def measured_plan(
     *,
     tokens: float,
     sequence_length: int,
+    batch_tokens: int,
     micro_batch_size: int,
     optimizer: str,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """The same data as plan_run's, for this device alone, from the median of a few steps of random
-    tokens."""
+    """The same data as plan_run's, for this device alone, from the median of a few steps.
+
+    `micro_batch_size` 0 is one sequence; one that does not divide the batch is lowered to one that
+    does. The tokens are random. `UserError` when the batch does not divide into sequences.
+    """
     world = World(device=pick_device())
-    micro = micro_batch_size or 1
     recipe = Recipe(
         data=DataSection(sequence_length=sequence_length),
-        train=TrainSection(batch_tokens=micro * sequence_length, steps=1000),
+        train=TrainSection(
+            batch_tokens=batch_tokens, micro_batch_size=micro_batch_size or 1, steps=1000
+        ),
         optimizer=OptimizerSection(name=optimizer),  # type: ignore[arg-type]
     )
     recipe = resolve(recipe, world.device)
     batching = recipe.batching()
+    micro = batching.micro_batch_size
     precision = Precision(recipe.train.precision)
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)
@@ -57,23 +72,26 @@ def measured_plan(
     ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(
         world.device
     )
-    taken = []
+    passes, updates = [], []
     for _ in range(STEPS + 2):
         start = time.perf_counter()
         loss = step(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
         loss.backward()
+        loss.item()  # waits for the device
+        between = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for each in optimizers:
             each.step()
             each.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
-        taken.append(time.perf_counter() - start)
-    seconds = statistics.median(taken[2:])
+        next(network.parameters()).view(-1)[0].item()  # waits for the device
+        passes.append(between - start)
+        updates.append(time.perf_counter() - between)
+    seconds = batching.passes * statistics.median(passes[2:]) + statistics.median(updates[2:])
     numbers = ModelCosts.of(config)
-    flops, speed = numbers.flops_per_token(sequence_length), micro * sequence_length / seconds
+    flops, speed = numbers.flops_per_token(sequence_length), batch_tokens / seconds
     peak = peak_flops(world.device, precision.dtype)
     memory = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS[optimizer].costs)
-    room = _memory(world.device)
+    room = total_memory(world.device)
     name = str(describe(world.device)["device"])
     return {
         "parameters": numbers.parameters["total"],
@@ -92,8 +110,8 @@ def measured_plan(
         ),
         "tokens_per_second_per_device": speed,
         "tokens_per_second": speed,
-        "batch_tokens": micro * sequence_length,
-        "steps": math.ceil(tokens / (micro * sequence_length)),
+        "batch_tokens": batch_tokens,
+        "steps": math.ceil(tokens / batch_tokens),
         "step_seconds": seconds,
         "micro_batch_size": micro,
         "memory_bytes": memory.parts | {"peak": memory.peak},
@@ -104,9 +122,3 @@ def measured_plan(
         "energy_kwh": None,
         "cost": None,
     }
-
-
-def _memory(on: torch.device) -> int:
-    if on.type == "cuda":
-        return torch.cuda.get_device_properties(on).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,12 +1,17 @@
-"""A recipe for a machine nobody has measured: the quickstart's settings, with as many steps as fit
-the time.
+"""A recipe for a machine that nobody has measured: as many steps as fit the time.
 
-The settings were found on tiny Shakespeare (docs/log.md); what bends with the text and the machine
-is the number of steps and, through the device's probe, precision and compilation.
+    precision = fast_precision_for("5M", vocab_size=2048, seconds=150)
+    recipe = recipe_for(Path("runs/demo-data"), "5M", seconds=150, precision=precision)
+
+The settings were found on tiny Shakespeare (docs/log.md); what follows from the text and the
+machine is the number of steps and, through the device's probe, precision and compilation.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import statistics
 import time
 from pathlib import Path
 
@@ -14,10 +19,18 @@ import torch
 
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.hardware.probes import pick_device
+from mobilellm.hardware.device_memory import total_memory
+from mobilellm.hardware.probes import peak_flops, pick_device
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.costs import ModelCosts
+from mobilellm.model.precision import Precision
+from mobilellm.optimizers.optimizer import OPTIMIZERS
+from mobilellm.plan.batching import Batching
+from mobilellm.plan.memory import estimate
 from mobilellm.recipe.recipe import (
     DataSection,
     ModelSection,
+    OptimizerName,
     OptimizerSection,
     PrecisionName,
     Recipe,
@@ -28,8 +41,13 @@ from mobilellm.train.resolve import resolve
 
 SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
+OPTIMIZER: OptimizerName = "muon"
 MIN_STEPS = 30
+MIN_SECONDS_TO_COMPILE = 60.0  # compiling costs 10 to 30 s, which are not counted
 EVALUATIONS = 8
+MAX_SCORING = 0.2  # of the time, for held-out scores during the training
+# Training's FLOP/s as a share of a matrix product's: the best seen on a CPU, and a common value.
+BEST_EFFICIENCY, COMMON_EFFICIENCY = 0.8, 0.35
 MAX_EPOCHS = 5  # of a text: past that a small model learns it by heart and the held-out loss rises
 
 
@@ -45,7 +63,7 @@ def recipe_for(
     """The quickstart's recipe for prepared data, with `steps` steps, or as many as about `seconds`
     allow here.
 
-    `UserError` when the data is shorter than one sample.
+    `UserError` when the data is shorter than one sample, or the time too short for `MIN_STEPS`.
     """
     data = TokenFolder.open(data_path)
     available = len(data.tokens("train"))
@@ -67,7 +85,7 @@ def recipe_for(
             keep_checkpoints=1,
         ),
         optimizer=OptimizerSection(
-            name="muon",
+            name=OPTIMIZER,
             learning_rate=4e-3,
             weight_decay=0.1,
             warmup_steps=20,
@@ -75,22 +93,70 @@ def recipe_for(
             final_lr_fraction=0.02,
         ),
     )
+    evaluations = EVALUATIONS
     if not steps:
+        if seconds < MIN_SECONDS_TO_COMPILE:
+            recipe = recipe.replace("train", compile="off")
         recipe = resolve(recipe, pick_device())
-        step_seconds = measure(recipe, data)
-        most = max(MIN_STEPS, MAX_EPOCHS * len(data.tokens("train")) // recipe.train.batch_tokens)
-        steps = min(most, max(MIN_STEPS, int(seconds / step_seconds)))
-    every = max(1, steps // EVALUATIONS)
+        step_seconds = measure(recipe, data, seconds=seconds / 4)
+        steps = int(seconds / step_seconds)
+        if steps < MIN_STEPS:
+            raise too_large(preset, seconds, step_seconds)
+        most = max(MIN_STEPS, MAX_EPOCHS * available // recipe.train.batch_tokens)
+        steps = min(most, steps)
+        # Scoring costs about a third of training on as many tokens.
+        score_seconds = step_seconds * len(data.tokens("heldout")) / recipe.train.batch_tokens / 3
+        evaluations = max(1, min(EVALUATIONS, int(MAX_SCORING * seconds / score_seconds)))
+    every = max(1, steps // evaluations)
     return recipe.replace(
         "train", steps=steps, evaluate_every=every, checkpoint_every=max(50, steps // 4)
     ).replace("optimizer", warmup_steps=min(recipe.optimizer.warmup_steps, max(1, steps // 5)))
 
 
-def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
-    """Seconds of one training step, the median of a few on a throw-away network after
-    compilation."""
+def fast_precision_for(preset: str, vocab_size: int, seconds: float) -> PrecisionName:
+    """The precision this machine is fast at, for a size that it can train in `seconds`.
+
+    Before anything is built, the training of a few steps is estimated from its FLOPs and the speed
+    of a matrix product here, and its memory is counted. `UserError` when the machine's memory or
+    the time does not suffice, with the minutes that would.
+    """
+    device = pick_device()
+    precision = Precision.fast_on(device)
+    config = dataclasses.replace(ModelConfig.preset(preset), vocab_size=vocab_size)
+    batching = Batching.of(sequence_length=SEQUENCE_LENGTH, batch_tokens=BATCH_TOKENS)
+    needed = estimate(
+        config, batching, precision=precision, optimizer=OPTIMIZERS[OPTIMIZER].costs
+    ).peak
+    if needed > total_memory(device):
+        raise UserError(
+            f"training {preset} takes {needed / 1e9:.1f} GB of memory, and this machine has "
+            f"{total_memory(device) / 1e9:.1f} GB",
+            hint="give a smaller --preset",
+        )
+    flops = ModelCosts.of(config).flops_per_token(SEQUENCE_LENGTH)["palm"] * BATCH_TOKENS
+    peak = peak_flops(device, precision.dtype)
+    if seconds < MIN_STEPS * flops / (BEST_EFFICIENCY * peak):
+        raise too_large(preset, seconds, flops / (COMMON_EFFICIENCY * peak))
+    return "bf16" if precision is Precision.BF16 else "fp32"
+
+
+def too_large(preset: str, seconds: float, step_seconds: float) -> UserError:
+    """The error for a size that does not get `MIN_STEPS` steps in the time, with the least time."""
+    minutes = math.ceil(MIN_STEPS * step_seconds / 6) / 10
+    return UserError(
+        f"{preset} cannot be trained here in {seconds / 60:g} minutes: a step takes about "
+        f"{step_seconds:.1f} s, and fewer than {MIN_STEPS} are no training",
+        hint=f"give --minutes {minutes:g} or more, or a smaller --preset",
+    )
+
+
+def measure(recipe: Recipe, data: TokenFolder, steps: int = 8, seconds: float = math.inf) -> float:
+    """Seconds of one training step, the median of a few on a throw-away network.
+
+    Two steps come before, in which the network is compiled. After `seconds` it makes do with fewer.
+    """
     trainer = Trainer(recipe, data)
-    taken = []
+    taken: list[float] = []
     for number, (batch, _) in enumerate(trainer.loader()):
         start = time.perf_counter()
         loss = trainer.step.forward_backward(
@@ -98,6 +164,6 @@ def measure(recipe: Recipe, data: TokenFolder, steps: int = 8) -> float:
         )
         trainer.step.update(0, loss)[0].item()  # waits for the device
         taken.append(time.perf_counter() - start)
-        if number == steps + 1:
+        if number == steps + 1 or (len(taken) > 2 and sum(taken) > seconds):
             break
-    return sorted(taken[2:])[steps // 2]
+    return statistics.median(taken[2:])
