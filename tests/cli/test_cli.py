@@ -64,7 +64,8 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
         "import sys; from mobilellm import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'numpy', 'transformers', 'tokenizers', 'safetensors') if m in sys.modules])"
+        "heavy = ('torch', 'numpy', 'transformers', 'tokenizers', 'safetensors')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]"), done.stdout[-200:]
@@ -168,7 +169,8 @@ def test_prepare_and_train_by_hand(capsys: pytest.CaptureFixture[str], tmp_path:
     arguments = ("--out", data, "--vocab-size", 280, "--held-out", 0.1, "--json")
     manifest = json.loads(call(capsys, "prepare", tmp_path / "t.txt", *arguments)[0])
     assert manifest["splits"]["train"]["tokens"] > 100
-    recipe = '[model]\npreset = "1M"\n[data]\nsequence_length = 16\n[train]\nsteps = 5\nbatch_tokens = 64\n'
+    recipe = '[model]\npreset = "1M"\n[data]\nsequence_length = 16\n'
+    recipe += "[train]\nsteps = 5\nbatch_tokens = 64\n"
     (tmp_path / "r.toml").write_text(recipe)
     out, _ = call(
         capsys,

@@ -72,7 +72,8 @@ def test_scoring_takes_a_small_part_of_the_time(
 ) -> None:
     step_seconds = 0.1
     monkeypatch.setattr(quickstart, "measure", lambda *_, **__: step_seconds)
-    score_seconds = quickstart.TokenFolder.open(small_data).tokens("heldout").__len__() / 2048 / 30
+    tokens = len(quickstart.TokenFolder.open(small_data).tokens("held_out"))
+    score_seconds = step_seconds * tokens / quickstart.BATCH_TOKENS / 3
     monkeypatch.setattr(quickstart, "MAX_SCORING", 2.5 * score_seconds / 4.0)
     recipe = quickstart.recipe_for(small_data, "1M", seconds=4.0, precision="fp32")
     assert recipe.train.steps // recipe.train.evaluate_every == 2

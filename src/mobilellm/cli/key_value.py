@@ -17,7 +17,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
-    """The table of KEY=VALUE arguments. `ValueError`, which tyro shows as a usage error, for one without "="."""
+    """The table of KEY=VALUE arguments. `ValueError`, which tyro shows as a usage error, for one
+    without "="."""
     found: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")

@@ -133,21 +133,35 @@ def show(plan: PlanFigures) -> None:
     parts = ", ".join(f"{name} {size(number)}" for name, number in memory.items() if name != "peak")
     days = plan["days"]
     lines = [
-        f"{count(plan['parameters'])} parameters on {count(plan['tokens'])} tokens "
-        f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}",
-        f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention "
-        f"(PaLM's count); {plan['flops']:.3g} in all",
-        f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): "
-        f"{plan['mfu_from']}",
-        f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, "
-        f"{plan['tokens_per_second']:,.0f} in all",
-        f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, "
-        f"{duration(plan['step_seconds'])} each",
-        f"memory       {size(memory['peak'])} of {size(plan['device_facts']['memory'])} a device "
-        f"with a micro-batch of {plan['micro_batch_size']}: {verdict}",
+        (
+            f"{count(plan['parameters'])} parameters on {count(plan['tokens'])} tokens "
+            f"({plan['tokens_per_parameter']:,.0f} a parameter), {what}, {plan['precision']}"
+        ),
+        (
+            f"FLOPs        {flops['six_n']:.3g} a token (6N), {flops['palm']:.3g} with attention "
+            f"(PaLM's count); {plan['flops']:.3g} in all"
+        ),
+        (
+            f"efficiency   {plan['mfu_palm']:.1%} MFU (PaLM's count), {plan['mfu_6n']:.1%} (6N): "
+            f"{plan['mfu_from']}"
+        ),
+        (
+            f"speed        {plan['tokens_per_second_per_device']:,.0f} tokens/s a device, "
+            f"{plan['tokens_per_second']:,.0f} in all"
+        ),
+        (
+            f"steps        {plan['steps']:,} of {plan['batch_tokens']:,} tokens, "
+            f"{duration(plan['step_seconds'])} each"
+        ),
+        (
+            f"memory       {size(memory['peak'])} of {size(plan['device_facts']['memory'])} a "
+            f"device with a micro-batch of {plan['micro_batch_size']}: {verdict}"
+        ),
         f"             {parts}",
-        f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, "
-        f"{plan['gpu_hours']:,.1f} device hours",
+        (
+            f"time         {f'{days:.1f} days' if days >= 1 else duration(days * 86400)}, "
+            f"{plan['gpu_hours']:,.1f} device hours"
+        ),
     ]
     if plan["energy_kwh"] is not None:
         lines.append(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")

@@ -33,7 +33,8 @@ def say(line: str) -> None:
 def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], None]]:
     """Yield `update(done, total)`, which draws a bar with rate and remaining time.
 
-    Nothing is drawn when standard error is no terminal. `unit` "bytes" shows sizes; any other is printed after the rate ("tokens" -> "11,483 tokens/s").
+    Nothing is drawn when standard error is no terminal. `unit` "bytes" shows sizes; any other is
+    printed after the rate ("tokens" -> "11,483 tokens/s").
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None

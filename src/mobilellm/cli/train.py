@@ -181,7 +181,8 @@ def conclude(outcome: Outcome, result: Result, json: bool) -> int:
         print(
             f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
             f"{duration(outcome.seconds)}; held-out "
-            f"{figure(held_out['bits_per_byte'], '.4f')} bits a byte, perplexity {figure(held_out['perplexity'], '.2f')}"
+            f"{figure(held_out['bits_per_byte'], '.4f')} bits a byte, "
+            f"perplexity {figure(held_out['perplexity'], '.2f')}"
         )
         print(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
     return 0

@@ -105,7 +105,7 @@ def recipe_for(
         most = max(MIN_STEPS, MAX_EPOCHS * available // recipe.train.batch_tokens)
         steps = min(most, steps)
         # Scoring costs about a third of training on as many tokens.
-        score_seconds = step_seconds * len(data.tokens("heldout")) / recipe.train.batch_tokens / 3
+        score_seconds = step_seconds * len(data.tokens("held_out")) / recipe.train.batch_tokens / 3
         evaluations = max(1, min(EVALUATIONS, int(MAX_SCORING * seconds / score_seconds)))
     every = max(1, steps // evaluations)
     return recipe.replace(
