@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mobilellm.cli.terminal import duration, figure, print_json, say
 from mobilellm.errors import UserError
+from mobilellm.recipe.recipe import PrecisionName
 from mobilellm.records import Result
-from mobilellm.train.recipe import PrecisionName
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
