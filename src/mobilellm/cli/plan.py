@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -108,15 +107,9 @@ class Plan:
         return 0
 
     def _config(self) -> Any:
-        from mobilellm.model.config import ModelConfig, preset_names
+        from mobilellm.model.config import ModelConfig
 
-        if (
-            self.model.lower() not in {name.lower() for name in preset_names()}
-            and Path(self.model).is_file()
-        ):
-            config = ModelConfig.read(Path(self.model))
-        else:
-            config = ModelConfig.preset(self.model)
+        config = ModelConfig.find(self.model)
         if self.sequence_length > config.max_position_embeddings:
             raise UserError(
                 f"--sequence-length {self.sequence_length} exceeds the model's context of "

@@ -1,11 +1,14 @@
-"""Tokens to train on, whatever they lie in: a folder of shards, or the original's layout of JSON lines.
+"""Tokens to train on, whatever they lie in: a folder of shards, or the original's layout of JSON
+lines.
 
     data = open_dataset(Path("data/book"))
-    data = open_dataset(Path("basepath"), tokenizer=Path("tokenizer.model"))      # basepath/1..N/*.jsonl
+    # Basepath/1..N/*.jsonl.
+    data = open_dataset(Path("basepath"), tokenizer=Path("tokenizer.model"))
     data.sources(), data.tokens("train", "c4"), data.fingerprint
 
-JSON lines are read once, when they are first opened: their ids go into a cache of flat arrays beside them (or, where one may
-not write there, under ~/.cache/mobilellm), and later starts compare only the files' sizes and times with it.
+JSON lines are read once, when they are first opened: their ids go into a cache of flat arrays
+beside them (or, where one may not write there, under ~/.cache/mobilellm), and later starts
+compare only the files' sizes and times with it.
 """
 
 from __future__ import annotations
@@ -60,10 +63,11 @@ PARALLEL_BYTES = (
 def open_dataset(
     path: Path, tokenizer: Path | Tokenizer | None = None, verify: bool = False
 ) -> TokenFolder | SampleFolder:
-    """Open a token folder, or the original layout, which needs to be told its `tokenizer` unless one lies in it.
+    """Open a token folder, or the original layout, which needs to be told its `tokenizer` unless
+    one lies in it.
 
-    `verify` compares checksums too. `UserError` when it is neither, when something is damaged, and when a token folder was
-    made with another tokenizer than the one given.
+    `verify` compares checksums too. `UserError` when it is neither, when something is damaged,
+    and when a token folder was made with another tokenizer than the one given.
     """
     given = Tokenizer.load(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     if (path / "manifest.json").is_file() and not node_folders(path):
@@ -108,6 +112,7 @@ class SampleFolder:
         )
         self.row: int = index["row"]
         """Ids in a sample."""
+        self.masked = False  # this layout cannot say what is not trained on
         content = {
             "tokenizer": tokenizer.sha256,
             "row": self.row,
@@ -124,8 +129,9 @@ class SampleFolder:
     ) -> SampleFolder:
         """Open, reading the JSON lines only when they have changed since the last time.
 
-        Held out are the samples in `path/held_out`; where there is no such folder, about the fraction `held_out` of all,
-        chosen by hash. `UserError` with file and line for what is not a sample, and for samples of unequal length.
+        Held out are the samples in `path/held_out`; where there is no such folder, about the
+        fraction `held_out` of all, chosen by hash. `UserError` with file and line for what is
+        not a sample, and for samples of unequal length.
         """
         files = _files(path)
         parts: list[list[Any]] = [
@@ -133,9 +139,12 @@ class SampleFolder:
             for file in files
         ]
         state = {
-            "version": INDEX_VERSION, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id,
-            "held_out": held_out, "files": parts,
-        }  # fmt: skip
+            "version": INDEX_VERSION,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "held_out": held_out,
+            "files": parts,
+        }
         cache = _cache(path)
         with _locked(cache):
             index = _read_index(cache)
@@ -180,7 +189,8 @@ class SampleFolder:
 
     @functools.cache  # noqa: B019  (a folder lives as long as the run)
     def text_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text behind a split: every row decoded, which takes its time for a large one."""
+        """UTF-8 bytes of the text behind a split: every row decoded, which takes its time for a
+        large one."""
         stream = self.tokens(split)
         rows = (stream.read(start, self.row).tolist() for start in range(0, len(stream), self.row))
         return sum(len(self._given.decode(row, skip_special_tokens=True).encode()) for row in rows)
@@ -202,7 +212,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _cache(path: Path) -> Path:
-    """Where the index of this folder lies: in it, or in the user's cache when it cannot be written to."""
+    """Where the index of this folder lies: in it, or in the user's cache when it cannot be
+    written to."""
     if os.access(path, os.W_OK) or (path / CACHE).is_dir():
         return path / CACHE
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -211,7 +222,8 @@ def _cache(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Only one process at a time reads the JSON lines; the others wait for it, and then find the index."""
+    """Only one process at a time reads the JSON lines; the others wait for it, and then find the
+    index."""
     if (cache / "index.json").is_file() and not os.access(cache.parent, os.W_OK):
         yield
         return
@@ -237,9 +249,15 @@ def _read_index(cache: Path) -> dict[str, Any] | None:
 
 
 def _build(
-    path: Path, cache: Path, files: list[Path], state: dict[str, Any], tokenizer: Tokenizer, held_out: float
-) -> dict[str, Any]:  # fmt: skip
-    """Read every JSON line into flat arrays under `cache`, a file a task, and return the index that describes them."""
+    path: Path,
+    cache: Path,
+    files: list[Path],
+    state: dict[str, Any],
+    tokenizer: Tokenizer,
+    held_out: float,
+) -> dict[str, Any]:
+    """Read every JSON line into flat arrays under `cache`, a file a task, and return the index
+    that describes them."""
     if cache.exists():
         shutil.rmtree(cache)
     sweep_partial(cache.parent, cache.name)
@@ -254,16 +272,26 @@ def _build(
             else f"{path}: samples of {row} ids"
         )
     job = {
-        "row": row, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "held_out": held_out,
-        "dtype": token_dtype(tokenizer.vocab_size).str, "version": INDEX_VERSION, "forced": None,
-    }  # fmt: skip
+        "row": row,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "held_out": held_out,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "version": INDEX_VERSION,
+        "forced": None,
+    }
     tasks = [
         {
-            "file": str(file), "number": number,
-            "split": None if not own_split else "held_out" if file.parent == held_out_folder(path) else "train",
+            "file": str(file),
+            "number": number,
+            "split": None
+            if not own_split
+            else "held_out"
+            if file.parent == held_out_folder(path)
+            else "train",
         }
         for number, file in enumerate(files)
-    ]  # fmt: skip
+    ]
     weights = [float(size) for _, size, _ in state["files"]]
     workers = (os.cpu_count() or 1) if sum(weights) > PARALLEL_BYTES else 1
 
@@ -301,9 +329,10 @@ def _build(
                 (staging / split).mkdir()
                 own = [
                     (shard["source"], number, key, shard)
-                    for number, (key, result) in enumerate(zip(keys, results, strict=True)) for shard in result["shards"]
+                    for number, (key, result) in enumerate(zip(keys, results, strict=True))
+                    for shard in result["shards"]
                     if shard["split"] == split
-                ]  # fmt: skip
+                ]
                 for name, (source, _, key, shard) in enumerate(
                     sorted(own, key=lambda one: one[:2])
                 ):
@@ -321,7 +350,8 @@ def _build(
 def index_file(
     task: dict[str, Any], job: dict[str, Any], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """One file of samples as flat arrays in `folder`. `UserError` with file and line for what is not a sample like the others."""
+    """One file of samples as flat arrays in `folder`. `UserError` with file and line for what is
+    not a sample like the others."""
     dtype, row, file = np.dtype(job["dtype"]), job["row"], Path(task["file"])
     writers: dict[tuple[str, str], ShardWriter] = {}
     names: dict[str, str] = {}

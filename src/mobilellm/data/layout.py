@@ -38,7 +38,8 @@ def node_folders(base: Path) -> list[Path]:
 
 
 def held_out_folder(base: Path) -> Path:
-    """The folder of held-out samples: by its name of today, or of before where only that is there."""
+    """The folder of held-out samples: by its name of today, or of before where only that is
+    there."""
     old = base / OLD_HELD_OUT
     return old if old.is_dir() and not (base / HELD_OUT).is_dir() else base / HELD_OUT
 
@@ -51,7 +52,8 @@ def sample_files(folder: Path) -> list[Path]:
 def parse_sample(
     line: bytes, where: str, vocab_size: int | None = None
 ) -> tuple[NDArray[np.uint32], str]:
-    """The ids of a sample, 1-D, and its source. `UserError` naming `where` for anything else, and ids out of range."""
+    """The ids of a sample, 1-D, and its source. `UserError` naming `where` for anything else,
+    and ids out of range."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -69,7 +71,8 @@ def sample_of(
     given = row["token_ids"]
     if not isinstance(given, list) or not given:
         raise UserError(
-            f"{where}: token_ids is {type(given).__name__ if given != [] else 'empty'}, must be a list of ids"
+            f"{where}: token_ids is {type(given).__name__ if given != [] else 'empty'}, must be a "
+            "list of ids"
         )
     try:
         ids = np.array(given)
@@ -99,7 +102,8 @@ def ends_in(ids: NDArray[Any], eos_id: int | None) -> NDArray[np.int64]:
 
 
 def lines_of(file: Path) -> Iterator[tuple[str, bytes]]:
-    """("file:number", line) of every line that is not blank. `UserError` for a line too long to be a sample."""
+    """("file:number", line) of every line that is not blank. `UserError` for a line too long to
+    be a sample."""
     try:
         with open(file, "rb") as stream:
             number = 0

@@ -1,15 +1,17 @@
-"""Batches in an exact order: every token once an epoch, resumable at any sample, the same for any number of processes.
+"""Batches in an exact order: every token once an epoch, resumable at any sample, the same for
+any number of processes.
 
     loader = Loader(data.tokens("train"), sequence_length=256, batch_size=32, state=DataState(seed=0, ...))
     for batch, state in loader:     # endless; `state` is where the next batch begins
         ...
 
-A stream of documents is read as a circle. An epoch cuts it into N // T samples from a random phase on and takes them in a
-random order, both computed from (seed, epoch). So each token is trained on exactly once an epoch, but for the N mod T behind
-the last sample, which are others every epoch; and borders between samples fall elsewhere every time.
+A stream of documents is read as a circle. An epoch cuts it into N // T samples from a random
+phase on and takes them in a random order, both computed from (seed, epoch). So each token is
+trained on exactly once an epoch, but for the N mod T behind the last sample, which are others
+every epoch; and borders between samples fall elsewhere every time.
 
-A stream of rows (the original layout, whose samples were cut when it was made) is taken row by row: a sample is a row, or a
-whole fraction of one, and never reaches into the next.
+A stream of rows (the original layout, whose samples were cut when it was made) is taken row by
+row: a sample is a row, or a whole fraction of one, and never reaches into the next.
 """
 
 from __future__ import annotations
@@ -52,13 +54,15 @@ class DataState:
     seed: int
     """Decides the order."""
     epoch: int
-    """Passes over the data completed. Of a mixture of several sources, 0: each source counts its own."""
+    """Passes over the data completed. Of a mixture of several sources, 0: each source counts its
+    own."""
     samples: int
     """Samples taken in this epoch; of a mixture of several sources, in all."""
     fingerprint: str
     """Of the data this position is in."""
     tokens: int = 0
-    """Tokens taken in all: what the stages of a mixture are measured in. A plain loader leaves it at 0."""
+    """Tokens taken in all: what the stages of a mixture are measured in. A plain loader leaves
+    it at 0."""
     sources: Mapping[str, SourceState] = field(default_factory=dict)
     """A mixture's position in each of its sources."""
 
@@ -79,7 +83,8 @@ class DataState:
         return cls(**values)
 
     def epochs(self) -> dict[str, float]:
-        """How many times each source of a mixture has been gone through: 1.25 is once and a quarter."""
+        """How many times each source of a mixture has been gone through: 1.25 is once and a
+        quarter."""
         return {
             name: source.epoch + source.samples / source.samples_per_epoch
             for name, source in self.sources.items()
@@ -95,8 +100,8 @@ class Batch:
     targets: NDArray[np.int64]
     """The token after each; -100 where it is not trained on."""
     documents: NDArray[np.int32] | None = None
-    """Which document of its row each input token belongs to: 0 for the row's first, 1, ... An EOS belongs to the document it
-    ends, so that the token after it is the first of the next."""
+    """Which document of its row each input token belongs to: 0 for the row's first, 1, ... An
+    EOS belongs to the document it ends, so that the token after it is the first of the next."""
 
 
 class Rows:
@@ -117,15 +122,18 @@ class Rows:
 
 
 class Samples:
-    """The samples of one stream: how many there are, where each begins in an epoch's order, and what they hold."""
+    """The samples of one stream: how many there are, where each begins in an epoch's order, and
+    what they hold."""
 
     def __init__(self, stream: TokenStream, sequence_length: int, name: str = "") -> None:
-        """`UserError` when the stream is shorter than a sample, or its rows cannot be cut into samples."""
+        """`UserError` when the stream is shorter than a sample, or its rows cannot be cut into
+        samples."""
         self.stream, self.length = stream, sequence_length
         self._blocks: dict[tuple[int, int, int, str], NDArray[np.int64]] = {}
         of = f" of {name!r}" if name else ""
         if stream.row:
-            # Rows of 2,049 ids hold two samples of 1,024 and the token after; rows of 2,048 too, the second a token earlier.
+            # Rows of 2,049 ids hold two samples of 1,024 and the token after; rows of 2,048 too,
+            # the second a token earlier.
             self.pieces, rest = divmod(stream.row - 1, sequence_length)
             if rest:
                 if rest != sequence_length - 1 or not self.pieces:
@@ -133,7 +141,8 @@ class Samples:
                         n for n in range(2, stream.row) if (stream.row - 1) % n in (0, n - 1)
                     ]
                     raise UserError(
-                        f"the samples{of} have {stream.row} ids and cannot be cut into sequences of {sequence_length}",
+                        f"the samples{of} have {stream.row} ids and cannot be cut into sequences "
+                        f"of {sequence_length}",
                         hint=f"set data.sequence_length to {', '.join(map(str, fitting[-4:]))}",
                     )
                 self.pieces += 1
@@ -142,7 +151,8 @@ class Samples:
             self.count = len(stream) // sequence_length if len(stream) > sequence_length else 0
         if not self.count:
             raise UserError(
-                f"{len(stream)} training tokens{of} are less than one sample of {sequence_length} and the token after it",
+                f"{len(stream)} training tokens{of} are less than one sample of {sequence_length} "
+                "and the token after it",
                 hint="shorten data.sequence_length, or prepare more text",
             )
 
@@ -160,7 +170,8 @@ class Samples:
         return found
 
     def _block(self, seed: int, epoch: int, block: int, key: str) -> NDArray[np.int64]:
-        """Where samples number BLOCK * block and on begin: worked out many at a time, which costs a tenth of one by one."""
+        """Where samples number BLOCK * block and on begin: worked out many at a time, which
+        costs a tenth of one by one."""
         label = (seed, epoch, block, key)
         if label not in self._blocks:
             parts = (seed, key, epoch) if key else (seed, epoch)
@@ -202,7 +213,8 @@ class Samples:
 
 
 class Loader:
-    """An endless iterator of (Batch, DataState): this process's rows of each global batch, and the state behind it."""
+    """An endless iterator of (Batch, DataState): this process's rows of each global batch, and
+    the state behind it."""
 
     def __init__(
         self,

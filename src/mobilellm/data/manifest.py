@@ -98,7 +98,8 @@ class Manifest(TypedDict):
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """SHA-256 over what decides the training data: tokenizer, sources, tokens in order, policies; not file names or paths."""
+    """SHA-256 over what decides the training data: tokenizer, sources, tokens in order,
+    policies; not file names or paths."""
     # The split's name of version 1 stays in what is hashed: the same data keep their fingerprint.
     named = {"train": "train", "held_out": OLD_HELD_OUT}
     content: dict[str, Any] = {
@@ -132,8 +133,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def check_manifest(manifest: Any, path: Path) -> None:
-    """`UserError` unless the manifest has the parts that its readers rely on. The held-out split of version 1 gets its name of
-    today."""
+    """`UserError` unless the manifest has the parts that its readers rely on. The held-out split
+    of version 1 gets its name of today."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a manifest of {FORMAT}")
     if manifest.get("version") not in READ_VERSIONS:
@@ -212,5 +213,6 @@ def _fault(manifest: dict[str, Any]) -> str:
 
 
 def _whole(value: Any) -> bool:
-    """Whether it is a number that counts (and not true or false, which Python calls numbers too)."""
+    """Whether it is a number that counts (and not true or false, which Python calls numbers
+    too)."""
     return type(value) is int and value >= 0

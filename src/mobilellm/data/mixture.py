@@ -5,11 +5,13 @@
     for batch, state in Mixture(streams, stages, sequence_length=2048, batch_size=64, state=state):
         ...
 
-All samples are of one length, so a weight by samples is a weight by tokens. Each source is owed its weight at every sample;
-the one owed most gives it (smooth weighted round robin), so that after any number of samples the shares are right to within
-one sample a source. What is owed is part of the state, in whole numbers, so that weights may change at any time, by a stage
-or by another recipe, without preparing anything again. Within a source the order is that of `Loader`: a permutation for every
-epoch, each sample once. A mixture of one source gives exactly the batches of `Loader`.
+All samples are of one length, so a weight by samples is a weight by tokens. Each source is owed
+its weight at every sample; the one owed most gives it (smooth weighted round robin), so that
+after any number of samples the shares are right to within one sample a source. What is owed is
+part of the state, in whole numbers, so that weights may change at any time, by a stage or by
+another recipe, without preparing anything again. Within a source the order is that of `Loader`:
+a permutation for every epoch, each sample once. A mixture of one source gives exactly the
+batches of `Loader`.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ class Stage:
     """A stretch of training with fixed weights."""
 
     until_tokens: int | None
-    """Tokens since the start of training at which the stage ends; none for the last, which has no end."""
+    """Tokens since the start of training at which the stage ends; none for the last, which has
+    no end."""
     weights: Mapping[str, float]
-    """Share of the tokens by source; any positive scale. A source that is not named gives nothing."""
+    """Share of the tokens by source; any positive scale. A source that is not named gives
+    nothing."""
 
 
 def check_stages(stages: Sequence[Stage], sources: Sequence[str]) -> None:
-    """`UserError` unless stages follow on each other, the last has no end, and weights are of known sources."""
+    """`UserError` unless stages follow on each other, the last has no end, and weights are of
+    known sources."""
     if not stages:
         raise UserError("no stage given", hint="give one with weights for the sources")
     before = 0
@@ -73,16 +78,26 @@ def check_stages(stages: Sequence[Stage], sources: Sequence[str]) -> None:
 
 
 class Mixture:
-    """An endless iterator of (Batch, DataState): this process's rows of each global batch, and the state behind it."""
+    """An endless iterator of (Batch, DataState): this process's rows of each global batch, and
+    the state behind it."""
 
     def __init__(
-        self, streams: Mapping[str, TokenStream], stages: Sequence[Stage], sequence_length: int, batch_size: int, state: DataState,
-        rank: int = 0, world_size: int = 1, mask_documents: bool = False,
-    ) -> None:  # fmt: skip
-        """`batch_size` counts samples over all processes and divides by `world_size`. The last stage goes on for ever.
+        self,
+        streams: Mapping[str, TokenStream],
+        stages: Sequence[Stage],
+        sequence_length: int,
+        batch_size: int,
+        state: DataState,
+        rank: int = 0,
+        world_size: int = 1,
+        mask_documents: bool = False,
+    ) -> None:
+        """`batch_size` counts samples over all processes and divides by `world_size`. The last
+        stage goes on for ever.
 
-        Only sources that have a weight in some stage need hold a sample. `UserError` for stages or weights that make no
-        sense, streams shorter than a sample, and a `state` of other data or another sequence length.
+        Only sources that have a weight in some stage need hold a sample. `UserError` for stages
+        or weights that make no sense, streams shorter than a sample, and a `state` of other data
+        or another sequence length.
         """
         check_stages(stages, list(streams))
         check_world(batch_size, world_size)
@@ -108,7 +123,8 @@ class Mixture:
         }
 
     def _sources(self, state: DataState, alone: bool) -> dict[str, SourceState]:
-        """The recorded positions, with new sources at their start; those without a weight now are kept as they are."""
+        """The recorded positions, with new sources at their start; those without a weight now
+        are kept as they are."""
         found = dict(state.sources)
         if not found and (state.epoch or state.samples) and not alone:
             raise UserError(
@@ -125,7 +141,8 @@ class Mixture:
                 )
             elif found[name].samples_per_epoch != count:
                 raise UserError(
-                    f"source {name!r} had {found[name].samples_per_epoch} samples when this position was taken, now {count}",
+                    f"source {name!r} had {found[name].samples_per_epoch} samples when this "
+                    f"position was taken, now {count}",
                     hint="resume with the same data and data.sequence_length",
                 )
         return dict(sorted(found.items()))
@@ -138,7 +155,8 @@ class Mixture:
         return len(self.stages) - 1
 
     def _choose(self, credits: dict[str, int]) -> list[str]:
-        """The source of each sample of the next batch; what the sources are owed is brought up to date."""
+        """The source of each sample of the next batch; what the sources are owed is brought up
+        to date."""
         chosen = []
         for i in range(self.batch_size):
             weights = self.weights[self.stage(self.state.tokens + i * self.length)]
@@ -155,7 +173,8 @@ class Mixture:
             state = self.state
             credits = {name: source.credit for name, source in state.sources.items()}
             chosen = self._choose(credits)
-            # Where each sample stands in the batch: shuffled, so that no process and no micro-batch gets one source only.
+            # Where each sample stands in the batch: shuffled, so that no process and no micro-batch
+            # gets one source only.
             total = state.tokens // self.length
             places = np.arange(self.batch_size)
             if len(self.names) > 1:
@@ -187,9 +206,12 @@ class Mixture:
             alone = len(sources) == 1
             first = next(iter(sources.values()))
             self.state = replace(
-                state, tokens=state.tokens + self.batch_size * self.length, sources=sources,
-                epoch=first.epoch if alone else 0, samples=first.samples if alone else state.samples + self.batch_size,
-            )  # fmt: skip
+                state,
+                tokens=state.tokens + self.batch_size * self.length,
+                sources=sources,
+                epoch=first.epoch if alone else 0,
+                samples=first.samples if alone else state.samples + self.batch_size,
+            )
             yield rows.batch(), self.state
 
     def _fill(
@@ -201,7 +223,8 @@ class Mixture:
         seed: int,
         rows: Rows,
     ) -> None:
-        """Read samples number `taken` of a source, counted from the start of its present epoch, into the rows `into`."""
+        """Read samples number `taken` of a source, counted from the start of its present epoch,
+        into the rows `into`."""
         samples = self.samples[name]
         epochs, numbers = position.epoch + taken // samples.count, taken % samples.count
         for epoch in np.unique(epochs).tolist():

@@ -2,9 +2,9 @@
 
     permute(np.arange(10), 10, key)   # the numbers 0..9 in the order that `key` stands for
 
-A Feistel network (Luby and Rackoff, 1988) over the smallest even number of bits that holds n permutes a range up to four
-times too large; walking along its cycles until the value falls below n (Black and Rogaway, 2002) leaves a permutation of
-exactly n.
+A Feistel network (Luby and Rackoff, 1988) over the smallest even number of bits that holds n
+permutes a range up to four times too large; walking along its cycles until the value falls below
+n (Black and Rogaway, 2002) leaves a permutation of exactly n.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS = 6  # four make a pseudo-random permutation of a strong round function; ours is only a mixer, so a few more
+# Four make a pseudo-random permutation of a strong round function; ours is only a mixer, so a few
+# more.
+ROUNDS = 6
 
 U64 = NDArray[np.uint64]
 
@@ -26,14 +28,16 @@ def derive_key(*parts: int | str) -> int:
 
 
 def _mix(x: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit moves about half of the output bits."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit moves about
+    half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def permute(indices: NDArray[np.integer], n: int, key: int) -> NDArray[np.int64]:
-    """Where the permutation of 0..n-1 that `key` stands for takes each of `indices` (each below n, any shape)."""
+    """Where the permutation of 0..n-1 that `key` stands for takes each of `indices` (each below
+    n, any shape)."""
     if n < 1 or n > 1 << 62:
         raise ValueError(f"n = {n}: must be from 1 to 2^62")
     half = max(1, ((n - 1).bit_length() + 1) // 2)

@@ -1,9 +1,10 @@
-"""One array of a token folder as a file: a plain .npy with a header of fixed length, memory-mapped.
+"""One array of a token folder as a file: a plain .npy with a header of fixed length,
+memory-mapped.
 
     array = map_shard(Path("train/wiki-00000.npy"), np.dtype("<u2"), count=134_217_728)
 
-Beside a shard of tokens lie the ends of its documents and, where some of its tokens are not trained on, a bit a token that
-says which are.
+Beside a shard of tokens lie the ends of its documents and, where some of its tokens are not
+trained on, a bit a token that says which are.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def header(dtype: np.dtype[Any], count: int) -> bytes:
-    """A version 1.0 .npy header of fixed length: the count may be filled in when it is known, at the end."""
+    """A version 1.0 .npy header of fixed length: the count may be filled in when it is known, at
+    the end."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     return (
         b"\x93NUMPY\x01\x00"
@@ -55,7 +57,8 @@ def header(dtype: np.dtype[Any], count: int) -> bytes:
 
 
 def check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
-    """`UserError` unless an .npy file's header says what the manifest says: `count` values of `dtype`, 1-D."""
+    """`UserError` unless an .npy file's header says what the manifest says: `count` values of
+    `dtype`, 1-D."""
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
     expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
@@ -69,12 +72,14 @@ def check_header(path: Path, dtype: np.dtype[Any], count: int) -> None:
 def map_shard(
     path: Path, dtype: np.dtype[Any], count: int, scattered: bool = False
 ) -> NDArray[Any]:
-    """Memory-map a file whose header is as expected; `scattered` is for reading samples here and there."""
+    """Memory-map a file whose header is as expected; `scattered` is for reading samples here and
+    there."""
     check_header(path, dtype, count)
     if count == 0:
         return np.empty(0, dtype=dtype)
     mapped = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
     if scattered and hasattr(mmap, "MADV_RANDOM"):
-        # Else each sample that is not in memory brings in all that lies around it: 2 ms instead of 0.1 on the machine measured.
+        # Else each sample that is not in memory brings in all that lies around it: 2 ms instead of
+        # 0.1 on the machine measured.
         mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return mapped

@@ -1,7 +1,8 @@
-"""What is in prepared data: tokens, lengths, sources, frequent tokens, documents as they will be read.
+"""What is in prepared data: tokens, lengths, sources, frequent tokens, documents as they will be
+read.
 
-figures = statistics(open_dataset(Path("data/book")))
-figures["splits"]["train"]["tokens"], figures["sources"], figures["lengths"]
+figures = statistics(open_dataset(Path("data/book"))) figures["splits"]["train"]["tokens"],
+figures["sources"], figures["lengths"]
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ SHOWN = 400  # tokens of each
 
 
 def statistics(
-    data: TokenFolder | SampleFolder, *, top: int = 50, seed: int = 0,
+    data: TokenFolder | SampleFolder,
+    *,
+    top: int = 50,
+    seed: int = 0,
     progress: Callable[[float, float], None] = lambda done, total: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Figures of both splits, in plain values. Reads all tokens once, in constant memory.
 
-    Lengths of documents are in tokens, EOS included; `lengths` counts them by powers of two: `documents` with at least `from`
-    and less than `below` tokens. `splits` give tokens, documents, bytes of text and bytes a token; `sources` the same for each
-    of the training split; `frequent` the `top` tokens with their counts and text; `samples` documents drawn by `seed`.
+    Lengths of documents are in tokens, EOS included; `lengths` counts them by powers of two:
+    `documents` with at least `from` and less than `below` tokens. `splits` give tokens,
+    documents, bytes of text and bytes a token; `sources` the same for each of the training
+    split; `frequent` the `top` tokens with their counts and text; `samples` documents drawn by
+    `seed`.
     """
     tokenizer = data.tokenizer()
     sizes = byte_lengths(tokenizer)
@@ -85,28 +91,59 @@ def statistics(
     return {
         "kind": "samples" if isinstance(data, SampleFolder) else "shards",
         "fingerprint": data.fingerprint,
-        "tokenizer": {"name": tokenizer.name, "vocab_size": data.vocab_size, "bos_id": data.bos_id, "eos_id": data.eos_id},
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": data.vocab_size,
+            "bos_id": data.bos_id,
+            "eos_id": data.eos_id,
+        },
         "splits": {
-            split: entry | {"bytes_per_token": entry["bytes"] / max(1, entry["tokens"])} for split, entry in splits.items()
+            split: entry | {"bytes_per_token": entry["bytes"] / max(1, entry["tokens"])}
+            for split, entry in splits.items()
         },
         "sources": [
-            {"name": name, **found["train", name], "weight": given.get(name),
-             "share": found["train", name]["tokens"] / max(1, tokens)}
+            {
+                "name": name,
+                **found["train", name],
+                "weight": given.get(name),
+                "share": found["train", name]["tokens"] / max(1, tokens),
+            }
             for name in data.sources()
         ],
-        "lengths": [{"from": 1 << i, "below": 2 << i, "documents": int(n)} for i, n in enumerate(lengths) if n],
-        "length": {"least": least if documents else 0, "mean": tokens / max(1, documents), "most": most},
+        "lengths": [
+            {"from": 1 << i, "below": 2 << i, "documents": int(n)}
+            for i, n in enumerate(lengths)
+            if n
+        ],
+        "length": {
+            "least": least if documents else 0,
+            "mean": tokens / max(1, documents),
+            "most": most,
+        },
         "vocabulary": {
-            "used": int((counts > 0).sum()), "never_used": int((counts == 0).sum()),
-            "entropy_bits": float(-(p := counts[counts > 0] / max(1, tokens)) @ np.log2(p)) if tokens else 0.0,
+            "used": int((counts > 0).sum()),
+            "never_used": int((counts == 0).sum()),
+            "entropy_bits": float(-(p := counts[counts > 0] / max(1, tokens)) @ np.log2(p))
+            if tokens
+            else 0.0,
         },
         "frequent": [
-            {"id": int(i), "piece": tokenizer.token(int(i)), "text": tokenizer.decode([int(i)]), "count": int(counts[i]),
-             "share": int(counts[i]) / max(1, tokens)}
-            for i in order if counts[i]
+            {
+                "id": int(i),
+                "piece": tokenizer.token(int(i)),
+                "text": tokenizer.decode([int(i)]),
+                "count": int(counts[i]),
+                "share": int(counts[i]) / max(1, tokens),
+            }
+            for i in order
+            if counts[i]
         ],
-        "samples": [sample for name in data.sources() for sample in _samples(data, streams["train", name], name, seed)],
-    }  # fmt: skip
+        "samples": [
+            sample
+            for name in data.sources()
+            for sample in _samples(data, streams["train", name], name, seed)
+        ],
+    }
 
 
 def _samples(
@@ -119,9 +156,12 @@ def _samples(
     tokenizer = data.tokenizer()
     return [
         {
-            "source": source, "tokens": end - start,
-            "text": tokenizer.decode(stream.read(start, min(SHOWN, end - start)).tolist(), skip_special_tokens=True),
+            "source": source,
+            "tokens": end - start,
+            "text": tokenizer.decode(
+                stream.read(start, min(SHOWN, end - start)).tolist(), skip_special_tokens=True
+            ),
             "cut": end - start > SHOWN,
         }
         for start, end in bounds
-    ]  # fmt: skip
+    ]

@@ -30,7 +30,8 @@ class Part(NamedTuple):
 
 
 class TokenStream:
-    """Arrays laid end to end, read by position without loading them; each is opened when it is first read."""
+    """Arrays laid end to end, read by position without loading them; each is opened when it is
+    first read."""
 
     def __init__(
         self,
@@ -41,8 +42,8 @@ class TokenStream:
     ) -> None:
         """`opener(i)` gives part i, of `lengths[i]` tokens.
 
-        With `row`, the stream is rows of that many tokens, and a sample is taken from within one row.
-        `masked` says that some part has tokens that are not trained on.
+        With `row`, the stream is rows of that many tokens, and a sample is taken from within one
+        row. `masked` says that some part has tokens that are not trained on.
         """
         self.starts = np.concatenate(([0], np.cumsum(np.fromiter(lengths, dtype=np.int64)))).astype(
             np.int64
@@ -57,7 +58,8 @@ class TokenStream:
     def of(
         cls, parts: Iterable[NDArray[Any]], ends: Iterable[NDArray[Any]] = (), row: int = 0
     ) -> TokenStream:
-        """A stream over these arrays, with the ends of the documents in each where they are known."""
+        """A stream over these arrays, with the ends of the documents in each where they are
+        known."""
         parts, known = list(parts), list(ends)
         none = np.empty(0, dtype=ENDS)
 
@@ -77,7 +79,8 @@ class TokenStream:
     def _part(self, i: int) -> Part:
         part = self._open.get(i)
         if part is None:
-            # As plain arrays over the same mapping: slicing an np.memmap costs several times as much.
+            # As plain arrays over the same mapping: slicing an np.memmap costs several times as
+            # much.
             found = self._opener(i)
             mask = None if found.mask is None else np.asarray(found.mask)
             part = self._open[i] = Part(np.asarray(found.tokens), np.asarray(found.ends), mask)
@@ -108,7 +111,8 @@ class TokenStream:
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=bool)
 
     def documents(self, start: int, count: int) -> NDArray[np.int32]:
-        """Which document each token that `read` gives belongs to: 0 for the first one's, 1, ...; an EOS belongs to what it ends."""
+        """Which document each token that `read` gives belongs to: 0 for the first one's, 1, ...;
+        an EOS belongs to what it ends."""
         steps: list[NDArray[Any]] = []
         for i, a, b in self._pieces(start, count):
             ends = self._part(i)[1]
@@ -141,7 +145,8 @@ class TokenStream:
     def some_documents(
         self, count: int, choose: Callable[[int], NDArray[np.int64]]
     ) -> list[tuple[int, int]]:
-        """(start, end) of up to `count` documents; `choose(n)` names some of the n that there are, by number."""
+        """(start, end) of up to `count` documents; `choose(n)` names some of the n that there
+        are, by number."""
         ends_before = np.cumsum([0, *(len(self._part(i)[1]) for i in range(len(self._bounds) - 1))])
         total = int(ends_before[-1])
         found = []
@@ -153,7 +158,8 @@ class TokenStream:
         return found
 
     def ends(self) -> NDArray[np.int64]:
-        """The position just after each document's last token, ascending, (documents,): 8 bytes each, in memory."""
+        """The position just after each document's last token, ascending, (documents,): 8 bytes
+        each, in memory."""
         pieces = [
             self._part(i)[1].astype(np.int64) + start for i, start in enumerate(self._bounds[:-1])
         ]

@@ -1,4 +1,5 @@
-"""Tokens on disk: flat arrays as plain .npy files, memory-mapped, with a manifest that describes and protects them.
+"""Tokens on disk: flat arrays as plain .npy files, memory-mapped, with a manifest that describes
+and protects them.
 
     DATA/
       manifest.json
@@ -86,7 +87,8 @@ class TokenFolder:
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> TokenFolder:
-        """Open, checking every file's size and header, and with `verify` its checksum too (about 1 GB/s).
+        """Open, checking every file's size and header, and with `verify` its checksum too (about
+        1 GB/s).
 
         `UserError` when something is missing, damaged, or of a version this code does not read.
         """
@@ -118,7 +120,8 @@ class TokenFolder:
         return [source["name"] for source in self.manifest["sources"]]
 
     def weights(self) -> dict[str, float]:
-        """Shares to mix the sources by: those given when preparing, else in proportion to their tokens."""
+        """Shares to mix the sources by: those given when preparing, else in proportion to their
+        tokens."""
         given = {source["name"]: source.get("weight") for source in self.manifest["sources"]}
         return {
             name: float(len(self.tokens("train", name)) if weight is None else weight)
@@ -135,11 +138,13 @@ class TokenFolder:
         if tokenizer.sha256 != self.manifest["tokenizer"]["sha256"]:
             raise UserError(
                 f"{self.path / 'tokenizer'}: not the tokenizer this data was made with "
-                f"({tokenizer.sha256[:12]} where the manifest says {str(self.manifest['tokenizer']['sha256'])[:12]})",
+                f"({tokenizer.sha256[:12]} where the manifest says "
+                f"{str(self.manifest['tokenizer']['sha256'])[:12]})",
                 hint="restore it, or prepare the data again",
             )
         return tokenizer
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the data was made with. `UserError` when the one in the folder is another."""
+        """The tokenizer the data was made with. `UserError` when the one in the folder is
+        another."""
         return self._tokenizer

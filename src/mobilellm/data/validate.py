@@ -1,7 +1,8 @@
-"""Is this data what it says it is: every fault of a token folder, or of the original's layout, with its place.
+"""Is this data what it says it is: every fault of a token folder, or of the original's layout,
+with its place.
 
-report = validate(Path("data/book"))
-report.faults                           # [("train/book-00000.npy", "its checksum differs ...")]
+report = validate(Path("data/book")) report.faults                           #
+[("train/book-00000.npy", "its checksum differs ...")]
 """
 
 from __future__ import annotations
@@ -55,13 +56,19 @@ class Report:
 
 
 def validate(
-    path: Path, *, tokenizer: Tokenizer | None = None, sequence_length: int | None = None, workers: int = 1,
+    path: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    sequence_length: int | None = None,
+    workers: int = 1,
     progress: Callable[[float, float], None] = lambda done, total: None,
-) -> Report:  # fmt: skip
-    """Check a token folder, the original's layout, or one .jsonl file of samples, with `workers` processes.
+) -> Report:
+    """Check a token folder, the original's layout, or one .jsonl file of samples, with `workers`
+    processes.
 
-    Samples have 2,048 or 2,049 ids unless a `sequence_length`, or the manifest beside them, says otherwise; the range of ids is
-    checked where a tokenizer is known. `UserError` only when there is nothing to check.
+    Samples have 2,048 or 2,049 ids unless a `sequence_length`, or the manifest beside them, says
+    otherwise; the range of ids is checked where a tokenizer is known. `UserError` only when
+    there is nothing to check.
     """
     nodes = node_folders(path) if path.is_dir() else []
     job: dict[str, Any]
@@ -124,7 +131,8 @@ def validate(
         ]
     else:
         raise UserError(
-            f"{path}: neither a token folder (manifest.json) nor samples (1/*.jsonl, 2/*.jsonl, ...)"
+            f"{path}: neither a token folder (manifest.json) nor samples (1/*.jsonl, 2/*.jsonl, "
+            "...)"
         )
     weights = [
         float(os.path.getsize(task["file"])) if os.path.exists(task["file"]) else 0.0
@@ -162,7 +170,8 @@ def validate(
             report.faults.append(
                 (
                     "",
-                    f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may differ by one at most",
+                    f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may "
+                    "differ by one at most",
                 )
             )
             report.faults_in_all += 1
@@ -227,7 +236,8 @@ def check_samples(path: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_shard(path: Path, shard: ShardEntry, job: dict[str, Any]) -> dict[str, Any]:
-    """A shard and its document ends: sizes, headers, checksums, ids in range, ends in order, an EOS at each."""
+    """A shard and its document ends: sizes, headers, checksums, ids in range, ends in order, an
+    EOS at each."""
     faults: list[tuple[str, str]] = []
     ends_path, dtype = ends_file(path), np.dtype(job["dtype"])
     sound = True
@@ -268,7 +278,8 @@ def check_shard(path: Path, shard: ShardEntry, job: dict[str, Any]) -> dict[str,
             faults.append(
                 (
                     f" ({ends_path.name})",
-                    f"the last document ends at {int(ends[-1]) if len(ends) else 0} of {len(tokens)} tokens",
+                    f"the last document ends at {int(ends[-1]) if len(ends) else 0} of "
+                    f"{len(tokens)} tokens",
                 )
             )
     return {

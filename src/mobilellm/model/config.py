@@ -3,9 +3,10 @@
     ModelConfig.preset("125M")
     ModelConfig.read(Path("checkpoint/config.json"))
 
-A plain network is written as `model_type: llama` and loads in transformers as it stands. A layer-sharing one is
-written as `model_type: mobilellm` with `layer_repeats` and `shared_kv`, so that no other tool takes it for the plain one.
-With `qk_norm` the plain network is Qwen3's, and is written as `model_type: qwen3`.
+A plain network is written as `model_type: llama` and loads in transformers as it stands. A
+layer-sharing one is written as `model_type: mobilellm` with `layer_repeats` and `shared_kv`, so
+that no other tool takes it for the plain one. With `qk_norm` the plain network is Qwen3's, and
+is written as `model_type: qwen3`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ LARGEST = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a MobileLLM network (arXiv 2402.14905, Table 9). `ValueError`-like faults are `UserError`s."""
+    """Shape of a MobileLLM network (arXiv 2402.14905, Table 9). `ValueError`-like faults are
+    `UserError`s."""
 
     vocab_size: int
     """Rows of the embedding, which is also the output layer when tied."""
@@ -76,7 +78,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: dict[str, Any] | None = None
-    """Scaling of the rotary frequencies for longer contexts (see model/rope.py), in transformers' keys."""
+    """Scaling of the rotary frequencies for longer contexts (see model/rope.py), in
+    transformers' keys."""
     rms_norm_eps: float = 1e-5
     """Added to the mean square inside RMSNorm."""
     initializer_range: float = 0.02
@@ -86,9 +89,11 @@ class ModelConfig:
     layer_repeats: int = 1
     """How many times in a row each block is applied (2 in MobileLLM-LS)."""
     shared_kv: SharedKV = "own"
-    """With layer_repeats > 1: whether each application has its own keys and values, or attends to the first one's."""
+    """With layer_repeats > 1: whether each application has its own keys and values, or attends
+    to the first one's."""
     qk_norm: bool = False
-    """Whether an RMSNorm over each head stands between the query and key projections and their rotation (as in Qwen3)."""
+    """Whether an RMSNorm over each head stands between the query and key projections and their
+    rotation (as in Qwen3)."""
     bos_token_id: int | None = None
     """Token that opens a text, or none."""
     eos_token_id: int | list[int] | None = None
@@ -164,7 +169,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "config") -> ModelConfig:
-        """Build from `config.json`'s keys. `UserError` for a key that is unknown or asks for what the network lacks."""
+        """Build from `config.json`'s keys. `UserError` for a key that is unknown or asks for
+        what the network lacks."""
         if not isinstance(values, dict):
             raise UserError(
                 f"{where}: a configuration is a JSON object, found {type(values).__name__}"
@@ -236,6 +242,15 @@ class ModelConfig:
         return dataclasses.replace(
             cls.read(presets_folder() / by_lower[name.lower()] / "config.json"), **changes
         )
+
+    @classmethod
+    def find(cls, name: str) -> ModelConfig:
+        """A shipped size by its name, or the configuration in a file. `UserError` names the
+        nearest size."""
+        known = {known.lower() for known in preset_names()}
+        if name.lower() not in known and Path(name).is_file():
+            return cls.read(Path(name))
+        return cls.preset(name)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""

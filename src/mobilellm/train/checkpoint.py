@@ -158,8 +158,8 @@ class Saver:
         return failure
 
     def settle(self) -> str | None:
-        """Wait for the checkpoint that is being written. A line for what it could not write, on rank 0; a bug is
-        raised."""
+        """Wait for the checkpoint that is being written. A line for what it could not write, on
+        rank 0; a bug is raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -15,7 +15,7 @@ from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
-from mobilellm.model.config import ModelConfig, preset_names
+from mobilellm.model.config import ModelConfig
 from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 
 MAX_VERIFIED_BYTES = 32 << 30  # of tokens whose checksums are verified at every start, at 1 GB/s
@@ -48,7 +48,7 @@ def model_config(recipe: Recipe, data: Data, started: ModelConfig | None = None)
     or a sequence longer than the context.
     """
     section = recipe.model
-    base = preset(section.preset or DEFAULT_PRESET) if started is None else started
+    base = ModelConfig.find(section.preset or DEFAULT_PRESET) if started is None else started
     tokens = {
         "vocab_size": data.vocab_size if started is None else started.vocab_size,
         "bos_token_id": data.bos_id,
@@ -72,15 +72,6 @@ def model_config(recipe: Recipe, data: Data, started: ModelConfig | None = None)
     return config
 
 
-def preset(name: str) -> ModelConfig:
-    """A shipped size by its name, or the configuration of a file. `UserError` names the nearest
-    size."""
-    known = {known.lower() for known in preset_names()}
-    if name.lower() not in known and Path(name).is_file():
-        return ModelConfig.read(Path(name))
-    return ModelConfig.preset(name)
-
-
 # What may differ from the network whose weights a run starts from: nothing that a weight's shape or
 # meaning depends on.
 FREE = {
@@ -96,7 +87,7 @@ def _check_shape(recipe: Recipe, config: ModelConfig, started: ModelConfig) -> N
     """`UserError` when the recipe asks for another network than the one it starts from."""
     asked = [("model.override", config)]
     if recipe.model.preset:
-        asked.append(("model.preset", preset(recipe.model.preset)))
+        asked.append(("model.preset", ModelConfig.find(recipe.model.preset)))
     own = started.to_dict()
     for where, other in asked:
         values = other.to_dict()

@@ -104,7 +104,7 @@ class Trainer:
         else:
             load_weights(self.network, weights.named)
         self.network.to(self.device)
-        masked = bool(getattr(data, "masked", False))
+        masked = data.masked
         self.step = TrainStep(self.network, recipe, self.world, masked, self.watcher.said)
         self.evaluation = Evaluation(
             self.network, data, recipe, self.world, self.step.parallel.sharded
