@@ -183,3 +183,20 @@ def test_the_cache_continues_behind_a_torn_line(tmp_path: Path) -> None:
         assert cache.get(requests[2]) == Result(-2.5, True)
         assert cache.get(requests[3]) == Result(-3.5, False)
         assert cache.get(request([1, 2, 0], 2, 64)) is None  # the same tokens, more of them scored
+
+
+class Merging:
+    """An encoder of a token for each character, but "ab" is one token."""
+
+    prefix_id = 0
+
+    def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
+        return [[0] * special + list(map(ord, text.replace("ab", "!"))) for text in texts]
+
+
+def test_a_continuation_that_merges_into_its_context_is_encoded_by_itself() -> None:
+    first, second = encode([("xa", "b"), ("xa", "c")], Merging(), 64)
+    assert (first.tokens, first.scored, first.apart) == ((0, *map(ord, "xab")), 1, True)
+    assert (second.tokens, second.scored, second.apart) == ((0, *map(ord, "xac")), 1, False)
+    with pytest.raises(UserError, match="no token of its own"):
+        encode([("xa", "")], Merging(), 64)

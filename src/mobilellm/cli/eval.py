@@ -189,6 +189,11 @@ class Eval:
                     say(
                         f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning"
                     )
+                if "encoded_apart" in score:
+                    say(
+                        f"{name}: {task_name}: {score['encoded_apart']} items have a continuation "
+                        "that merges into its context; it was encoded by itself"
+                    )
         rows = [
             measured_row(name, score, sizes[name])
             for name, score in scores.items()

@@ -46,6 +46,8 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         self.network, self.tokens = network, tokenizer
         self.cut: set[Hashable] = set()
         """(task, document) of requests that lost their beginning to the model's context."""
+        self.apart: set[Hashable] = set()
+        """(task, document) of continuations that were encoded by themselves."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -63,6 +65,7 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         made = encode(pairs, self.encoder, self.engine.backend.max_length)
         owners = [(request.task_name, request.doc_id) for request in requests]
         self.cut |= {owner for owner, each in zip(owners, made, strict=True) if each.cut}
+        self.apart |= {owner for owner, each in zip(owners, made, strict=True) if each.apart}
         keys = [(*owner, pair[0] == "") for owner, pair in zip(owners, pairs, strict=True)]
         results = score_cached(self.engine, made, keys, self.cache, self.progress)
         found = [(result.loglikelihood, result.greedy) for result in results]

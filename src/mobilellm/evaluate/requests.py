@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -75,6 +75,8 @@ class Request:
     scored: int
     cut: int = 0
     """Tokens lost on the left because the model's context is shorter."""
+    apart: bool = field(default=False, compare=False)
+    """Whether the continuation was encoded by itself, since it merges into its context."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -105,7 +107,12 @@ class Result:
 
 
 def encode(pairs: Sequence[tuple[str, str]], encoder: Encoder, max_length: int) -> list[Request]:
-    """Requests of (context, continuation) pairs. `UserError` for a continuation without tokens, or beyond the context."""
+    """Requests of (context, continuation) pairs.
+
+    A continuation that merges into its context, so that both have no more tokens than the context
+    alone, is encoded by itself after it. `UserError` for a continuation without tokens, or one that
+    exceeds the model's context.
+    """
     moved: list[tuple[str, str]] = []
     for context, continuation in pairs:
         spaces = len(context) - len(context.rstrip())
@@ -147,7 +154,16 @@ def encode(pairs: Sequence[tuple[str, str]], encoder: Encoder, max_length: int) 
             if ids[:1] == [encoder.prefix_id]
             else ([encoder.prefix_id, *ids], len(ids))
         )
-    return [request(*split[i], max_length, pairs[i]) for i in range(len(pairs))]
+    merged = [i for i in behind if split[i][1] < 1]
+    if merged:
+        left = encoder.encode_batch([moved[i][0] for i in merged], True)
+        right = encoder.encode_batch([moved[i][1] for i in merged], False)
+        for i, context_ids, ids in zip(merged, left, right, strict=True):
+            split[i] = ([*context_ids, *ids], len(ids))
+    found = [request(*split[i], max_length, pairs[i]) for i in range(len(pairs))]
+    for i in merged:
+        found[i] = replace(found[i], apart=True)
+    return found
 
 
 def request(

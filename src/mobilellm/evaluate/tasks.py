@@ -107,6 +107,8 @@ def score_task(
         metrics = proportion([each.correct for each in samples])
     named = "harness" if whole_texts else protocol
     about = facts(task, len(found.documents), named, len(model.cut))
+    if model.apart:
+        about["encoded_apart"] = len(model.apart)  # items with a continuation that merges away
     return TaskScore(metrics=metrics | about, samples=samples)
 
 
