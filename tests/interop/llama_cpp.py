@@ -47,3 +47,10 @@ class LlamaCpp:
         reply = json.loads(reply) if isinstance(reply, str) else reply
         found = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return {entry["id"]: entry["logprob"] for entry in found}
+
+    def stops(self, ids: list[int], count: int) -> bool:
+        """Whether greedy generation ends by itself within `count` tokens after `ids`."""
+        body = {"prompt": ids, "n_predict": count, "temperature": 0.0, "cache_prompt": False}
+        reply = self.server.handle_completions(body)
+        reply = json.loads(reply) if isinstance(reply, str) else reply
+        return bool(reply["choices"][0]["finish_reason"] == "stop")

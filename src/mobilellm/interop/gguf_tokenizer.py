@@ -1,7 +1,7 @@
 """A tokenizer in GGUF's keys, in and out.
 
     tokenizer = read_keys(header.keys, Path("model.gguf"))
-    add_keys(writer, tokenizer, rows=49152)
+    notes = add_keys(writer, tokenizer, config)
 
 GGUF numbers the types of its tokens as SentencePiece does (gguf's `TokenType`), so its pieces are
 those of mobilellm.tokenizer.sentencepiece.
@@ -21,6 +21,7 @@ from mobilellm.interop.tokenizer_parts import (
     is_sentencepiece,
     sentencepiece_parts,
 )
+from mobilellm.model.config import ModelConfig
 from mobilellm.tokenizer.sentencepiece import (
     BPE_MODEL,
     NORMAL,
@@ -126,12 +127,15 @@ def _sentencepiece(
     )
 
 
-def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> list[str]:
+def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
     """Write a tokenizer's keys, with a piece for each of the embedding's rows.
+
+    A second token that ends a text is written as the end of a turn, at which llama.cpp stops, too.
 
     Returns a line for each setting that GGUF cannot say. `UserError` where llama.cpp would cut text
     in another way.
     """
+    rows = config.vocab_size
     if is_sentencepiece(tokenizer):
         model = sentencepiece_parts(tokenizer)
         pieces, types, scores = model.pieces, model.types, model.scores
@@ -157,4 +161,11 @@ def add_keys(writer: Any, tokenizer: Tokenizer, rows: int) -> list[str]:
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
-    return dropped_settings(tokenizer)
+    notes = dropped_settings(tokenizer)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    others = [token for token in ends if token not in (None, tokenizer.eos_id)]
+    if others:
+        writer.add_eot_token_id(others[0])
+    if len(others) > 1:
+        notes.append(f"GGUF names no more than two end tokens: {others[1:]} are left out")
+    return notes

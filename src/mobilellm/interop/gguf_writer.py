@@ -65,7 +65,7 @@ def save(
     if scaling.get("rope_type", scaling.get("type")) == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
-    notes = [] if tokenizer is None else add_keys(writer, tokenizer, config.vocab_size)
+    notes = [] if tokenizer is None else add_keys(writer, tokenizer, config)
 
     asked = getattr(gguf.GGMLQuantizationType, number_type)
     named = to_named(config, dict(network.named_parameters()))

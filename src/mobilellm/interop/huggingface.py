@@ -12,6 +12,7 @@ say which kind of sharing the weights were trained for.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 from pathlib import Path
@@ -96,11 +97,31 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
             hint="leave out --shared-kv",
         )
     config = ModelConfig.from_dict(values, str(where))
+    config = dataclasses.replace(config, eos_token_id=_end_tokens(folder, config))
     try:
         inverse_frequencies(config)
     except UserError as error:
         raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     return config, told
+
+
+def _end_tokens(folder: Path, config: ModelConfig) -> int | list[int] | None:
+    """The tokens that end a text: those of generation_config.json where it names any.
+
+    transformers looks there first. A token outside the vocabulary never comes, and is left out.
+    """
+    where = folder / "generation_config.json"
+    values = read_json(where, limit=MAX_CONFIG) if where.is_file() else {}
+    named = values.get("eos_token_id") if isinstance(values, dict) else None
+    if named is None:
+        return config.eos_token_id
+    tokens = named if isinstance(named, list) else [named]
+    if any(type(token) is not int or token < 0 for token in tokens):  # a bool is an int, too
+        raise UserError(f"{where}: eos_token_id = {str(named)[:60]}: must be token ids")
+    tokens = [token for token in tokens if token < config.vocab_size]
+    if len(tokens) > 1:
+        return tokens
+    return tokens[0] if tokens else config.eos_token_id
 
 
 def weight_files(folder: Path) -> list[Path]:
