@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,11 +14,29 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MOBILELLM_SHARED", ROOT.parent / "shared"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for the data beside the checkout, so that they can be left out by
+    name."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.shared)
+
+
+def without_data(what: str) -> NoReturn:
+    """Skip for want of data, but fail where CI=true: there a skip that nobody reads hides a fault.
+
+    A machine of CI that has no such data says so: `pytest -m "not shared"`.
+    """
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} (CI=true: set MOBILELLM_SHARED, or run -m 'not shared')")
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data that lies beside a checkout, where it does."""
     if not (SHARED / "data").is_dir():
-        pytest.skip("no shared data beside this checkout")
+        without_data("no shared data beside this checkout")
     return SHARED / "data"
 
 

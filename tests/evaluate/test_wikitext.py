@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import without_data
 
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine, NetworkBackend
@@ -94,6 +95,6 @@ def test_the_joined_text_has_the_published_number_of_tokens(shared: Path) -> Non
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
     if not (shared / "tokenizer/llama2-32k").is_dir():
-        pytest.skip("no Llama-2 tokenizer")
+        without_data("no Llama-2 tokenizer")
     text = joined(shared / "eval" / FILE)
     assert 1 + len(Tokenizer.load(shared / "tokenizer/llama2-32k").encode(text)) == 341_469

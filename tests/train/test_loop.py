@@ -73,6 +73,25 @@ def test_interrupted_and_resumed_equals_undisturbed(
     ]
 
 
+def test_what_draws_at_random_goes_on_with_the_same_draws(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in the loop draws after the first weights; here every step does, as dropout would."""
+    real = step.TrainStep.forward_backward
+
+    def noisy(self, *arguments):
+        loss = real(self, *arguments)
+        for parameter in self.network.parameters():
+            parameter.grad.mul_(torch.rand(()))
+        return loss
+
+    monkeypatch.setattr(step.TrainStep, "forward_backward", noisy)
+    whole = train(tmp_path / "whole", recipe)
+    assert train(tmp_path / "run", recipe, StopAt(6)).step == 6
+    torch.manual_seed(123)  # a process that begins anew stands elsewhere in its draws
+    assert same(whole.checkpoint, resume(tmp_path / "run").checkpoint)
+
+
 @pytest.mark.long
 def test_killed_at_arbitrary_steps_and_resumed_equals_undisturbed(
     recipe: Recipe, tmp_path: Path

@@ -1,8 +1,12 @@
 """What a recipe can ask for beside the plain loop: mixtures, masks, other layouts, branches,
 trackers, traces, views."""
 
+import contextlib
 import json
+import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +25,12 @@ from mobilellm.recipe.recipe import (
     OptimizerSection,
     Recipe,
     StageSection,
-    TrackSection,
 )
 from mobilellm.train import checkpoint
 from mobilellm.train.loop import Trainer
 from mobilellm.train.start import branch, resume, train
+from mobilellm.train.step import TrainStep
+from mobilellm.train.stopwatch import Stopwatch
 
 
 @pytest.fixture(scope="module")
@@ -183,23 +188,49 @@ def test_a_branch_decays_from_a_stable_checkpoint(recipe: Recipe, tmp_path: Path
         branch(tmp_path / "x", cosine.checkpoint)
 
 
-def test_metrics_tell_where_the_time_goes(recipe: Recipe, tmp_path: Path) -> None:
-    train(tmp_path / "run", recipe.replace("train", profile_steps=2))
+def test_the_stopwatch_adds_up_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.5, 4.0, 9.0, 20.0, 21.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    watch = Stopwatch(torch.device("cpu"))
+    for phase in ("data", "compute", "optimizer", "data"):
+        watch.mark(phase)
+    lap = watch.lap()
+    assert watch.seconds(lap) == {"data": 1.0 + 5.0, "compute": 2.5, "optimizer": 0.5}
+    watch.mark("compute")  # a new lap knows nothing of the one before
+    assert watch.seconds(watch.lap()) == {"compute": 1.0}
+
+
+def test_metrics_tell_where_the_time_goes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each phase is slowed by a time of its own, and its metric shows that and no other's."""
+    slow = {"forward_backward": 0.05, "update": 0.1}
+    for name, seconds in slow.items():
+        real = getattr(TrainStep, name)
+
+        def slowed(self, *arguments, real=real, seconds=seconds):
+            time.sleep(seconds)
+            return real(self, *arguments)
+
+        monkeypatch.setattr(TrainStep, name, slowed)
+    begun = time.perf_counter()
+    train(tmp_path / "run", recipe.replace("train", profile_steps=2, steps=15))
+    passed = time.perf_counter() - begun
     rows = metrics(tmp_path / "run")
-    for key in (
-        "data_seconds",
-        "compute_seconds",
-        "optimizer_seconds",
-        "mfu_6n",
-        "mfu_palm",
-        "memory_bytes",
-        "skipped",
-    ):
-        assert all(row[key] >= 0 for row in rows)
-    assert [row["step"] for row in rows if "checkpoint_seconds" in row] == [5, 10, 15, 20, 24]
+    phases = ("data_seconds", "compute_seconds", "optimizer_seconds")
+    found = {phase: sorted(row[phase] for row in rows)[len(rows) // 2] for phase in phases}
+    assert 0.05 <= found["compute_seconds"] < 0.1 <= found["optimizer_seconds"]
+    assert 0 < found["data_seconds"] < 0.05
+    assert sum(row[phase] for row in rows for phase in phases) <= passed
+    assert all(row["memory_bytes"] > 1 << 20 for row in rows)
+    assert [row["step"] for row in rows if "checkpoint_seconds" in row] == [5, 10, 15]
     assert rows[-1]["mfu_palm"] > rows[-1]["mfu_6n"] > 0
     trace = json.loads((tmp_path / "run/profile-rank0.json").read_text())
     assert len(trace["traceEvents"]) > 100
+
+
+def tracked(recipe: Recipe, **track: Any) -> Recipe:
+    return recipe.replace("track", **track)
 
 
 def test_tensorboard_gets_what_metrics_hold(recipe: Recipe, tmp_path: Path) -> None:
@@ -208,7 +239,7 @@ def test_tensorboard_gets_what_metrics_hold(recipe: Recipe, tmp_path: Path) -> N
     )
     train(
         tmp_path / "run",
-        Recipe(**vars(recipe) | {"track": TrackSection(tensorboard=True, every=4)}),
+        tracked(recipe, tensorboard=True, every=4),
     )
     events = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
@@ -219,15 +250,29 @@ def test_tensorboard_gets_what_metrics_hold(recipe: Recipe, tmp_path: Path) -> N
     assert [event.step for event in events.Scalars("held_out_loss")] == [8, 16, 24]
 
 
+def test_trackio_gets_what_metrics_hold(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    train(tmp_path / "run", tracked(recipe, trackio="tests", every=4))
+    rows = {row["step"]: row for row in metrics(tmp_path / "run")}
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio/tests.db")) as database:
+        kept = database.execute("select step, metrics from metrics order by step").fetchall()
+        (name,) = database.execute("select distinct run_name from metrics").fetchone()
+    assert name == "run"
+    assert [step for step, _ in kept] == [4, 8, 12, 16, 20, 24]
+    for step, values in kept:
+        assert json.loads(values)["loss"] == pytest.approx(rows[step]["loss"])
+
+
 def test_weights_and_biases_offline(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train(
-        tmp_path / "run", Recipe(**vars(recipe) | {"track": TrackSection(wandb="tests", every=4)})
-    )
+    train(tmp_path / "run", tracked(recipe, wandb="tests", every=4))
     assert list((tmp_path / "run").rglob("*.wandb"))
 
 
@@ -240,9 +285,7 @@ def test_a_tracker_that_breaks_does_not_end_the_run(
         raise ConnectionError("no network")
 
     monkeypatch.setattr(trackers, "_wandb", lambda *_: (broken, broken))
-    train(
-        tmp_path / "run", Recipe(**vars(recipe) | {"track": TrackSection(wandb="tests")}), listener
-    )
+    train(tmp_path / "run", tracked(recipe, wandb="tests"), listener)
     assert listener.lines == ["wandb failed and is left out from now on: no network"]
 
 
