@@ -67,3 +67,9 @@ def test_passes_what_numpys_permutation_passes() -> None:
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 4.5 * error).all()
     ratio = ours.std(axis=0) / theirs.std(axis=0)
     assert ((ratio > 0.55) & (ratio < 1.8)).all()
+
+
+def test_keys_tell_their_parts_apart() -> None:
+    """Seed 1 in epoch 23 is not seed 12 in epoch 3."""
+    parts = [(1, 23), (12, 3), (123,), (1, 2, 3), ("1", "23", "")]
+    assert len({derive_key(*each) for each in parts}) == len(parts)

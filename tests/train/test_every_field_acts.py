@@ -59,8 +59,8 @@ EACH = {"checkpoint_every": 1}
 STILL = {"learning_rate": 1e-6}  # the loss then goes up and down with the batches alone
 TASKS = {"tasks": ["piqa"], "every": 2}
 FROM_SEED = {"model": {"preset": "", "override": {}}}
-# {run} is a run of the base settings, {data} its data, {other} data of another text,
-# {rows} rows of token ids as the original has them.
+# {run} is a run of the base settings, {data} its data, {other} data of another text, {rows} rows of
+# token ids as the original has them, {own} and {foreign} the tokenizers of the two data.
 LAYOUT = {"path": "{rows}", "sequence_length": 64}
 
 ENTRIES: dict[str, Acts] = {
@@ -71,7 +71,7 @@ ENTRIES: dict[str, Acts] = {
     "model.initial_residual": of("losses", "model.initial_residual", "normal", "zero"),
     "start.from": Acts("losses", FROM_SEED, FROM_SEED | {"start": {"from": "{run}"}}),
     "data.path": of("losses", "data.path", "{data}", "{other}"),
-    "data.tokenizer": of("losses", "data.tokenizer", "{data}", "{other}", data=LAYOUT),
+    "data.tokenizer": of("losses", "data.tokenizer", "{own}", "{foreign}", data=LAYOUT),
     "data.sequence_length": of("losses", "data.sequence_length", 64, 32),
     "data.mask_documents": of("losses", "data.mask_documents", False, True),
     "data.stages": of("losses", "data.stages", [], [{"weights": {"second": 1.0}}]),
@@ -118,10 +118,12 @@ ENTRIES: dict[str, Acts] = {
     "optimizer.weight_decay": of("losses", "optimizer.weight_decay", 0.1, 1.0),
     "optimizer.max_grad_norm": of("losses", "optimizer.max_grad_norm", 1.0, 1e-6),
     "optimizer.warmup_steps": of("losses learning_rates", "optimizer.warmup_steps", 3, 1),
-    "optimizer.schedule": of("losses learning_rates", "optimizer.schedule", "cosine", "linear",
-                             optimizer={"warmup_steps": 1}),
+    "optimizer.schedule": of(
+        "losses learning_rates", "optimizer.schedule", "cosine", "linear",
+        optimizer={"warmup_steps": 1}, train={"steps": 5},
+    ),
     "optimizer.final_lr_fraction": of(
-        "learning_rates", "optimizer.final_lr_fraction", 0.1, 0.0
+        "learning_rates", "optimizer.final_lr_fraction", 0.1, 0.0, optimizer={"warmup_steps": 1}
     ),
     "optimizer.decay_steps": of("losses learning_rates", "optimizer.decay_steps", 2, 3,
                                 optimizer=WSD),
@@ -136,7 +138,7 @@ ENTRIES: dict[str, Acts] = {
     ),
     "optimizer.z_loss": of("grad_norms", "optimizer.z_loss", 0.0, 1e-2),
     "eval.tasks": of("asked keys", "eval.tasks", [], ["piqa"]),
-    "eval.every": of("asked", "eval.every", 2, 3, eval=TASKS),
+    "eval.every": of("tested", "eval.every", 2, 3, eval=TASKS),
     "eval.limit": of("asked", "eval.limit", 200, 0, eval=TASKS),
     "eval.data": of("asked", "eval.data", "", "somewhere", eval=TASKS),
     "track.tensorboard": of("files", "track.tensorboard", False, True),
@@ -188,8 +190,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> dict[
     (folder / "rows/1").mkdir(parents=True)
     lines = [json.dumps({"token_ids": row.tolist()}) + "\n" for row in ids]
     (folder / "rows/1/a.jsonl").write_text("".join(lines))
+    for name, source in (("own", data), ("foreign", folder / "other")):
+        TokenFolder.open(source).tokenizer().save(folder / name)
     train(folder / "run", recipe({}, {"data": str(data)}))
-    return {name: str(folder / name) for name in ("data", "other", "rows", "run")}
+    names = ("data", "other", "rows", "run", "own", "foreign")
+    return {name: str(folder / name) for name in names}
 
 
 def recipe(changes: Settings, places: dict[str, str]) -> Recipe:
@@ -243,6 +248,8 @@ def trace(given: Recipe, run: Path) -> dict[str, Any]:
             train(run, given)
             found["error"] = None
         except UserError as error:
+            if not (run / "metrics.jsonl").exists():
+                raise
             found["error"] = str(error)
         finally:
             found["threads"] = torch.get_num_threads()
@@ -254,6 +261,7 @@ def trace(given: Recipe, run: Path) -> dict[str, Any]:
         "grad_norms": [row["grad_norm"] for row in rows],
         "skipped": [row["skipped"] for row in rows],
         "evaluated": [row["step"] for row in rows if "held_out_loss" in row],
+        "tested": [row["step"] for row in rows if "piqa/acc" in row],
         "keys": sorted({key for row in rows for key in row}),
         "checkpoints": [path.name for path in checkpoint.complete(run)],
         "files": sorted({path.relative_to(run).parts[0] for path in run.rglob("*")}),

@@ -64,6 +64,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     whole = train(tmp_path / "whole", recipe)
     first = train(tmp_path / "run", recipe, StopAt(stop))
     assert (first.step, first.interrupted) == (stop, "SIGINT")
+    assert checkpoint.read_state(first.checkpoint).guard[0] == stop  # steps it has seen
     second = resume(tmp_path / "run")
     assert second.step == 24
     assert same(whole.checkpoint, second.checkpoint)

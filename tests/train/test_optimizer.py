@@ -95,6 +95,21 @@ def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None
     }
 
 
+@pytest.mark.parametrize(("kind", "decay"), [("adamw", 0.1), ("muon", 0.0)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_is_decayed_by_adamw_alone(kind: str, decay: float, tied: bool) -> None:
+    network = Network(ModelConfig.preset("1M", vocab_size=64, tie_word_embeddings=tied))
+    section = OptimizerSection(name=kind, weight_decay=0.1)  # type: ignore[arg-type]
+    outside = {id(p) for p in (network.embed_tokens.weight, network.output_weight)}
+    found = [
+        group["weight_decay"]
+        for optimizer in build(network, section, Precision.FP32)
+        for group in optimizer.param_groups
+        if outside & {id(p) for p in group["params"]}
+    ]
+    assert found == [decay]
+
+
 def test_adamw_is_torchs_with_the_papers_settings() -> None:
     network = Network(ModelConfig.preset("1M", vocab_size=64))
     (optimizer,) = build(network, OptimizerSection(), Precision.FP32)

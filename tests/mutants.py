@@ -1,0 +1,457 @@
+"""Faults that the tests must find: `scripts/mutants` plants each and runs the tests named with it.
+
+A fault is one text of a file in src/mobilellm, or several, and what takes its place. Each text
+occurs exactly once in its file; tests/test_mutants.py holds the table to that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Edit(NamedTuple):
+    """A text, in a file of src/mobilellm, and what takes its place."""
+
+    file: str
+    old: str
+    new: str
+
+
+class Mutant(NamedTuple):
+    """A fault, and the arguments of the pytest that finds it."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+def fault(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    """A fault of one text. A test is FILE::NAME within tests/; a parameter of it too."""
+    return Mutant(name, (Edit(file, old, new),), tuple(f"tests/{test}" for test in tests))
+
+
+def golden(case: str) -> str:
+    """The golden run of that case."""
+    return f"golden/test_golden.py::test_losses_are_the_golden_ones[{case}]"
+
+
+def field(name: str) -> str:
+    """The proof that a recipe's field acts."""
+    return f"train/test_every_field_acts.py::test_two_values_give_two_traces[{name}]"
+
+
+# Faults that no test can find, or none that is worth its time, with the reason.
+SURVIVES: dict[str, str] = {}
+
+GUARD = "train/test_guard.py"
+LOOP = "train/test_loop.py"
+OPTIMIZER = "train/test_optimizer.py"
+SETTINGS = "train/test_settings.py"
+START = "train/test_start.py"
+LOADER = "data/test_loader.py"
+MIXTURE = "data/test_mixture.py"
+ORDER = "data/test_order.py"
+MASK = "data/test_mask.py"
+NETWORK = "model/test_network.py"
+LOSS = "model/test_loss.py"
+ENGINE = "evaluate/test_engine.py"
+PERPLEXITY = "evaluate/test_perplexity.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # --- the six that once passed every fast test ---
+    fault(
+        "clipping ignored", "train/step.py",
+        "limit = section.max_grad_norm or math.inf", "limit = math.inf",
+        field("optimizer.max_grad_norm"),
+    ),
+    fault(
+        "muon momentum ignored", "train/optimizer.py",
+        "        momentum=section.momentum,\n", "",
+        golden("muon"),
+    ),
+    fault(
+        "embedding learning rate ignored", "train/optimizer.py",
+        "section.embedding_learning_rate or section.learning_rate", "section.learning_rate",
+        golden("scaled_batch"),
+    ),
+    fault(
+        "scaled learning rate ignored", "train/optimizer.py",
+        'group["peak_lr"] = group["lr"] * factor', 'group["peak_lr"] = group["lr"]',
+        golden("scaled_batch"),
+    ),
+    Mutant(
+        "embedding decay swapped",
+        (
+            Edit("train/optimizer.py", "embedding_decay=section.weight_decay", "embedding_decay=0.0"),
+            Edit(
+                "train/optimizer.py",
+                "_outside(network, section, embedding_decay=0.0)",
+                "_outside(network, section, embedding_decay=section.weight_decay)",
+            ),
+        ),
+        (f"tests/{OPTIMIZER}::test_the_embedding_is_decayed_by_adamw_alone",),
+    ),
+    fault(
+        "guard fed by skipped steps", "train/guard.py",
+        "torch.where(skip, self.state, new)", "new",
+        f"{START}::test_a_loss_that_explodes_at_once_is_a_spike",
+    ),
+    # --- train ---
+    fault(
+        "guard deaf to the norm", "train/guard.py",
+        "(values > means + self.deviations * spread).any()",
+        "(values > means + self.deviations * spread)[0]",
+        f"{GUARD}::test_a_spike_of_either_is_skipped",
+    ),
+    fault(
+        "guard variance unweighted", "train/guard.py",
+        "(1 - weight) * (variances + weight * distance.square())",
+        "(variances + weight * distance.square())",
+        f"{GUARD}::test_its_statistics_are_numpys",
+    ),
+    fault(
+        "guard never forgets", "train/guard.py",
+        "torch.clamp(1 / (count + 1), min=MEMORY)", "1 / (count + 1)",
+        f"{GUARD}::test_its_statistics_are_numpys",
+    ),
+    fault(
+        "guard trusts young statistics", "train/guard.py",
+        "count >= FIRST", "count >= 1",
+        f"{START}::test_a_loss_that_explodes_at_once_is_a_spike",
+    ),
+    fault(
+        "guard not saved", "train/loop.py",
+        "dataclasses.replace(trainer.state, guard=guard)", "trainer.state",
+        f"{LOOP}::test_interrupted_and_resumed_equals_undisturbed[7-adamw]",
+    ),
+    fault(
+        "guard not restored", "train/loop.py",
+        "        trainer.step.guard.state.copy_(statistics)\n", "",
+        f"{LOOP}::test_interrupted_and_resumed_equals_undisturbed[7-adamw]",
+    ),
+    fault(
+        "random state not restored", "train/checkpoint.py",
+        '    torch.set_rng_state(tensors["torch_rng"])\n', "",
+        f"{LOOP}::test_what_draws_at_random_goes_on_with_the_same_draws",
+    ),
+    fault(
+        "checkpoints not checked", "train/checkpoint.py",
+        "            verify(path)\n", "            pass\n",
+        f"{LOOP}::test_a_damaged_newest_checkpoint_is_rejected_and_the_one_before_used",
+    ),
+    fault(
+        "every nth checkpoint pruned", "train/checkpoint.py",
+        "if keep_every and step_of(path) % keep_every == 0:", "if False:",
+        f"{LOOP}::test_every_nth_checkpoint_is_kept",
+    ),
+    fault(
+        "warm-up a step late", "train/schedule.py",
+        "(step + 1) / section.warmup_steps", "step / section.warmup_steps",
+        f"{OPTIMIZER}::test_schedule",
+    ),
+    fault(
+        "fall ends a step late", "train/schedule.py",
+        "max(1, steps - 1 - warmup)", "max(1, steps - warmup)",
+        f"{OPTIMIZER}::test_schedule",
+    ),
+    fault(
+        "wsd falls a step late", "train/schedule.py",
+        "(step - (steps - decay) + 1) / decay", "(step - (steps - decay)) / decay",
+        f"{SETTINGS}::test_the_wsd_schedule_holds_and_falls",
+    ),
+    fault(
+        "wsd shape ignored", "train/schedule.py",
+        'done if section.decay_shape == "linear" else math.sqrt(done)', "done",
+        f"{SETTINGS}::test_the_wsd_schedule_holds_and_falls",
+    ),
+    fault(
+        "muon without nesterov", "train/muon.py",
+        'gradient.lerp(momentum, group["momentum"])', "momentum.clone()",
+        f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
+    ),
+    fault(
+        "muon scaled by the short side", "train/muon.py",
+        "0.2 * max(rows, columns) ** 0.5", "0.2 * min(rows, columns) ** 0.5",
+        f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
+    ),
+    fault(
+        "muon takes stacked matrices for one", "train/muon.py",
+        'group["parts"] or [parameter.shape[0]]', "[parameter.shape[0]]",
+        f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
+    ),
+    fault(
+        "muon without decay", "train/muon.py",
+        "weight.mul_(1 - decay if keep is None else 1 - decay * keep)", "pass",
+        golden("muon"),
+    ),
+    fault(
+        "muon takes skipped steps", "train/muon.py",
+        "                updates.mul_(keep)\n", "                pass\n",
+        f"{LOOP}::test_a_bad_step_is_skipped_and_counted[10000.0-muon]",
+    ),
+    fault(
+        "adamw takes skipped steps", "train/optimizer.py",
+        "flag = skip.float()", "flag = torch.zeros_like(skip.float())",
+        f"{LOOP}::test_a_bad_step_is_skipped_and_counted[nan-adamw]",
+    ),
+    fault(
+        "norms decayed", "train/optimizer.py",
+        '{"params": norms, "lr": peak, "weight_decay": 0.0}',
+        '{"params": norms, "lr": peak, "weight_decay": section.weight_decay}',
+        f"{OPTIMIZER}::test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group",
+    ),
+    fault(
+        "documents not masked in training", "train/step.py",
+        "self.parallel(x, y, d) / counted", "self.parallel(x, y) / counted",
+        golden("masked_documents"),
+    ),
+    fault(
+        "loss of the last micro-batch alone", "train/step.py",
+        "total += loss.detach()", "total = loss.detach()",
+        golden("accumulation"),
+    ),
+    fault(
+        "mean over targets that do not count", "train/step.py",
+        "if not self.masked:", "if True:",
+        f"{START}::test_targets_that_do_not_count_are_left_out_of_the_mean",
+    ),
+    fault(
+        "skipped steps never forgotten", "train/rows.py",
+        "self.skipped_in_a_row + 1 if skip else 0", "self.skipped_in_a_row + int(skip)",
+        f"{LOOP}::test_too_many_bad_steps_in_a_row_stop_and_name_the_samples",
+    ),
+    fault(
+        "tokens not counted", "train/loop.py",
+        "trainer.state.tokens + self.recipe.train.batch_tokens", "self.recipe.train.batch_tokens",
+        f"{LOOP}::test_a_run_documents_itself",
+    ),
+    fault(
+        "given weights not taken", "train/loop.py",
+        "            load_weights(self.network, weights.named)\n",
+        "            initialize(self.network)\n",
+        f"{START}::test_a_run_goes_on_from_given_weights",
+    ),
+    fault(
+        "trackers get every step", "train/trackers.py",
+        'if row["step"] % self.every and "held_out_loss" not in row:', "if False:",
+        field("track.every"),
+    ),
+    fault(
+        "stopwatch forgets earlier laps of a phase", "train/stopwatch.py",
+        "found[phase] = found.get(phase, 0.0) + seconds", "found[phase] = seconds",
+        f"{SETTINGS}::test_the_stopwatch_adds_up_each_phase",
+    ),
+    fault(
+        "batch scaled linearly always", "train/recipe.py",
+        'ratio if section.batch_scaling == "linear" else math.sqrt(ratio)', "ratio",
+        "train/test_recipe.py::test_the_learning_rate_follows_the_batch",
+    ),
+    # --- data ---
+    fault(
+        "targets are the inputs", "data/loader.py",
+        "self.tokens[:, :-1], self.tokens[:, 1:]", "self.tokens[:, :-1], self.tokens[:, :-1]",
+        f"{LOADER}::test_targets_are_the_next_tokens_on_the_circle",
+    ),
+    fault(
+        "all processes read the first share", "data/loader.py",
+        "mine = slice(self.rank * share, (self.rank + 1) * share)", "mine = slice(0, share)",
+        f"{LOADER}::test_processes_share_the_same_global_batches",
+    ),
+    fault(
+        "borders at the same places every epoch", "data/loader.py",
+        'phase = derive_key(*parts, "phase") % len(self.stream)', "phase = 0",
+        f"{LOADER}::test_epochs_differ_in_order_and_in_borders",
+    ),
+    fault(
+        "the epoch not counted", "data/loader.py",
+        "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
+        f"{LOADER}::test_resuming_gives_the_batches_that_would_have_followed",
+    ),
+    fault(
+        "mask a token early", "data/loader.py",
+        "np.where(self.trained[:, 1:], targets, NOT_TRAINED)",
+        "np.where(self.trained[:, :-1], targets, NOT_TRAINED)",
+        f"{MASK}::test_targets_that_are_not_trained_on_are_minus_100",
+    ),
+    fault(
+        "documents run on over the circle's end", "data/loader.py",
+        "numbers[-1] + 1 + self.stream.documents", "numbers[-1] + self.stream.documents",
+        f"{MIXTURE}::test_documents_are_numbered_within_each_row",
+    ),
+    fault(
+        "a block of the order computed twice", "data/loader.py",
+        "np.arange(block * BLOCK, min((block + 1) * BLOCK, self.count))",
+        "np.arange(0, min(BLOCK, self.count))",
+        f"{LOADER}::test_an_epoch_longer_than_a_block_of_the_order",
+    ),
+    fault(
+        "the order in one round", "data/order.py",
+        "ROUNDS = 6", "ROUNDS = 1",
+        f"{ORDER}::test_passes_what_numpys_permutation_passes",
+    ),
+    fault(
+        "the order leaves its range", "data/order.py",
+        "outside[flat[outside] >= n]", "outside[:0]",
+        f"{ORDER}::test_is_a_bijection",
+    ),
+    fault(
+        "seed and epoch run together", "data/order.py",
+        '"/".join(map(str, parts))', '"".join(map(str, parts))',
+        f"{ORDER}::test_keys_tell_their_parts_apart",
+    ),
+    fault(
+        "a source pays one sample too little", "data/mixture.py",
+        "credits[best] -= sum(weights.values())", "credits[best] -= ONE // 2",
+        f"{MIXTURE}::test_shares_are_right_to_a_sample_at_every_moment",
+    ),
+    fault(
+        "a stage ends a sample late", "data/mixture.py",
+        "tokens < stage.until_tokens", "tokens <= stage.until_tokens",
+        f"{MIXTURE}::test_stages_change_the_weights_at_their_token",
+    ),
+    fault(
+        "sources lie together in a batch", "data/mixture.py",
+        "if len(self.names) > 1:", "if False:",
+        f"{MIXTURE}::test_no_place_in_the_batch_belongs_to_a_source",
+    ),
+    fault(
+        "what a source is owed is not kept", "data/mixture.py",
+        "credit=credits[name],", "",
+        f"{MIXTURE}::test_shares_are_right_to_a_sample_at_every_moment",
+    ),
+    fault(
+        "bits of the mask read from the byte's beginning", "data/stream.py",
+        "bits[a % 8 : a % 8 + b - a]", "bits[: b - a]",
+        f"{MASK}::test_what_is_written_is_read",
+    ),
+    # --- model ---
+    fault(
+        "llama3 scaling takes the fast for the slow", "model/rope.py",
+        '(1 - share) * frequencies / scaling["factor"] + share * frequencies',
+        'share * frequencies / scaling["factor"] + (1 - share) * frequencies',
+        f"{NETWORK}::test_logits_equal_transformers_with_and_without_cache",
+    ),
+    fault(
+        "a token sees the next in bf16", "model/attention.py",
+        ".triu(1)", ".triu(2)",
+        "model/test_attention.py::test_value_and_gradients_equal_torchs",
+    ),
+    fault(
+        "documents see what follows", "model/documents.py",
+        ".tril()).unsqueeze(1)", ").unsqueeze(1)",
+        "model/test_documents.py::test_loss_and_gradients_equal_each_document_alone",
+    ),
+    fault(
+        "norms of queries and keys swapped", "model/network.py",
+        "(self.q_norm(q), self.k_norm(k))", "(self.k_norm(q), self.q_norm(k))",
+        f"{NETWORK}::test_logits_equal_transformers_with_and_without_cache",
+    ),
+    fault(
+        "first keys of a shared block not reused", "model/network.py",
+        "                    shared = key_value\n", "                    pass\n",
+        f"{NETWORK}::test_the_two_kinds_of_sharing_are_different_networks",
+    ),
+    fault(
+        "z-loss halved", "model/loss.py",
+        "1 + 2 * z_loss * (log_total + peak)", "1 + z_loss * (log_total + peak)",
+        f"{LOSS}::test_z_loss_adds_its_gradient_and_leaves_the_value",
+    ),
+    fault(
+        "softmax without its peak", "model/loss.py",
+        "peak = logits.amax(dim=1, keepdim=True)", "peak = torch.zeros_like(logits[:, :1])",
+        f"{LOSS}::test_large_logits_do_not_overflow",
+    ),
+    fault(
+        "ignored targets have a gradient", "model/loss.py",
+        "-counted.unsqueeze(1).to(probabilities.dtype)",
+        "-torch.ones_like(counted).unsqueeze(1).to(probabilities.dtype)",
+        LOSS,
+    ),
+    fault(
+        "weight gradient of the last chunk alone", "model/loss.py",
+        "                    grad_weight.addmm_(grad.t(), h)\n",
+        "                    grad_weight = grad.t() @ h\n",
+        f"{LOSS}::test_value_and_gradients_equal_the_plain_way",
+    ),
+    fault(
+        "top-p drops the token that reaches p", "model/generation.py",
+        "order[before >= sampling.top_p]", "order[before + probabilities >= sampling.top_p]",
+        f"{NETWORK}::test_sampling_cuts_match_transformers",
+    ),
+    fault(
+        "new rows of the vocabulary are zero", "model/weights.py",
+        "mean.expand(new, -1)", "mean.expand(new, -1) * 0",
+        "model/test_weights.py::test_a_grown_vocabulary_keeps_old_logits_and_adds_the_mean_row",
+    ),
+    fault(
+        "zero residual not zero", "model/network.py",
+        '("o_proj.weight", "down_proj.weight")', '("o_proj.weight",)',
+        golden("muon"),
+    ),
+    fault(
+        "norm's gradient without its mean", "model/fused.py",
+        "grad - normed * mean", "grad",
+        "model/test_fused.py::test_rms_norm",
+    ),
+    # --- evaluate ---
+    fault(
+        "branches see each other", "evaluate/engine.py",
+        "seen[end:, start:end] = False", "pass",
+        f"{ENGINE}::test_scores_equal_the_harness[200-plain]",
+    ),
+    fault(
+        "softmax's sum not carried on", "evaluate/engine.py",
+        "total * (before - best).exp_()", "total",
+        f"{ENGINE}::test_a_vocabulary_in_parts_has_the_softmax_of_the_whole",
+    ),
+    fault(
+        "the likeliest token counted within its part", "evaluate/engine.py",
+        "torch.where(highest > best, at + start, place)", "torch.where(highest > best, at, place)",
+        f"{ENGINE}::test_a_vocabulary_in_parts_has_the_softmax_of_the_whole",
+    ),
+    fault(
+        "a batch that does not fit is not halved", "evaluate/engine.py",
+        "sum(costs) // 2", "sum(costs) - 1",
+        f"{ENGINE}::test_the_longest_come_first_and_a_batch_halves_when_memory_runs_out",
+    ),
+    fault(
+        "overlapping windows score twice", "evaluate/perplexity.py",
+        "        target[: scored - start - 1] = IGNORED\n", "",
+        f"{PERPLEXITY}::test_every_token_is_a_target_exactly_once",
+    ),
+    fault(
+        "bits are nats", "evaluate/perplexity.py",
+        "nats / math.log(2) / text_bytes", "nats / text_bytes",
+        f"{PERPLEXITY}::test_equals_a_plain_loop",
+    ),
+    fault(
+        "every process scores every batch", "evaluate/perplexity.py",
+        "if number % processes.size != processes.rank:", "if False:",
+        "evaluate/test_held_out.py::test_processes_divide_the_batches_and_all_get_the_sum",
+    ),
+    fault(
+        "held-out text begins without a border", "evaluate/held_out.py",
+        'return data.eos_id if getattr(data, "eos", True) else None', "return None",
+        "evaluate/test_held_out.py::test_a_source_begins_after_a_document_border_too",
+    ),
+    fault(
+        "one-sided p value", "evaluate/paired.py",
+        "float(2 * tail / 2**n)", "float(tail / 2**n)",
+        "evaluate/test_paired.py::test_the_p_value_is_the_binomial_tests",
+    ),
+    fault(
+        "a request loses a token too many", "evaluate/requests.py",
+        "max(0, len(tokens) - max_length - 1)", "max(0, len(tokens) - max_length)",
+        f"{ENGINE}::test_scores_equal_the_harness[200-plain]",
+    ),
+    fault(
+        "wikitext drops the last whole window", "evaluate/wikitext.py",
+        "range(length, len(tokens) + 1, length)", "range(length, len(tokens) - length, length)",
+        "evaluate/test_wikitext.py::test_it_is_the_plain_loops",
+    ),
+    fault(
+        "equal requests of an item computed twice", "evaluate/requests.py",
+        "if request_ not in seen:", "if True:",
+        f"{ENGINE}::test_equal_requests_are_computed_once",
+    ),
+)  # fmt: skip
