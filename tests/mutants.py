@@ -65,26 +65,30 @@ MUTANTS: tuple[Mutant, ...] = (
         field("optimizer.max_grad_norm"),
     ),
     fault(
-        "muon momentum ignored", "train/optimizer.py",
+        "muon momentum ignored", "optimizers/optimizer.py",
         "        momentum=section.momentum,\n", "",
         golden("muon"),
     ),
     fault(
-        "embedding learning rate ignored", "train/optimizer.py",
+        "embedding learning rate ignored", "optimizers/optimizer.py",
         "section.embedding_learning_rate or section.learning_rate", "section.learning_rate",
         golden("scaled_batch"),
     ),
     fault(
-        "scaled learning rate ignored", "train/optimizer.py",
+        "scaled learning rate ignored", "optimizers/optimizer.py",
         'group["peak_lr"] = group["lr"] * factor', 'group["peak_lr"] = group["lr"]',
         golden("scaled_batch"),
     ),
     Mutant(
         "embedding decay swapped",
         (
-            Edit("train/optimizer.py", "embedding_decay=section.weight_decay", "embedding_decay=0.0"),
             Edit(
-                "train/optimizer.py",
+                "optimizers/optimizer.py",
+                "embedding_decay=section.weight_decay",
+                "embedding_decay=0.0",
+            ),
+            Edit(
+                "optimizers/optimizer.py",
                 "_outside(network, section, embedding_decay=0.0)",
                 "_outside(network, section, embedding_decay=section.weight_decay)",
             ),
@@ -92,30 +96,30 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"tests/{OPTIMIZER}::test_the_embedding_is_decayed_by_adamw_alone",),
     ),
     fault(
-        "guard fed by skipped steps", "train/guard.py",
+        "guard fed by skipped steps", "optimizers/guard.py",
         "torch.where(skip, self.state, new)", "new",
         f"{START}::test_a_loss_that_explodes_at_once_is_a_spike",
     ),
     # --- train ---
     fault(
-        "guard deaf to the norm", "train/guard.py",
+        "guard deaf to the norm", "optimizers/guard.py",
         "(values > means + self.deviations * spread).any()",
         "(values > means + self.deviations * spread)[0]",
         f"{GUARD}::test_a_spike_of_either_is_skipped",
     ),
     fault(
-        "guard variance unweighted", "train/guard.py",
+        "guard variance unweighted", "optimizers/guard.py",
         "(1 - weight) * (variances + weight * distance.square())",
         "(variances + weight * distance.square())",
         f"{GUARD}::test_its_statistics_are_numpys",
     ),
     fault(
-        "guard never forgets", "train/guard.py",
+        "guard never forgets", "optimizers/guard.py",
         "torch.clamp(1 / (count + 1), min=MEMORY)", "1 / (count + 1)",
         f"{GUARD}::test_its_statistics_are_numpys",
     ),
     fault(
-        "guard trusts young statistics", "train/guard.py",
+        "guard trusts young statistics", "optimizers/guard.py",
         "count >= FIRST", "count >= 1",
         f"{START}::test_a_loss_that_explodes_at_once_is_a_spike",
     ),
@@ -145,57 +149,57 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOOP}::test_every_nth_checkpoint_is_kept",
     ),
     fault(
-        "warm-up a step late", "train/schedule.py",
+        "warm-up a step late", "optimizers/schedule.py",
         "(step + 1) / section.warmup_steps", "step / section.warmup_steps",
         f"{OPTIMIZER}::test_schedule",
     ),
     fault(
-        "fall ends a step late", "train/schedule.py",
+        "fall ends a step late", "optimizers/schedule.py",
         "max(1, steps - 1 - warmup)", "max(1, steps - warmup)",
         f"{OPTIMIZER}::test_schedule",
     ),
     fault(
-        "wsd falls a step late", "train/schedule.py",
+        "wsd falls a step late", "optimizers/schedule.py",
         "(step - (steps - decay) + 1) / decay", "(step - (steps - decay)) / decay",
         f"{SETTINGS}::test_the_wsd_schedule_holds_and_falls",
     ),
     fault(
-        "wsd shape ignored", "train/schedule.py",
+        "wsd shape ignored", "optimizers/schedule.py",
         'done if section.decay_shape == "linear" else math.sqrt(done)', "done",
         f"{SETTINGS}::test_the_wsd_schedule_holds_and_falls",
     ),
     fault(
-        "muon without nesterov", "train/muon.py",
+        "muon without nesterov", "optimizers/muon.py",
         'gradient.lerp(momentum, group["momentum"])', "momentum.clone()",
         f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
     ),
     fault(
-        "muon scaled by the short side", "train/muon.py",
+        "muon scaled by the short side", "optimizers/muon.py",
         "0.2 * max(rows, columns) ** 0.5", "0.2 * min(rows, columns) ** 0.5",
         f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
     ),
     fault(
-        "muon takes stacked matrices for one", "train/muon.py",
+        "muon takes stacked matrices for one", "optimizers/muon.py",
         'group["parts"] or [parameter.shape[0]]', "[parameter.shape[0]]",
         f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
     ),
     fault(
-        "muon without decay", "train/muon.py",
+        "muon without decay", "optimizers/muon.py",
         "weight.mul_(1 - decay if keep is None else 1 - decay * keep)", "pass",
         golden("muon"),
     ),
     fault(
-        "muon takes skipped steps", "train/muon.py",
+        "muon takes skipped steps", "optimizers/muon.py",
         "                updates.mul_(keep)\n", "                pass\n",
         f"{LOOP}::test_a_bad_step_is_skipped_and_counted[10000.0-muon]",
     ),
     fault(
-        "adamw takes skipped steps", "train/optimizer.py",
+        "adamw takes skipped steps", "optimizers/optimizer.py",
         "flag = skip.float()", "flag = torch.zeros_like(skip.float())",
         f"{LOOP}::test_a_bad_step_is_skipped_and_counted[nan-adamw]",
     ),
     fault(
-        "norms decayed", "train/optimizer.py",
+        "norms decayed", "optimizers/optimizer.py",
         '{"params": norms, "lr": peak, "weight_decay": 0.0}',
         '{"params": norms, "lr": peak, "weight_decay": section.weight_decay}',
         f"{OPTIMIZER}::test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group",
@@ -242,7 +246,7 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{SETTINGS}::test_the_stopwatch_adds_up_each_phase",
     ),
     fault(
-        "batch scaled linearly always", "train/recipe.py",
+        "batch scaled linearly always", "recipe/recipe.py",
         'ratio if section.batch_scaling == "linear" else math.sqrt(ratio)', "ratio",
         "train/test_recipe.py::test_the_learning_rate_follows_the_batch",
     ),
@@ -337,7 +341,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_attention.py::test_value_and_gradients_equal_torchs",
     ),
     fault(
-        "documents see what follows", "model/documents.py",
+        "documents see what follows", "model/attention_mask.py",
         ".tril()).unsqueeze(1)", ").unsqueeze(1)",
         "model/test_documents.py::test_loss_and_gradients_equal_each_document_alone",
     ),

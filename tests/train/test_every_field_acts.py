@@ -20,15 +20,15 @@ import torch
 from tests.golden.cases import BASE, make_data
 
 from mobilellm.data.token_folder import TokenFolder
+from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
 from mobilellm.evaluate import tasks
 from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.recipe.recipe import Recipe
+from mobilellm.recipe.settings import key_of
 from mobilellm.train import checkpoint, trackers
-from mobilellm.train.parallel import Parallel
-from mobilellm.train.recipe import Recipe
 from mobilellm.train.rows import Recorder
-from mobilellm.train.settings import key_of
 from mobilellm.train.start import train
 
 Settings = dict[str, dict[str, Any]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobilellm.train.guard import FIRST, MEMORY, Guard
+from mobilellm.optimizers.guard import FIRST, MEMORY, Guard
 
 
 def fed(count: int, deviations: float = 5.0) -> tuple[Guard, np.ndarray]:
