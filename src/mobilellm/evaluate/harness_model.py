@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from lm_eval.api.model import LM
-
 from mobilellm.errors import UserError
 from mobilellm.evaluate.engine import Engine
 from mobilellm.evaluate.requests import Encoder, encode
@@ -20,6 +18,11 @@ from mobilellm.evaluate.rolling import rolling_requests
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer
+
+try:
+    from lm_eval.api.model import LM
+except ModuleNotFoundError as error:
+    raise UserError(f"tasks need lm-eval ({error})", hint="pip install 'mobilellm[eval]'") from None
 
 DEFAULT_NEW_TOKENS = 256  # the harness's
 

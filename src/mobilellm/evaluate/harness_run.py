@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lm_eval
-from lm_eval.api.model import LM
-
+from mobilellm.errors import UserError
 from mobilellm.evaluate.harness_tasks import Document, HarnessTask, quiet
 from mobilellm.evaluate.requests import Result
+
+try:
+    import lm_eval
+    from lm_eval.api.model import LM
+except ModuleNotFoundError as error:
+    raise UserError(f"tasks need lm-eval ({error})", hint="pip install 'mobilellm[eval]'") from None
 
 BOOTSTRAP = 1000  # draws for the standard error of a metric that is no mean
 FEWSHOT_SEED = 1234  # the harness's command line has it, too
