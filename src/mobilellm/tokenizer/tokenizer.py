@@ -130,10 +130,22 @@ class Tokenizer:
 
             model = read_model(path)
             settings = _settings(path.parent)
+            ids = {"bos": model.bos_id, "eos": model.eos_id}
+            if settings.get("add_bos_token") is False:
+                model.bos_id = None  # known, and put before no text
+            fast = to_fast_tokenizer(model, str(path))
+            _add_tokens(fast, path.parent, len(model.pieces), model.add_dummy_prefix)
+            for kind in ids:
+                if f"{kind}_token" in settings:
+                    ids[kind] = _special_id(fast, settings, kind)
+            template = settings.get("chat_template")
             return cls(
-                to_fast_tokenizer(model, str(path)), name=_folder_name(path), bos_id=model.bos_id, eos_id=model.eos_id,
-                chat_template=settings.get("chat_template"),
-            )  # fmt: skip
+                fast,
+                name=_folder_name(path),
+                bos_id=ids["bos"],
+                eos_id=ids["eos"],
+                chat_template=template if isinstance(template, str) else None,
+            )
         from tokenizers import Tokenizer as Fast
 
         if path.stat().st_size > LARGEST_FILE:
@@ -166,6 +178,45 @@ class Tokenizer:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_first: bool) -> None:
+    """Add the tokens that the files beside a tokenizer.model name, under the ids given there.
+
+    `pieces` is the size of the model's own vocabulary. `UserError` for an id that leaves a gap,
+    and for a token that is not special where a space is put before a text: transformers then puts
+    its space elsewhere.
+    """
+    from tokenizers import AddedToken
+
+    wanted: dict[int, dict[str, Any]] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json"):
+        where = folder / name
+        values = read_json(where, limit=16 << 20) if where.is_file() else {}
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: not a JSON object")
+        if name == "added_tokens.json":
+            listed = {i: {"content": token} for token, i in values.items()}
+        else:
+            listed = {int(i): t for i, t in (values.get("added_tokens_decoder") or {}).items()}
+        wanted |= listed
+    for i, token in sorted(wanted.items()):
+        content = token.get("content")
+        if i < pieces:
+            if fast.id_to_token(i) != content:
+                raise UserError(f"{folder}: added token {content!r} has the id of another piece")
+            continue
+        special = bool(token.get("special", True))
+        if space_first and not special:
+            raise UserError(
+                f"{folder}: added token {content!r} is not special, and a space is put before texts",
+                hint="use a tokenizer.json",
+            )
+        flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+        added = AddedToken(content, special=special, normalized=False, **flags)
+        (fast.add_special_tokens if special else fast.add_tokens)([added])
+        if fast.token_to_id(content) != i:
+            raise UserError(f"{folder}: added token {content!r} cannot have the id {i}")
 
 
 def _folder_name(path: Path) -> str:
@@ -203,6 +254,7 @@ def _settings(folder: Path) -> dict[str, Any]:
                     "eos_token",
                     "bos_token_id",
                     "eos_token_id",
+                    "add_bos_token",
                     "chat_template",
                     "name_or_path",
                 )
