@@ -74,3 +74,7 @@ def test_what_is_blocked_cannot_be_imported() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "src/mobilellm/py.typed").is_file()
+
+
+if __name__ == "__main__":  # where nothing but the core is installed, pytest is not there either
+    test_every_module_can_be_imported_with_core_dependencies_alone()
