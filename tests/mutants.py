@@ -343,7 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "documents see what follows", "model/attention_mask.py",
         ".tril()).unsqueeze(1)", ").unsqueeze(1)",
-        "model/test_documents.py::test_loss_and_gradients_equal_each_document_alone",
+        "model/test_attention_mask.py::test_loss_and_gradients_equal_each_document_alone",
     ),
     fault(
         "norms of queries and keys swapped", "model/network.py",

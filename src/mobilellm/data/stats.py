@@ -1,8 +1,8 @@
 """What is in prepared data: tokens, lengths, sources, frequent tokens, documents as they will be
 read.
 
-figures = statistics(open_dataset(Path("data/book"))) figures["splits"]["train"]["tokens"],
-figures["sources"], figures["lengths"]
+figures = statistics(open_dataset(Path("data/book")))
+figures["splits"]["train"]["tokens"], figures["sources"], figures["lengths"]
 """
 
 from __future__ import annotations

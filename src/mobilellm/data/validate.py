@@ -1,8 +1,8 @@
 """Is this data what it says it is: every fault of a token folder, or of the original's layout,
 with its place.
 
-report = validate(Path("data/book")) report.faults                           #
-[("train/book-00000.npy", "its checksum differs ...")]
+report = validate(Path("data/book"))
+report.faults           # [("train/book-00000.npy", "its checksum differs ...")]
 """
 
 from __future__ import annotations

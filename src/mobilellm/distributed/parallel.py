@@ -1,9 +1,10 @@
 """The network among several processes: compiled, then replicated (DDP) or sharded (FSDP2), in this
 order.
 
-step = parallelize(network, recipe, world) with step.accumulating():          # gradients stay here
-    step(x, y).backward()
-step(x, y).backward()              # gradients are averaged over all processes
+    parallel = Parallel(network, recipe, world)
+    with parallel.accumulating():               # gradients stay here
+        parallel(inputs, targets).backward()
+    parallel(inputs, targets).backward()        # gradients are averaged over all processes
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Requests for log-likelihoods: text to tokens as the harness's Hugging Face backend makes them, grouped by item.
 
-    requests = encode(pairs, encoder)          # pairs of (context, continuation)
+    requests = encode(pairs, encoder, max_length=2048)          # pairs of (context, continuation)
     items = group(requests, keys)              # those of one item share the beginning of their tokens
 
 Context and continuation are encoded together and parted behind the context's own tokens; the context's trailing spaces

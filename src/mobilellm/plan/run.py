@@ -1,6 +1,6 @@
 """What a training run will take: steps, time, energy and money, before it is paid.
 
-    plan = plan_run(ModelConfig.preset("125M"), tokens=1e12, device="a100-80g", count=32)
+    plan = plan_run(ModelConfig.preset("125M"), tokens=1e12, device_name="a100-80g", count=32)
     plan["days"]
 
 One model of efficiency: MFU (PaLM's count, attention included) = 0.9 x d / (d + 450) on an A100,

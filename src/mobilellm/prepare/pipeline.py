@@ -1,7 +1,10 @@
 """Tokenizing as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps, on any of its executors.
 
+    from datatrove.executor import SlurmPipelineExecutor
+
     shards = TokenShards(Path("data/web"), Path("tokenizer.model"), held_out=0.001)
-    first = SlurmPipelineExecutor(pipeline=[WarcReader(...), Trafilatura(), GopherQualityFilter(), shards], tasks=1000, ...)
+    steps = [reader, extractor, quality, shards]    # any of datatrove's, and this one at the end
+    first = SlurmPipelineExecutor(pipeline=steps, tasks=1000, ...)
     SlurmPipelineExecutor(pipeline=[FinishShards(shards)], tasks=1, depends=first, ...).run()
 
 Each task writes its own shards beside the result, complete or not at all; the last pipeline puts them into one token folder.

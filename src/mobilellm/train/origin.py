@@ -1,7 +1,8 @@
 """The model that a run starts from: read, compared with the data's tokenizer, its vocabulary grown
 where it must be.
 
-origin = read_origin(Path("smollm2.gguf"), data) origin.weights.config, origin.facts["path"]
+origin = read_origin(Path("smollm2.gguf"), data)
+origin.weights.config, origin.facts["path"]
 """
 
 from __future__ import annotations

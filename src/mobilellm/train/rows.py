@@ -1,9 +1,10 @@
 """The metrics of a run: steps whose figures are still on the device, collected a few at a time,
 written and shown.
 
-recorder.add(loss, norm, skipped, lap, row, position)     # after every step; nothing waits for the
-device rows = recorder.collect()                                 # once in log_every steps: here the
-host waits recorder.publish(rows)
+recorder = Recorder(run, recipe, world, watcher, flops_per_token, peak_flops, skipped=0)
+recorder.add(loss, norm, skipped, row, position)    # after every step, without waiting for the device
+rows = recorder.collect()                           # once in log_every steps; here the host waits
+recorder.publish(rows)
 """
 
 from __future__ import annotations

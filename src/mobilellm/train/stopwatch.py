@@ -1,8 +1,13 @@
 """Where a step's time goes, without waiting for the device while it runs.
 
-watch = Stopwatch(device) watch.mark("data"); ...; watch.mark("compute"); ...;
-watch.mark("optimizer"); ...; lap = watch.lap() watch.seconds(lap)        # {"data": 0.0001,
-"compute": 0.21, "optimizer": 0.02}, once the device has come there
+watch = Stopwatch(device)
+watch.mark("data")
+watch.mark("compute")
+watch.mark("optimizer")
+lap = watch.lap()
+# Seconds of each phase, {"data": 0.0001, "compute": 0.21, "optimizer": 0.02}, once the device
+# has come there.
+watch.seconds(lap)
 """
 
 from __future__ import annotations
