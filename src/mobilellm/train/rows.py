@@ -2,7 +2,7 @@
 written and shown.
 
 recorder = Recorder(run, recipe, world, watcher, flops_per_token, peak_flops, skipped=0)
-recorder.add(loss, norm, skipped, row, position)    # after every step, without waiting for the device
+recorder.add(loss, norm, skipped, row, position)    # after every step, waiting for nothing
 rows = recorder.collect()                           # once in log_every steps; here the host waits
 recorder.publish(rows)
 """
