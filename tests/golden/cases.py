@@ -1,7 +1,7 @@
 """The golden runs: small trainings whose losses are kept, to the bit, beside this file.
 
-A change that is meant to change nothing computed leaves every file as it is. `scripts/write_golden` writes them; a commit
-that changes one says why.
+A change that is meant to change nothing computed leaves every file as it is.
+`scripts/write_golden` writes them; a commit that changes one says why.
 
     trace = run_case("adamw", data, folder)     # {"losses": [...], "grad_norms": [...], ...}
 """
@@ -23,18 +23,33 @@ BASE: dict[str, dict[str, Any]] = {
     "model": {"preset": "1M", "override": {"num_hidden_layers": 2}},
     "data": {"sequence_length": 64},
     "train": {
-        "steps": STEPS, "batch_tokens": 512, "precision": "fp32", "compile": "off", "evaluate_every": 4,
-        "checkpoint_every": 100, "log_every": 4, "async_checkpoints": False, "threads": 1, "seed": 7,
+        "steps": STEPS,
+        "batch_tokens": 512,
+        "precision": "fp32",
+        "compile": "off",
+        "evaluate_every": 4,
+        "checkpoint_every": 100,
+        "log_every": 4,
+        "async_checkpoints": False,
+        "threads": 1,
+        "seed": 7,
     },
     "optimizer": {"learning_rate": 3e-3, "warmup_steps": 3},
-}  # fmt: skip
+}
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "adamw": {},
-    "adamw_no_clipping": {"optimizer": {"max_grad_norm": 0.0, "schedule": "linear", "betas": [0.8, 0.9], "eps": 1e-6}},
+    "adamw_no_clipping": {
+        "optimizer": {"max_grad_norm": 0.0, "schedule": "linear", "betas": [0.8, 0.9], "eps": 1e-6}
+    },
     "muon": {
         "model": {"initial_residual": "zero"},
-        "optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.3, "embedding_learning_rate": 6e-3},
+        "optimizer": {
+            "name": "muon",
+            "momentum": 0.9,
+            "weight_decay": 0.3,
+            "embedding_learning_rate": 6e-3,
+        },
     },
     "masked_documents": {"data": {"mask_documents": True}},
     "mixture": {
@@ -45,22 +60,40 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             ]
         }
     },
-    "sharing_own": {"model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "own"}}},
-    "sharing_first": {"model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "first"}}},
+    "sharing_own": {
+        "model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "own"}}
+    },
+    "sharing_first": {
+        "model": {"override": {"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": "first"}}
+    },
     "accumulation": {"train": {"micro_batch_size": 2}, "optimizer": {"max_grad_norm": 0.5}},
-    "wsd": {"optimizer": {"schedule": "wsd", "decay_steps": 4, "decay_shape": "sqrt", "final_lr_fraction": 0.0}},
-    "z_loss_qk_norm": {"model": {"override": {"num_hidden_layers": 2, "qk_norm": True}}, "optimizer": {"z_loss": 1e-3}},
+    "wsd": {
+        "optimizer": {
+            "schedule": "wsd",
+            "decay_steps": 4,
+            "decay_shape": "sqrt",
+            "final_lr_fraction": 0.0,
+        }
+    },
+    "z_loss_qk_norm": {
+        "model": {"override": {"num_hidden_layers": 2, "qk_norm": True}},
+        "optimizer": {"z_loss": 1e-3},
+    },
     "scaled_batch": {
         "optimizer": {
-            "reference_batch_tokens": 2048, "batch_scaling": "sqrt", "schedule": "constant", "embedding_learning_rate": 1e-3,
+            "reference_batch_tokens": 2048,
+            "batch_scaling": "sqrt",
+            "schedule": "constant",
+            "embedding_learning_rate": 1e-3,
         }
     },
     "bf16": {"train": {"precision": "bf16"}},
-}  # fmt: skip
+}
 
 
 def make_data(folder: Path) -> Path:
-    """A token folder of two sources, "first" and "second", with many documents each, from the text that comes along."""
+    """A token folder of two sources, "first" and "second", with many documents each, from the
+    text that comes along."""
     from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
 
@@ -127,7 +160,8 @@ def machine() -> dict[str, str]:
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware: elsewhere the case takes minutes and means nothing."""
+    """Whether this processor multiplies bf16 in hardware: elsewhere the case takes minutes and
+    means nothing."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

@@ -1,4 +1,5 @@
-"""The golden runs compute what they computed when their files were written: to the bit on that machine, to 1e-6 elsewhere."""
+"""The golden runs compute what they computed when their files were written: to the bit on that
+machine, to 1e-6 elsewhere."""
 
 from __future__ import annotations
 
