@@ -11,7 +11,7 @@ from mobilellm.cli import main
 from mobilellm.data.dataset import open_dataset
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.evaluate.held_out import document_border, held_out, held_out_of_source, score_data
+from mobilellm.evaluate.held_out import held_out, held_out_of_source, score_data
 from mobilellm.evaluate.perplexity import TokenList, total_loss
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
@@ -66,7 +66,7 @@ def test_eval_prints_the_loss_of_the_runs_metrics(
         data = original(tmp_path, sample_text)
     else:
         data = prepared(tmp_path, sample_text, eos=kind != "no ends")
-    border = document_border(open_dataset(data))
+    border = open_dataset(data).prefix_id
     assert (border is None) == (kind == "no ends")
     run = tmp_path / "run"
     train(run, recipe(data, "bf16" if kind == "bf16" else "fp32"))

@@ -18,9 +18,11 @@ from mobilellm.model.precision import Precision
 def test_value_and_gradients_equal_torchs(shape: tuple[int, ...]) -> None:
     B, H, K, T, D = shape
     generator = torch.Generator().manual_seed(0)
-    make = lambda heads: (
-        torch.randn(B, T, heads, D, generator=generator).transpose(1, 2).detach().requires_grad_()
-    )
+
+    def make(heads: int) -> torch.Tensor:
+        random = torch.randn(B, T, heads, D, generator=generator)
+        return random.transpose(1, 2).detach().requires_grad_()
+
     q, k, v = make(H), make(K), make(K)
     weight = torch.randn(B, H, T, D, generator=generator)
     ours = causal_attention(q, k, v)[0]

@@ -193,3 +193,10 @@ def test_text_without_a_token_is_a_users_error(tmp_path: Path) -> None:
     assert tokenizer.encode("a") == [0]
     with pytest.raises(UserError, match="cannot tokenize this text"):
         tokenizer.encode("b")
+
+
+def test_the_token_before_a_text_is_bos_else_eos(small_data: Path) -> None:
+    tokenizer = Tokenizer.load(small_data / "tokenizer")
+    for bos, eos, wanted in ((3, 4, 3), (None, 4, 4), (3, None, 3), (None, None, None)):
+        tokenizer.bos_id, tokenizer.eos_id = bos, eos
+        assert tokenizer.prefix_id == wanted

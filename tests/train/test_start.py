@@ -273,3 +273,30 @@ def test_real_weights_are_gone_on_from(
     score = evaluated.get("loss", evaluated.get("held_out", {}).get("loss"))
     assert started["held_out"]["loss"] == pytest.approx(score, rel=1e-5)
     assert 2.0 < metrics(tmp_path / "run")[0]["loss"] < 5.5  # a network that knows English
+
+
+@pytest.mark.parametrize("threshold", ["0", "3"])
+def test_a_loss_that_explodes_ends_in_no_traceback(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], threshold: str
+) -> None:
+    with pytest.raises(SystemExit) as status:
+        main([
+            "train", "--model.preset", "1M", "--data.path", str(small_data), "--out",
+            str(tmp_path / "run"), "--optimizer.learning-rate", "100", "--train.steps", "20",
+            "--train.batch-tokens", "512", "--train.compile", "off", "--train.spike-threshold",
+            threshold, "--data.sequence-length", "64", "--train.precision", "fp32",
+        ])  # fmt: skip
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    if threshold == "3":  # the steps after the first are spikes, and none of them is taken
+        assert status.value.code == 2
+        assert "steps skipped in a row" in said.err
+        assert [row["skipped"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4, 5]
+    else:
+        assert status.value.code == 0
+        assert metrics(tmp_path / "run")[-1]["loss"] > 700
+        result = json.loads((tmp_path / "run/result.json").read_text())
+        assert result["held_out"]["perplexity"] is None
+        assert "not finite" in (tmp_path / "run/report.html").read_text()
+        assert "infinite" in said.out
+        assert all(len(word) < 40 for word in said.out.split() if word[0].isdigit())

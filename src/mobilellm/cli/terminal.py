@@ -74,6 +74,9 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], Non
         yield update
 
 
+MAX_WRITTEN_OUT = 1e15  # numbers from here on are written with an exponent
+
+
 def count(number: float) -> str:
     """12,345,678 -> "12.3M"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -87,7 +90,9 @@ def figure(number: float | None, form: str) -> str:
 
     JSON has no infinity: the perplexity of a run whose loss exploded is null in result.json.
     """
-    return "infinite" if number is None or not math.isfinite(number) else format(number, form)
+    if number is None or not math.isfinite(number):
+        return "infinite"
+    return format(number, ".2g" if abs(number) >= MAX_WRITTEN_OUT else form)
 
 
 def size(number: float) -> str:

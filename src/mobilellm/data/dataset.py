@@ -174,6 +174,11 @@ class SampleFolder:
             for shard in self.index["splits"][part]
         ]
 
+    @property
+    def prefix_id(self) -> int | None:
+        """The token put before held-out rows: an EOS, which ends what came before them."""
+        return self.eos_id
+
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
         """The rows of a split ("train" or "held_out"), of all sources or one, end to end."""
         shards = [shard for shard in self._shards(split) if source in (None, shard["source"])]

@@ -108,6 +108,12 @@ class TokenFolder:
                     check_header(name, kind, count)
         return cls(path, manifest)
 
+    @property
+    def prefix_id(self) -> int | None:
+        """The token put before held-out text: in training the end of the document before it comes
+        before every document, where documents end with one."""
+        return self.eos_id if self.eos else None
+
     def tokens(self, split: str, source: str | None = None) -> TokenStream:
         """The tokens of a split ("train" or "held_out"), of all sources or one, memory-mapped."""
         shards = [

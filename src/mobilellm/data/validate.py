@@ -170,8 +170,10 @@ def validate(
             report.faults.append(
                 (
                     "",
-                    f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may "
-                    "differ by one at most",
+                    (
+                        f"nodes have {min(report.nodes)} to {max(report.nodes)} samples: they may "
+                        "differ by one at most"
+                    ),
                 )
             )
             report.faults_in_all += 1
@@ -278,8 +280,10 @@ def check_shard(path: Path, shard: ShardEntry, job: dict[str, Any]) -> dict[str,
             faults.append(
                 (
                     f" ({ends_path.name})",
-                    f"the last document ends at {int(ends[-1]) if len(ends) else 0} of "
-                    f"{len(tokens)} tokens",
+                    (
+                        f"the last document ends at {int(ends[-1]) if len(ends) else 0} of "
+                        f"{len(tokens)} tokens"
+                    ),
                 )
             )
     return {

@@ -33,20 +33,6 @@ Progress = Callable[[int, int], None]
 MIN_TOKENS = 2  # one to predict from and one to predict
 
 
-def separator(tokenizer: Tokenizer) -> int | None:
-    """The token put before a text, so that its first token is predicted too: BOS, or else EOS."""
-    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-
-
-def document_border(data: TokenFolder | SampleFolder) -> int | None:
-    """The token put before held-out tokens, so that the first of them is predicted too.
-
-    It is the one that a training sequence has there: the end of the document before. Data prepared
-    without such ends has none; the original layout has no say in it, and takes its tokenizer's EOS.
-    """
-    return data.eos_id if getattr(data, "eos", True) else None
-
-
 def held_out(
     network: Network,
     data: TokenFolder | SampleFolder,
@@ -67,7 +53,7 @@ def held_out(
         max(1, data.text_bytes("held_out")),
         sequence_length=sequence_length,
         stride=stride,
-        prefix=document_border(data),
+        prefix=data.prefix_id,
         precision=precision,
         processes=processes,
         progress=progress,
@@ -91,7 +77,7 @@ def held_out_of_source(
         network,
         stream,
         sequence_length=sequence_length,
-        prefix=document_border(data),
+        prefix=data.prefix_id,
         precision=precision,
         processes=processes,
     )
@@ -141,7 +127,7 @@ def score_text(
         len(text.encode()),
         sequence_length=sequence_length,
         stride=stride,
-        prefix=separator(tokenizer),
+        prefix=tokenizer.prefix_id,
         precision=precision,
         progress=progress,
     )

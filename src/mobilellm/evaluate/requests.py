@@ -43,7 +43,7 @@ class OwnEncoder:
     @property
     def prefix_id(self) -> int:
         """BOS where there is one, else EOS. `UserError` when there is neither."""
-        found = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+        found = self.tokenizer.prefix_id
         if found is None:
             raise UserError(
                 f"tokenizer {self.tokenizer.name!r}: has neither BOS nor EOS to begin a text with"

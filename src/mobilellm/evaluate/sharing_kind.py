@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.evaluate.held_out import separator
 from mobilellm.evaluate.perplexity import TokenList, perplexity
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ def measure_sharing(network: Network, tokenizer: Tokenizer, text: str) -> dict[s
             tokens,
             len(text.encode()),
             sequence_length=length,
-            prefix=separator(tokenizer),
+            prefix=tokenizer.prefix_id,
         )
         losses[kind] = score.loss
     return {

@@ -48,7 +48,7 @@ class Loaded:
         tokenizer = self.require_tokenizer()
         begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
         ids = begin + tokenizer.encode(text)
-        alone = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        alone = tokenizer.prefix_id
         return ids or ([] if alone is None else [alone])
 
     def require_tokenizer(self, where: str | Path = "the model") -> Tokenizer:

@@ -16,6 +16,8 @@ NOT_FINITE = "not finite"
 MISSING = "-"
 MAX_MAGNITUDE = 1e300
 """Numbers beyond it count as not finite: the difference of two of them may be."""
+MAX_WRITTEN_OUT = 1e15
+"""Numbers from here on are written with an exponent."""
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -38,7 +40,10 @@ def formatted(value: Any, form: str) -> str:
 
 
 def fixed(value: Any, digits: int) -> str:
-    """A number with `digits` after the point and commas between thousands: 1,234.57."""
+    """A number with `digits` after the point and commas between thousands: 1,234.57. A number of
+    more than fifteen digits, such as the perplexity of a run that exploded, is 6.6e+292."""
+    if is_finite(value) and abs(value) >= MAX_WRITTEN_OUT:
+        return formatted(value, ".2g")
     return formatted(value, f",.{digits}f")
 
 

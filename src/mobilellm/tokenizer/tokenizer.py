@@ -68,6 +68,12 @@ class Tokenizer:
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
 
+    @property
+    def prefix_id(self) -> int | None:
+        """The token put before a text by itself, so that its first token is predicted too: BOS
+        where there is one, else EOS. None for a tokenizer without either."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added. `UserError` as for `encode_batch`."""
         return self.encode_batch([text])[0]
