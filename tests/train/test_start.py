@@ -29,7 +29,7 @@ from mobilellm.recipe.recipe import (
     StartSection,
     TrainSection,
 )
-from mobilellm.report import write_report
+from mobilellm.report.run_page import write_report
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train import checkpoint
 from mobilellm.train.inputs import batches
