@@ -97,7 +97,7 @@ def test_what_draws_at_random_goes_on_with_the_same_draws(
 def test_killed_at_arbitrary_steps_and_resumed_equals_undisturbed(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """SIGKILL, five times, wherever it hits: between steps, while evaluating, while writing a
+    """SIGKILL, five times, at any moment: between steps, while evaluating, while writing a
     checkpoint."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=7, evaluate_every=10, log_every=1)
     whole = train(tmp_path / "whole", recipe)

@@ -81,7 +81,7 @@ def test_resumed_in_another_world_and_in_the_same(
         "step-00000060",
         "step-00000060",
         "step-00000011",
-    ]  # one step behind the signal
+    ]  # one step after the signal
     assert same_tensors(last[0], last[1])  # bit for bit in the same world
     processes, parallel, within = go_on
     job(
@@ -297,7 +297,7 @@ def test_what_may_change_on_resume_and_what_may_not(recipe: Recipe, tmp_path: Pa
 def test_twenty_random_kills_change_nothing(
     recipe: Recipe, tmp_path: Path, jobs: list[Job]
 ) -> None:
-    """A rank dies twenty times in 300 steps of two processes, wherever it hits; the weights are
+    """A rank dies twenty times in 300 steps of two processes, at any moment; the weights are
     those of a quiet run."""
     recipe = recipe.replace("train", steps=300, checkpoint_every=9, evaluate_every=40)
     (tmp_path / "quiet").mkdir()
