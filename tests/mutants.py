@@ -84,13 +84,13 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             Edit(
                 "optimizers/optimizer.py",
-                "embedding_decay=section.weight_decay",
-                "embedding_decay=0.0",
+                "groups = _outside(network, section, embedding_decay=section.weight_decay)",
+                "groups = _outside(network, section, embedding_decay=0.0)",
             ),
             Edit(
                 "optimizers/optimizer.py",
-                "_outside(network, section, embedding_decay=0.0)",
-                "_outside(network, section, embedding_decay=section.weight_decay)",
+                "_adamw(_outside(network, section, embedding_decay=0.0)",
+                "_adamw(_outside(network, section, embedding_decay=section.weight_decay)",
             ),
         ),
         (f"tests/{OPTIMIZER}::test_the_embedding_is_decayed_by_adamw_alone",),
@@ -269,7 +269,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "the epoch not counted", "data/loader.py",
         "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
-        f"{LOADER}::test_resuming_gives_the_batches_that_would_have_followed",
+        f"{LOADER}::test_an_epoch_trains_on_each_token_once_but_for_the_remainder",
     ),
     fault(
         "mask a token early", "data/loader.py",
@@ -401,7 +401,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "branches see each other", "evaluate/engine.py",
         "seen[end:, start:end] = False", "pass",
-        f"{ENGINE}::test_scores_equal_the_harness[200-plain]",
+        f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
     ),
     fault(
         "softmax's sum not carried on", "evaluate/engine.py",
@@ -434,8 +434,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "evaluate/test_held_out.py::test_processes_divide_the_batches_and_all_get_the_sum",
     ),
     fault(
-        "held-out text begins without a border", "evaluate/held_out.py",
-        'return data.eos_id if getattr(data, "eos", True) else None', "return None",
+        "held-out text begins without a border", "data/token_folder.py",
+        "return self.eos_id if self.eos else None", "return None",
         "evaluate/test_held_out.py::test_a_source_begins_after_a_document_border_too",
     ),
     fault(
@@ -446,7 +446,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "a request loses a token too many", "evaluate/requests.py",
         "max(0, len(tokens) - max_length - 1)", "max(0, len(tokens) - max_length)",
-        f"{ENGINE}::test_scores_equal_the_harness[200-plain]",
+        f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
     ),
     fault(
         "wikitext drops the last whole window", "evaluate/wikitext.py",
