@@ -2,7 +2,7 @@
 same wall clock.
 
     python benchmarks/demo_vs_nanogpt.py --seconds 240
-    python benchmarks/demo_vs_nanogpt.py --seconds 240 --precision fp32     # ours without bf16, on a CPU that has it fast
+    python benchmarks/demo_vs_nanogpt.py --seconds 240 --precision fp32   # ours without bf16
 
 The peer is a character-level GPT as nanoGPT's README trains it on a CPU: 4 layers, 4 heads, 128
 wide, context 64, batch 12, no dropout, no bias, AdamW at 1e-3 (betas 0.9 and 0.99, decay 0.1), 100
@@ -178,7 +178,8 @@ def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dic
         if "held_out_bits_per_byte" in row:
             curve.append((spent, row["held_out_bits_per_byte"]))
     print(
-        f"ours: {recipe.train.steps} steps in {spent:.0f} s, {recipe.train.precision}, compile {recipe.train.compile}"
+        f"ours: {recipe.train.steps} steps in {spent:.0f} s, {recipe.train.precision}, compile "
+        f"{recipe.train.compile}"
     )
     return curve, {
         "precision": recipe.train.precision,
@@ -218,7 +219,8 @@ def main() -> None:
         print(f"{seconds:7.0f}  {bits:.4f}")
     overtaken = next((s for s, bits in ours if bits <= peer[-1][1]), None)
     print(
-        f"\nlast: ours {ours[-1][1]:.4f}, nanoGPT's recipe {peer[-1][1]:.4f}, ratio {ours[-1][1] / peer[-1][1]:.3f}"
+        f"\nlast: ours {ours[-1][1]:.4f}, nanoGPT's recipe {peer[-1][1]:.4f}, ratio "
+        f"{ours[-1][1] / peer[-1][1]:.3f}"
     )
     print(
         f"ours is below the peer's last figure after {overtaken:.0f} s"
@@ -229,8 +231,14 @@ def main() -> None:
         from mobilellm.hardware.description import describe
 
         machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
-        record = {"benchmark": "demo_vs_nanogpt", "date": datetime.date.today().isoformat(), "machine": machine,
-                  "seconds": arguments.seconds, "ours": {"curve": ours} | settings, "nanogpt": {"curve": peer}}  # fmt: skip
+        record = {
+            "benchmark": "demo_vs_nanogpt",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+            "seconds": arguments.seconds,
+            "ours": {"curve": ours} | settings,
+            "nanogpt": {"curve": peer},
+        }
         arguments.save.write_text(json.dumps(record, indent=2) + "\n")
 
 

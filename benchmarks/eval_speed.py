@@ -182,9 +182,12 @@ def report(
             for a, b in zip(ours["values"][task], peers[best[task]]["values"][task], strict=True)
         )
         rows[task] = {
-            "items_per_second": arguments.items / mine, "peer_items_per_second": arguments.items / theirs,
-            "ratio": theirs / mine, "peer_batch": best[task], "largest_difference": gap,
-        }  # fmt: skip
+            "items_per_second": arguments.items / mine,
+            "peer_items_per_second": arguments.items / theirs,
+            "ratio": theirs / mine,
+            "peer_batch": best[task],
+            "largest_difference": gap,
+        }
     mine = sum(ours["seconds"].values())
     theirs = sum(peers[best[task]]["seconds"][task] for task in best)
     total = {"ratio": theirs / mine, "seconds": mine, "peer_seconds": theirs}
@@ -200,16 +203,20 @@ def report(
         "peer_mib": {batch: peer["peak_mib"] for batch, peer in peers.items()},
     }
     print(
-        f"{'task':14} {'ours':>9} {'lm-eval':>9} {'ratio':>6} {'batch':>6}  largest difference (nats)"
+        f"{'task':14} {'ours':>9} {'lm-eval':>9} {'ratio':>6} {'batch':>6}  largest difference "
+        "(nats)"
     )
     for task, row in rows.items():
         print(
-            f"{task:14} {row['items_per_second']:7.2f}/s {row['peer_items_per_second']:7.2f}/s {row['ratio']:6.2f} "
+            f"{task:14} {row['items_per_second']:7.2f}/s {row['peer_items_per_second']:7.2f}/s "
+            f"{row['ratio']:6.2f} "
             f"{row['peer_batch']:6} {row['largest_difference']:.2g}"
         )
     print(
-        f"together {total['ratio']:.2f} times, {total['ratio_by_set_size']:.2f} weighted by the sets' sizes; peak memory "
-        f"{memory['ours_mib']:.0f} MiB, lm-eval at batch {overall} {peers[overall]['peak_mib']:.0f} MiB"
+        f"together {total['ratio']:.2f} times, {total['ratio_by_set_size']:.2f} weighted by the "
+        "sets' sizes; peak memory "
+        f"{memory['ours_mib']:.0f} MiB, lm-eval at batch {overall} "
+        f"{peers[overall]['peak_mib']:.0f} MiB"
     )
     versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
     facts = {
@@ -220,11 +227,20 @@ def report(
     }
     RESULT.write_text(
         json.dumps(
-            {"tasks": rows, "together": total, "peak_memory": memory, "peer_best_batch_overall": overall, "settings": facts,
-             "versions": versions, "machine": platform.processor() or platform.machine(),
-             "date": datetime.date.today().isoformat()}, indent=2,
-        ) + "\n"
-    )  # fmt: skip
+            {
+                "tasks": rows,
+                "together": total,
+                "peak_memory": memory,
+                "peer_best_batch_overall": overall,
+                "settings": facts,
+                "versions": versions,
+                "machine": platform.processor() or platform.machine(),
+                "date": datetime.date.today().isoformat(),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

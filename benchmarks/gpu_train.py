@@ -2,7 +2,7 @@
 Trainer beside it.
 
     python benchmarks/gpu_train.py --save benchmarks/results/gpu_train.json
-    python benchmarks/gpu_train.py --smoke                # the same program, tiny, on whatever is here
+    python benchmarks/gpu_train.py --smoke     # the same program, tiny, on any machine
 
 For each size it finds the largest micro-batch that fits, then sweeps compilation, attention kernel,
 chunked or whole loss and micro-batch one at a time around the best, and profiles ten steps for the
@@ -53,8 +53,12 @@ def attention(kernel: str) -> Any:
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    names = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
-             "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}  # fmt: skip
+    names = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
     with sdpa_kernel(names[kernel]):
         yield
 
@@ -223,8 +227,12 @@ def measure(
             micro * length,
             steps,
         )
-        print(f"  {preset} micro-batch {micro:>3} {settings}: {result.get('tokens_per_second', 0):,.0f} tokens/s "
-              f"{result.get('peak_bytes', 0) / 2**30:.1f} GiB {result.get('error', '')}", flush=True)  # fmt: skip
+        print(
+            f"  {preset} micro-batch {micro:>3} {settings}: "
+            f"{result.get('tokens_per_second', 0):,.0f} tokens/s "
+            f"{result.get('peak_bytes', 0) / 2**30:.1f} GiB {result.get('error', '')}",
+            flush=True,
+        )
         return {"micro_batch_size": micro} | settings | result
 
     sweep, micro = [], largest
@@ -255,8 +263,12 @@ def measure(
             steps,
         )  # type: ignore[misc]
         peers.append({"micro_batch_size": peer_micro} | peer)
-        print(f"  {preset} transformers, micro-batch {peer_micro}: {peer.get('tokens_per_second', 0):,.0f} tokens/s "
-              f"{peer.get('peak_bytes', 0) / 2**30:.1f} GiB {peer.get('error', '')}", flush=True)  # fmt: skip
+        print(
+            f"  {preset} transformers, micro-batch {peer_micro}: "
+            f"{peer.get('tokens_per_second', 0):,.0f} tokens/s "
+            f"{peer.get('peak_bytes', 0) / 2**30:.1f} GiB {peer.get('error', '')}",
+            flush=True,
+        )
         if "error" not in peer:
             break
         peer_micro //= 2
@@ -277,11 +289,19 @@ def measure(
     )
     expected = estimate(config, batching, precision=precision, optimizer=OPTIMIZERS["adamw"].costs)
     return {
-        "preset": preset, "sequence_length": length, "best": winner, "sweep": sweep, "transformers": peers,
-        "speed_ratio": winner["tokens_per_second"] / peers[-1]["tokens_per_second"] if "error" not in peers[-1] else None,
+        "preset": preset,
+        "sequence_length": length,
+        "best": winner,
+        "sweep": sweep,
+        "transformers": peers,
+        "speed_ratio": winner["tokens_per_second"] / peers[-1]["tokens_per_second"]
+        if "error" not in peers[-1]
+        else None,
         "mfu_6n": winner["tokens_per_second"] * flops["six_n"] / peak,
-        "mfu_palm": winner["tokens_per_second"] * flops["palm"] / peak, "estimated_bytes": expected.peak, "top_kernels": top,
-    }  # fmt: skip
+        "mfu_palm": winner["tokens_per_second"] * flops["palm"] / peak,
+        "estimated_bytes": expected.peak,
+        "top_kernels": top,
+    }
 
 
 def main() -> None:
@@ -315,11 +335,15 @@ def main() -> None:
                 ratio = (
                     f", {result['speed_ratio']:.2f}x transformers" if result["speed_ratio"] else ""
                 )
-                print(f"{preset}: {result['best']['tokens_per_second']:,.0f} tokens/s, {result['mfu_6n']:.1%} MFU (6N), "
-                      f"{result['mfu_palm']:.1%} (PaLM){ratio}")  # fmt: skip
+                print(
+                    f"{preset}: {result['best']['tokens_per_second']:,.0f} tokens/s, "
+                    f"{result['mfu_6n']:.1%} MFU (6N), "
+                    f"{result['mfu_palm']:.1%} (PaLM){ratio}"
+                )
                 for kernel in result["top_kernels"]:
                     print(
-                        f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  {kernel['name']}"
+                        f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  "
+                        f"{kernel['name']}"
                     )
             if arguments.save:  # after each size, so that a time limit leaves what was measured
                 record = {

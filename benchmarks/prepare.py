@@ -1,7 +1,7 @@
 """Preparation against amber-data-prep's way and datatrove's DocumentTokenizer; the loader; a
 trillion tokens' start-up.
 
-    python benchmarks/prepare.py ../shared/data/text/*.jsonl.gz --tokenizer ../shared/data/tokenizer/mistral-v1-32k
+    python benchmarks/prepare.py TEXT/*.jsonl.gz --tokenizer TOKENIZER
 
 Prints each figure and writes benchmarks/results/prepare.json. All in one run: every contender reads
 the same files, with the same tokenizer and the same number of processes. amber-data-prep's way is
@@ -92,12 +92,14 @@ def amber(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
 def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
     """datatrove's own tokenizing pipeline, in its local executor."""
     program = (
-        "import sys\nfrom datatrove.executor import LocalPipelineExecutor\nfrom datatrove.pipeline.readers import JsonlReader\n"
+        "import sys\nfrom datatrove.executor import LocalPipelineExecutor\nfrom "
+        "datatrove.pipeline.readers import JsonlReader\n"
         "from datatrove.pipeline.tokens import DocumentTokenizer\n"
         "if __name__ == '__main__':\n"
         "    folder, tokenizer, out, workers, tasks = sys.argv[1:]\n"
         "    LocalPipelineExecutor(pipeline=[JsonlReader(folder, glob_pattern='*.jsonl.gz'),\n"
-        "        DocumentTokenizer(out + '/tokens', tokenizer_name_or_path=tokenizer, eos_token='</s>',\n"
+        "        DocumentTokenizer(out + '/tokens', tokenizer_name_or_path=tokenizer, "
+        "eos_token='</s>',\n"
         "        shuffle_documents=False)],\n"
         "        tasks=int(tasks), workers=int(workers), logging_dir=out + '/logs').run()\n"
     )
@@ -168,7 +170,8 @@ def throughput(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -
             shutil.rmtree(out)
         found[name] = {"seconds": best, "megabytes_per_second": size / best / 1e6, "tokens": tokens}
         print(
-            f"{name:32} {size / best / 1e6:7.1f} MB/s  {tokens / best / 1e6:6.2f} Mtok/s  {tokens:,} tokens",
+            f"{name:32} {size / best / 1e6:7.1f} MB/s  {tokens / best / 1e6:6.2f} Mtok/s  "
+            f"{tokens:,} tokens",
             flush=True,
         )
     mine = found["ours_2_workers"]["megabytes_per_second"]
@@ -255,12 +258,17 @@ def sparse_folder(folder: Path, like: Path, total: int = TRILLION) -> Path:
                     file.truncate(HEADER_BYTES + n * kind.itemsize)
             shards.append(
                 {
-                    "file": f"{split}/{name.name}", "source": manifest["sources"][0]["name"], "tokens": count,
+                    "file": f"{split}/{name.name}",
+                    "source": manifest["sources"][0]["name"],
+                    "tokens": count,
                     "documents": documents,
-                    "bytes": 4 * count, "size": name.stat().st_size, "sha256": "0" * 64,
-                    "ends_size": HEADER_BYTES + documents * 8, "ends_sha256": "0" * 64,
+                    "bytes": 4 * count,
+                    "size": name.stat().st_size,
+                    "sha256": "0" * 64,
+                    "ends_size": HEADER_BYTES + documents * 8,
+                    "ends_sha256": "0" * 64,
                 }
-            )  # fmt: skip
+            )
         manifest["splits"][split] = {
             key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")
         } | {"shards": shards}
@@ -274,17 +282,22 @@ def start_up(folder: Path) -> dict[str, Any]:
     anywhere."""
     program = (
         "import json, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
-        "from mobilellm.data.dataset import open_dataset\nfrom mobilellm.data.loader import DataState, Loader\n"
-        "start = time.perf_counter()\ndata = open_dataset(Path(sys.argv[1]))\nstream = data.tokens('train')\n"
-        "loader = Loader(stream, 2048, 8, DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint))\n"
+        "from mobilellm.data.dataset import open_dataset\nfrom mobilellm.data.loader import "
+        "DataState, Loader\n"
+        "start = time.perf_counter()\ndata = open_dataset(Path(sys.argv[1]))\nstream = "
+        "data.tokens('train')\n"
+        "loader = Loader(stream, 2048, 8, DataState(seed=0, epoch=0, samples=0, "
+        "fingerprint=data.fingerprint))\n"
         "next(iter(loader))\n"
         "first = time.perf_counter() - start\ntimes = []\n"
         "for i in np.random.default_rng(0).integers(0, loader.samples_per_epoch, 2000):\n"
         "    at = time.perf_counter()\n    loader.gather(loader.starts(0, np.array([i])))\n"
         "    times.append(time.perf_counter() - at)\n"
         "print(json.dumps({'tokens': len(stream), 'seconds_to_first_batch': first,\n"
-        "    'peak_memory_megabytes': int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024,\n"
-        "    'sample_milliseconds_mean': 1e3 * sum(times) / len(times), 'sample_milliseconds_worst': 1e3 * max(times),\n"
+        "    'peak_memory_megabytes': "
+        "int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024,\n"
+        "    'sample_milliseconds_mean': 1e3 * sum(times) / len(times), "
+        "'sample_milliseconds_worst': 1e3 * max(times),\n"
         "    'sample_milliseconds_99': 1e3 * sorted(times)[-len(times) // 100]}))\n"
     )
     done = subprocess.run(

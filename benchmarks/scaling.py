@@ -53,19 +53,43 @@ def main() -> None:
             model=ModelSection(preset=arguments.preset),
             data=DataSection(path=str(folder / "data"), sequence_length=256),
             train=TrainSection(
-                steps=arguments.steps, batch_tokens=8 * 256, micro_batch_size=4, precision=precision, compile="off", threads=1,  # type: ignore[arg-type]
-                evaluate_every=0, checkpoint_every=10**6, log_every=1,
+                steps=arguments.steps,
+                batch_tokens=8 * 256,
+                micro_batch_size=4,
+                precision=precision,
+                compile="off",
+                threads=1,  # type: ignore[arg-type]
+                evaluate_every=0,
+                checkpoint_every=10**6,
+                log_every=1,
             ),
             optimizer=OptimizerSection(warmup_steps=0),
-        )  # fmt: skip
+        )
         recipe.write(folder / "recipe.toml")
         for processes, kind in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
             run = folder / f"{kind}{processes}"
             subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m",
-                 "mobilellm", "train", folder / "recipe.toml", "--out", run, "--parallel.kind", kind],
-                env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc-per-node",
+                    str(processes),
+                    "-m",
+                    "mobilellm",
+                    "train",
+                    folder / "recipe.toml",
+                    "--out",
+                    run,
+                    "--parallel.kind",
+                    kind,
+                ],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
             metrics: list[dict[str, Any]] = [
                 json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
             ]
@@ -85,8 +109,14 @@ def main() -> None:
             )
     if arguments.save:
         machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
-        record = {"benchmark": "scaling", "date": datetime.date.today().isoformat(), "machine": machine, "preset": arguments.preset,
-                  "precision": precision, "results": rows}  # fmt: skip
+        record = {
+            "benchmark": "scaling",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+            "preset": arguments.preset,
+            "precision": precision,
+            "results": rows,
+        }
         arguments.save.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Speed and memory of one training step against transformers' LlamaForCausalLM of the same shape.
 
-    python benchmarks/train_step.py                        # the demo's size, then 125M at 2 x 512 tokens
+    python benchmarks/train_step.py         # the demo's size, then 125M at 2 x 512 tokens
     python benchmarks/train_step.py --only demo --rounds 3
 
 The peer is LlamaForCausalLM with torch's AdamW, eager, fp32, as its own documentation trains it.
@@ -48,8 +48,18 @@ def stepper(
     if kind == "transformers":
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings")  # fmt: skip
+        keys = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "rope_theta",
+            "tie_word_embeddings",
+        )
         model = LlamaForCausalLM(LlamaConfig(**{key: getattr(config, key) for key in keys}))
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1
@@ -184,21 +194,31 @@ def main() -> None:
     machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
     results = []
     print(
-        f"{machine['device']}, {torch.get_num_threads()} threads, {machine['cpu_capability']}, torch {torch.__version__}"
+        f"{machine['device']}, {torch.get_num_threads()} threads, {machine['cpu_capability']}, "
+        f"torch {torch.__version__}"
     )
     for size in [arguments.only] if arguments.only else SIZES:
         result = measure(size, arguments.rounds)
         results.append(result)
         print(
-            f"\n{size}: {result['sequences']} x {result['sequence_length']} tokens a step, median of {arguments.rounds} rounds"
+            f"\n{size}: {result['sequences']} x {result['sequence_length']} tokens a step, median "
+            f"of {arguments.rounds} rounds"
         )
         print(f"{'':28}{'tokens/s':>10}{'ratio':>8}{'peak MiB':>10}{'ratio':>8}")
         for row in result["rows"]:
-            print(f"{row['name']:28}{row['tokens_per_second']:>10,.0f}{row['speed_ratio']:>8.2f}"
-                  f"{row['peak_bytes'] / 2**20:>10,.0f}{row['memory_ratio']:>8.2f}")  # fmt: skip
+            print(
+                f"{row['name']:28}{row['tokens_per_second']:>10,.0f}{row['speed_ratio']:>8.2f}"
+                f"{row['peak_bytes'] / 2**20:>10,.0f}{row['memory_ratio']:>8.2f}"
+            )
     if arguments.save:
-        record = {"benchmark": "train_step", "date": datetime.date.today().isoformat(), "machine": machine,
-                  "platform": platform.platform(), "transformers": transformers.__version__, "results": results}  # fmt: skip
+        record = {
+            "benchmark": "train_step",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+            "platform": platform.platform(),
+            "transformers": transformers.__version__,
+            "results": results,
+        }
         arguments.save.write_text(json.dumps(record, indent=2) + "\n")
 
 

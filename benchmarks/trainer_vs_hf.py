@@ -2,7 +2,7 @@
 one after the other.
 
     pip install accelerate                                  # which the Trainer asks for
-    python benchmarks/trainer_vs_hf.py                      # demo's size and 125M, fp32 and what the device is fast at
+    python benchmarks/trainer_vs_hf.py   # fp32 and what the device is fast at
     python benchmarks/trainer_vs_hf.py --only demo --save benchmarks/results/trainer_vs_hf.json
 
 Each contestant trains in a process of its own: transformers.Trainer on LlamaForCausalLM as its
@@ -55,11 +55,19 @@ def settings(folder: Path, size: str, precision: str) -> Any:
         model=ModelSection(preset=str(folder / "start/config.json")),
         data=DataSection(path=str(folder / "data"), sequence_length=length),
         train=TrainSection(
-            steps=steps, batch_tokens=length * rows, micro_batch_size=rows, precision=precision, evaluate_every=0, log_every=1,  # type: ignore[arg-type]
-            checkpoint_every=10**6, compile="auto",
+            steps=steps,
+            batch_tokens=length * rows,
+            micro_batch_size=rows,
+            precision=precision,
+            evaluate_every=0,
+            log_every=1,  # type: ignore[arg-type]
+            checkpoint_every=10**6,
+            compile="auto",
         ),
-        optimizer=OptimizerSection(learning_rate=LEARNING_RATE, warmup_steps=0, schedule="constant"),
-    )  # fmt: skip
+        optimizer=OptimizerSection(
+            learning_rate=LEARNING_RATE, warmup_steps=0, schedule="constant"
+        ),
+    )
 
 
 def set_up(folder: Path, size: str) -> None:
@@ -146,11 +154,23 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
     before = memory("VmRSS")
     model = AutoModelForCausalLM.from_pretrained(folder / "start", dtype=torch.float32)
     arguments = TrainingArguments(
-        output_dir=str(folder / "hf"), per_device_train_batch_size=recipe.batching().sequences, max_steps=recipe.train.steps,
-        learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95,
-        max_grad_norm=1.0, logging_steps=1, report_to="none", save_strategy="no", use_cpu=not torch.cuda.is_available(),
-        bf16=precision == "bf16", dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder / "hf"),
+        per_device_train_batch_size=recipe.batching().sequences,
+        max_steps=recipe.train.steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.1,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=precision == "bf16",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
     trainer = InOrder(model=model, args=arguments, train_dataset=Rows(), callbacks=[Clock()])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -208,9 +228,12 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     finally:
         loop.model_config = real
     return {
-        "losses": losses, "seconds": seconds, "peak_bytes": peak - before, "compile": recipe.train.compile,
+        "losses": losses,
+        "seconds": seconds,
+        "peak_bytes": peak - before,
+        "compile": recipe.train.compile,
         "outside_network_and_optimizer": statistics.median(outside[3:]),
-    }  # fmt: skip
+    }
 
 
 def real_config(folder: Path) -> Any:
@@ -266,9 +289,16 @@ def main() -> None:
                 set_up(folder, size)
                 for kind in ("hf", "ours"):
                     done = subprocess.run(
-                        [sys.executable, __file__, "--contestant", f"{kind}|{folder}|{size}|{precision}"],
-                        stdout=subprocess.PIPE, text=True, check=True,
-                    )  # fmt: skip
+                        [
+                            sys.executable,
+                            __file__,
+                            "--contestant",
+                            f"{kind}|{folder}|{size}|{precision}",
+                        ],
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                    )
                     found[kind] = json.loads(done.stdout.rpartition("RESULT")[2])
             speed = {
                 kind: length * rows / statistics.median(one["seconds"][3:])
@@ -279,25 +309,39 @@ def main() -> None:
                 for a, b in zip(found["hf"]["losses"], found["ours"]["losses"], strict=True)
             ]
             result = {
-                "size": size, "precision": precision, "sequences": rows, "sequence_length": length, "steps": len(apart),
-                "tokens_per_second": speed, "speed_ratio": speed["ours"] / speed["hf"],
+                "size": size,
+                "precision": precision,
+                "sequences": rows,
+                "sequence_length": length,
+                "steps": len(apart),
+                "tokens_per_second": speed,
+                "speed_ratio": speed["ours"] / speed["hf"],
                 "peak_bytes": {kind: one["peak_bytes"] for kind, one in found.items()},
                 "memory_ratio": found["ours"]["peak_bytes"] / found["hf"]["peak_bytes"],
-                "largest_loss_difference": max(apart), "compile": found["ours"]["compile"],
+                "largest_loss_difference": max(apart),
+                "compile": found["ours"]["compile"],
                 "outside_network_and_optimizer": found["ours"]["outside_network_and_optimizer"],
                 "losses": {kind: one["losses"] for kind, one in found.items()},
-            }  # fmt: skip
+            }
             results.append(result)
             print(
-                f"{size} {precision}: {rows} x {length} tokens, {len(apart)} steps: Trainer {speed['hf']:,.0f} tokens/s, "
-                f"{found['hf']['peak_bytes'] / 2**20:,.0f} MiB; ours {speed['ours']:,.0f} ({result['speed_ratio']:.2f}x), "
-                f"{found['ours']['peak_bytes'] / 2**20:,.0f} MiB ({result['memory_ratio']:.2f}x); losses within {max(apart):.1e}; "
+                f"{size} {precision}: {rows} x {length} tokens, {len(apart)} steps: Trainer "
+                f"{speed['hf']:,.0f} tokens/s, "
+                f"{found['hf']['peak_bytes'] / 2**20:,.0f} MiB; ours {speed['ours']:,.0f} "
+                f"({result['speed_ratio']:.2f}x), "
+                f"{found['ours']['peak_bytes'] / 2**20:,.0f} MiB ({result['memory_ratio']:.2f}x); "
+                f"losses within {max(apart):.1e}; "
                 f"outside network and optimizer {result['outside_network_and_optimizer']:.1%}",
                 flush=True,
             )
     if arguments.save:
-        record = {"benchmark": "trainer_vs_hf", "date": datetime.date.today().isoformat(), "machine": machine,
-                  "transformers": transformers.__version__, "results": results}  # fmt: skip
+        record = {
+            "benchmark": "trainer_vs_hf",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+            "transformers": transformers.__version__,
+            "results": results,
+        }
         arguments.save.write_text(json.dumps(record, indent=2) + "\n")
 
 

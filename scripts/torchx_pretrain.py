@@ -19,7 +19,7 @@ def pretrain(
     flags: str = "",
     gpu: int = 0,
     cpu: int = 8,
-    memMB: int = 65536,  # noqa: N803  (TorchX's own name)
+    memMB: int = 65536,
     max_retries: int = 3,
 ) -> specs.AppDef:
     """Train a recipe on several nodes; started anew after a fault, it goes on where it stood.
@@ -37,17 +37,25 @@ def pretrain(
         max_retries: times that the whole job is started anew
     """
     nodes, processes = (int(part) for part in j.split("x"))
-    command = [
-        "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(processes), "--max-restarts", "3",
-        "--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id,
-        "--rdzv-endpoint", "localhost:0" if nodes == 1 else f"$${{{specs.macros.rank0_env}}}:29500",
-        "-m", "mobilellm", "train", recipe, "--data.path", data, "--out", run, "--resume", "auto", *shlex.split(flags),
-    ]  # fmt: skip
+    address = "localhost:0" if nodes == 1 else f"$${{{specs.macros.rank0_env}}}:29500"
+    launcher = {
+        "--nnodes": nodes,
+        "--nproc-per-node": processes,
+        "--max-restarts": 3,
+        "--rdzv-backend": "c10d",
+        "--rdzv-id": specs.macros.app_id,
+        "--rdzv-endpoint": address,
+    }
+    settings = [word for name, value in launcher.items() for word in (name, str(value))]
+    train = ["train", recipe, "--data.path", data, "--out", run, "--resume", "auto"]
+    command = ["-m", "torch.distributed.run", *settings, "-m", "mobilellm", *train]
+    command += shlex.split(flags)
     name = os.path.basename(run.rstrip("/")) or "mobilellm"
     if nodes == 1:
         entrypoint, arguments = "python", command
     else:  # rank 0's address is in a variable whose name the scheduler knows
-        line = " ".join(part if part.startswith("$$") else shlex.quote(part) for part in ["python", *command])
+        words = ["python", *command]
+        line = " ".join(word if word.startswith("$$") else shlex.quote(word) for word in words)
         entrypoint, arguments = "sh", ["-c", line]
     return specs.AppDef(
         name=name,
