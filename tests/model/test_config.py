@@ -68,7 +68,8 @@ def test_flops_conventions_differ_by_1_57_at_125m() -> None:
 
 
 def test_applied_parameters_equal_counted_multiplications() -> None:
-    """The FLOPs of a forward pass, counted by torch, are twice the applied matrices' parameters a token."""
+    """The FLOPs of a forward pass, counted by torch, are twice the applied matrices' parameters a
+    token."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,5 @@
-"""The product by oneDNN is F.linear, and is left alone where gradients, other precisions or the compiler are at work."""
+"""The product by oneDNN is F.linear, and is left alone where gradients, other precisions or the
+compiler are at work."""
 
 import platform
 

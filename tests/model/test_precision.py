@@ -1,4 +1,5 @@
-"""The one home of the products' precision: what it sets, and that no other module decides by name."""
+"""The one home of the products' precision: what it sets, and that no other module decides by
+name."""
 
 import ast
 import json

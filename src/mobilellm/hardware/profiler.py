@@ -1,8 +1,8 @@
 """torch's profiler, set up for one device. Its trace opens in chrome://tracing or Perfetto.
 
-    with profiler(device) as profile:
-        network(input_ids)
-    profile.export_chrome_trace("profile.json")
+with profiler(device) as profile:
+    network(input_ids)
+profile.export_chrome_trace("profile.json")
 """
 
 from __future__ import annotations

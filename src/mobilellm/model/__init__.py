@@ -1,1 +1,2 @@
-"""The network on one device, its configuration, and its own numbers. Imports nothing of the other stages."""
+"""The network on one device, its configuration, and its own numbers. Imports nothing of the other
+stages."""

@@ -1,11 +1,12 @@
-"""Causal attention for training in bf16 on a CPU: a few query rows at a time against the keys before them.
+"""Causal attention for training in bf16 on a CPU: a few query rows at a time against the keys
+before them.
 
-torch's flash attention for CPUs walks over small tiles, which costs it more than half of a bf16 step; here the same sums
-(FlashAttention-2, arXiv 2307.08691: the softmax's logarithm is kept, not the softmax) go through matrix products that are
-large enough for the processor's bf16 units, and nothing above the diagonal is computed but within a block of rows. All
-query heads of a key head are one product, so grouped keys are never repeated. It is an operator of its own, which
-torch.compile takes as a whole.
-"""
+torch's flash attention for CPUs walks over small tiles, which costs it more than half of a bf16
+step; here the same sums (FlashAttention-2, arXiv 2307.08691: the softmax's logarithm is kept, not
+the softmax) go through matrix products that are large enough for the processor's bf16 units, and
+nothing above the diagonal is computed but within a block of rows. All query heads of a key head are
+one product, so grouped keys are never repeated. It is an operator of its own, which torch.compile
+takes as a whole."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def rows_at_once(length: int) -> int:
 
 @torch.library.custom_op("mobilellm::causal_attention", mutates_args=())
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """query (B, H, T, D), key and value (B, K, T, D) -> attended (B, H, T, D), log of its softmax's sum (B, K, H/K, T, 1)."""
+    """query (B, H, T, D), key and value (B, K, T, D) -> attended (B, H, T, D), log of its softmax's
+    sum (B, K, H/K, T, 1)."""
     B, H, T, D = query.shape
     K, scale = key.shape[1], D**-0.5
     G = H // K
@@ -42,7 +44,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 
 def _rows_first(like: Tensor) -> Tensor:
-    """An empty (B, H, T, D) that lies in memory as (B, T, H, D), as the projections around attention have it."""
+    """An empty (B, H, T, D) that lies in memory as (B, T, H, D), as the projections around
+    attention have it."""
     B, H, T, D = like.shape
     return like.new_empty(B, T, H, D).transpose(1, 2)
 
@@ -58,7 +61,8 @@ def _blocks(length: int) -> list[tuple[int, int, Tensor]]:
 
 
 def _scores(query: Tensor, key: Tensor, scale: float, above: Tensor) -> Tensor:
-    """Scaled products of a block of queries (N, G, n, D) with the keys (N, S, D) up to its end, masked; float32."""
+    """Scaled products of a block of queries (N, G, n, D) with the keys (N, S, D) up to its end,
+    masked; float32."""
     N, G, n, D = query.shape
     x = (
         torch.bmm(query.reshape(N, G * n, D), key.transpose(1, 2))

@@ -1,8 +1,7 @@
 """Attention that stays within a document, for samples that hold several.
 
-On a GPU the mask is FlexAttention's block mask (arXiv 2412.05496): blocks without a common document are never computed.
-Elsewhere it is a table of booleans for scaled_dot_product_attention.
-"""
+On a GPU the mask is FlexAttention's block mask (arXiv 2412.05496): blocks without a common document
+are never computed. Elsewhere it is a table of booleans for scaled_dot_product_attention."""
 
 from __future__ import annotations
 
@@ -39,7 +38,8 @@ def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, causal: bool
 ) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and values (B, K, S, D)."""
+    """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and
+    values (B, K, S, D)."""
     if (
         causal
         and query.device.type == "cpu"

@@ -1,4 +1,5 @@
-"""What a network of a given configuration amounts to: parameters, FLOPs, cache bytes. Computed, never built.
+"""What a network of a given configuration amounts to: parameters, FLOPs, cache bytes. Computed,
+never built.
 
     numbers = ModelCosts.of(ModelConfig.preset("125M"))
     numbers.parameters["total"]   # 124635456
@@ -21,13 +22,16 @@ class ModelCosts:
     """Figures of one network."""
 
     parameters: dict[str, int]
-    """Stored parameters by group: embedding, attention, feed_forward, norm, lm_head (0 when tied), total."""
+    """Stored parameters by group: embedding, attention, feed_forward, norm, lm_head (0 when tied),
+    total."""
     applied_parameters: int
-    """Parameters that multiply each token: blocks times their repeats, and the output layer; no embedding look-up."""
+    """Parameters that multiply each token: blocks times their repeats, and the output layer; no
+    embedding look-up."""
     executed_layers: int
     """Blocks times repeats."""
     kv_slots: int
-    """Key/value pairs a token leaves in the cache (fewer than executed_layers when later applications reuse K and V)."""
+    """Key/value pairs a token leaves in the cache (fewer than executed_layers when later
+    applications reuse K and V)."""
     kv_width: int
     """Numbers in one key (or value) over all its heads."""
     attention_width: int
@@ -69,10 +73,10 @@ class ModelCosts:
     def flops_per_token(self, sequence_length: int) -> dict[str, int]:
         """FLOPs to train on one token, forward and backward, under two conventions.
 
-        `six_n`: 6 x every parameter that multiplies the token, the tied embedding counted once, as output layer.
-        `palm`: that plus 12 x layers x attention width x sequence_length (PaLM, arXiv 2204.02311, appendix B; the causal
-        mask is not discounted). At 125M and 2048 tokens they differ by a factor of 1.57.
-        """
+        `six_n`: 6 x every parameter that multiplies the token, the tied embedding counted once, as
+        output layer. `palm`: that plus 12 x layers x attention width x sequence_length (PaLM, arXiv
+        2204.02311, appendix B; the causal mask is not discounted). At 125M and 2048 tokens they
+        differ by a factor of 1.57."""
         six_n = 6 * self.applied_parameters
         return {
             "six_n": six_n,
@@ -80,7 +84,8 @@ class ModelCosts:
         }
 
     def kv_cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
-        """Bytes of keys and values that one token adds to the cache (2 bytes a number: bf16 or fp16)."""
+        """Bytes of keys and values that one token adds to the cache (2 bytes a number: bf16 or
+        fp16)."""
         return 2 * self.kv_slots * self.kv_width * bytes_per_number
 
     def memory_bytes(self) -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""RMSNorm and SwiGLU with backward passes of their own: they keep less and do it in fewer passes over memory.
+"""RMSNorm and SwiGLU with backward passes of their own: they keep less and do it in fewer passes
+over memory.
 
-Autograd would keep every intermediate (for SwiGLU the gate, its sigmoid's product and the up projection; for RMSNorm the
-normalized input beside the input) and walk over each again. Here only the input is kept, and what is cheap is computed
-anew. torch.compile sees through both.
-"""
+Autograd would keep every intermediate (for SwiGLU the gate, its sigmoid's product and the up
+projection; for RMSNorm the normalized input beside the input) and walk over each again. Here only
+the input is kept, and what is cheap is computed anew. torch.compile sees through both."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension, computed in float32, returned in x's type (arXiv 1910.07467)."""
+    """x / rms(x) * weight over the last dimension, computed in float32, returned in x's type (arXiv
+    1910.07467)."""
     return _RMSNorm.apply(x, weight, eps)
 
 

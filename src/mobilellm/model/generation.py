@@ -41,14 +41,16 @@ class CachedNetwork(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. The three cuts apply in the order temperature, top-k, top-p, as in transformers."""
+    """How the next token is drawn. The three cuts apply in the order temperature, top-k, top-p, as
+    in transformers."""
 
     temperature: float = 0.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int = 0
     """Draw among the k likeliest tokens; 0 is no limit."""
     top_p: float = 1.0
-    """Draw among the fewest likeliest tokens whose probabilities reach p (arXiv 1904.09751); 1 is no limit."""
+    """Draw among the fewest likeliest tokens whose probabilities reach p (arXiv 1904.09751); 1 is
+    no limit."""
     seed: int = 0
     """Seeds the draw."""
 
@@ -88,9 +90,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `prompt`, ending before a token of `stop`.
 
-    `stop` is the configuration's end-of-text tokens when not given. `UserError` when the prompt is empty, or prompt and
-    new tokens together exceed max_position_embeddings.
-    """
+    `stop` is the configuration's end-of-text tokens when not given. `UserError` when the prompt is
+    empty, or prompt and new tokens together exceed max_position_embeddings."""
     config = network.config
     if stop is None:
         eos = config.eos_token_id

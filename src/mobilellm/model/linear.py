@@ -1,8 +1,8 @@
 """x @ W.T, by the faster of the two libraries that torch has for it on a CPU.
 
-In float32 `F.linear` takes MKL. Without gradients oneDNN does the same product: 1.2 times as fast for 1,024 rows of a 125M
-model's blocks, and twice as fast for some 64 rows of its output layer (docs/log.md). Everything else is `F.linear`.
-"""
+In float32 `F.linear` takes MKL. Without gradients oneDNN does the same product: 1.2 times as fast
+for 1,024 rows of a 125M model's blocks, and twice as fast for some 64 rows of its output layer
+(docs/log.md). Everything else is `F.linear`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 @functools.cache
 def onednn_linear() -> Callable[..., Tensor] | None:
-    """torch's product by oneDNN, which its compiler uses; None where this torch or this machine has none."""
+    """torch's product by oneDNN, which its compiler uses; None where this torch or this machine has
+    none."""
     if (
         platform.machine().lower() not in ("x86_64", "amd64")
         or not torch.backends.mkldnn.is_available()

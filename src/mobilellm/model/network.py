@@ -1,14 +1,14 @@
-"""MobileLLM (arXiv 2402.14905) on one device: deep and thin, SwiGLU, tied embedding, grouped-query attention, and
-blocks that can be applied several times in a row with the same weights.
+"""MobileLLM (arXiv 2402.14905) on one device: deep and thin, SwiGLU, tied embedding, grouped-query
+attention, and blocks that can be applied several times in a row with the same weights.
 
     network = Network(ModelConfig.preset("125M"))
     logits = network(input_ids)                  # (B, T) -> (B, T, V)
     loss = network.loss(input_ids, targets)      # mean nats a token, without the whole logits
     network.generate([1, 2, 3], max_new_tokens=20)
 
-Shapes: B batch, T new positions, S all positions (cached and new), C hidden_size, H query heads, K key/value heads,
-D head_dim, F intermediate_size, V vocabulary. Compilation and parallelism are wrapped around this from outside.
-"""
+Shapes: B batch, T new positions, S all positions (cached and new), C hidden_size, H query heads, K
+key/value heads, D head_dim, F intermediate_size, V vocabulary. Compilation and parallelism are
+wrapped around this from outside."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos and sin (T, 1, D/2)."""
+    """Turn the pairs (i, i + D/2) of x (B, T, heads, D) by the angles of their positions; cos and
+    sin (T, 1, D/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions. Q, K and V are one matrix: one product instead of three."""
+    """Causal grouped-query attention with rotary positions. Q, K and V are one matrix: one product
+    instead of three."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,7 +67,8 @@ class Attention(nn.Module):
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
         cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:  # fmt: skip
-        """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this block's own.
+        """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this
+        block's own.
 
         With `rows` (N,) the output is that of these positions alone, (B, N, C).
         """
@@ -160,15 +163,16 @@ class Network(nn.Module):
         self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None,
         packed: tuple[Tensor, Sequence[Span]] | None = None, rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The last hidden states, normalized: (B, T) -> (B, T, C). Positions follow those in `cache`, which grows by T.
+        """The last hidden states, normalized: (B, T) -> (B, T, C). Positions follow those in
+        `cache`, which grows by T.
 
-        With `documents` (B, T), the number of the document each token belongs to within its row, a token attends to
-        its own document alone. Rotary positions are relative, so each document fares as if it stood by itself.
+        With `documents` (B, T), the number of the document each token belongs to within its row, a
+        token attends to its own document alone. Rotary positions are relative, so each document
+        fares as if it stood by itself.
 
-        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent spans, each of which may
-        hold several continuations of one beginning. With `rows` (N,) only these positions are wanted, (B, N, C): the last
-        block computes no others.
-        """
+        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent
+        spans, each of which may hold several continuations of one beginning. With `rows` (N,) only
+        these positions are wanted, (B, N, C): the last block computes no others."""
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
         # Behind cached positions a query may look at all of them, so causality needs a mask; a single one needs none.
@@ -207,10 +211,9 @@ class Network(nn.Module):
         reduction: str = "mean",
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over the targets that
-        count, or their sum. `documents` as in `hidden`. Training minimizes an objective instead
-        (see model/loss.py).
-        """
+        """Cross-entropy in nats of `targets` (B, T), -100 where none: the mean over the targets
+        that count, or their sum. `documents` as in `hidden`. Training minimizes an objective
+        instead (see model/loss.py)."""
         hidden = self.hidden(input_ids, documents=documents).flatten(0, 1)
         return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), reduction)
 
@@ -218,7 +221,8 @@ class Network(nn.Module):
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,
         stop: Sequence[int] | None = None,
     ) -> Iterator[int]:  # fmt: skip
-        """Continue `prompt`, token by token (see model/generation.py); greedy unless `sampling` says otherwise."""
+        """Continue `prompt`, token by token (see model/generation.py); greedy unless `sampling`
+        says otherwise."""
         return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
 
 
@@ -234,8 +238,8 @@ def initialize(
     | o_proj, down_proj               | normal, standard deviation `initializer_range`    | 0: each block starts as identity |
     | norms                           | 1                                                 | 1                                |
 
-    The first is what the original trains from. The second starts faster where the training is short (docs/log.md).
-    """
+    The first is what the original trains from. The second starts faster where the training is short
+    (docs/log.md)."""
     std = network.config.initializer_range
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -1,4 +1,5 @@
-"""The precision in which matrix products run: its name, its dtype, its size, and the context that sets it.
+"""The precision in which matrix products run: its name, its dtype, its size, and the context that
+sets it.
 
 Weights, softmax, norms and losses stay float32 under either; what changes is the type that enters
 a product. This module imports torch only when it is asked for a dtype or a context, so that the
@@ -39,7 +40,8 @@ class Precision(str, enum.Enum):
 
     @classmethod
     def fast_on(cls, device: torch.device) -> Precision:
-        """BF16 where `device` multiplies it well faster than float32, which is measured; else FP32."""
+        """BF16 where `device` multiplies it well faster than float32, which is measured; else
+        FP32."""
         from mobilellm.hardware.probes import bf16_is_fast
 
         return cls.BF16 if bf16_is_fast(device) else cls.FP32

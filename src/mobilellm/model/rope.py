@@ -1,9 +1,9 @@
 """Rotary position embedding (arXiv 2104.09864) and the ways of stretching it over a longer context.
 
-The rotated pairs are (i, i + head_dim / 2), as in the Hugging Face Llama family. Scaled kinds follow transformers'
-`rope_scaling` keys: `linear` (arXiv 2306.15595) and `llama3` (the Llama 3.1 model card). `dynamic`, `yarn` and
-`longrope` are refused: their angles or attention temperature are not fixed by the position alone here.
-"""
+The rotated pairs are (i, i + head_dim / 2), as in the Hugging Face Llama family. Scaled kinds
+follow transformers' `rope_scaling` keys: `linear` (arXiv 2306.15595) and `llama3` (the Llama 3.1
+model card). `dynamic`, `yarn` and `longrope` are refused: their angles or attention temperature are
+not fixed by the position alone here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The network's weights under the names of the Hugging Face Llama family, and back.
 
-In memory Q, K and V are one matrix and gate and up another; on disk each has its own name, so that checkpoints load
-elsewhere. Both directions are exact. A layer-sharing network has one copy of each block.
-"""
+In memory Q, K and V are one matrix and gate and up another; on disk each has its own name, so that
+checkpoints load elsewhere. Both directions are exact. A layer-sharing network has one copy of each
+block."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def to_named(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In-memory tensors (parameters, or anything laid out like them) -> the names on disk, as contiguous tensors."""
+    """In-memory tensors (parameters, or anything laid out like them) -> the names on disk, as
+    contiguous tensors."""
     named: dict[str, Tensor] = {}
     for ours, parts in stacks(config).items():
         pieces = state[ours].detach().split([rows for _, rows in parts])
@@ -87,7 +88,8 @@ def to_named(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tens
 def from_named(
     config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights"
 ) -> dict[str, Tensor]:
-    """The names on disk -> in-memory tensors. `UserError` names every missing, unexpected and misshapen tensor."""
+    """The names on disk -> in-memory tensors. `UserError` names every missing, unexpected and
+    misshapen tensor."""
     expected = shapes(config)
     complaints = []
     if missing := sorted(expected.keys() - named.keys()):
