@@ -1,4 +1,9 @@
-"""`mobilellm generate`: continue a prompt."""
+"""`mobilellm generate`: continue a prompt.
+
+    mobilellm generate runs/demo --prompt "ROMEO:" --max-new-tokens 100
+
+The text is printed as it comes; the same seed gives the same text.
+"""
 
 from __future__ import annotations
 

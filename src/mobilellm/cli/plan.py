@@ -1,4 +1,9 @@
-"""`mobilellm plan`: what a training run will take."""
+"""`mobilellm plan`: what a training run will take.
+
+    mobilellm plan --model 125M --tokens 1e12 --gpus 32 --device a100-80g
+
+The figures are calculated, or with --measure taken from a few real steps here.
+"""
 
 from __future__ import annotations
 

@@ -70,8 +70,10 @@ def compiler_works() -> bool:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Peak FLOP/s of a device's matrix products in `dtype`: the maker's figure for a known device, else a
-    measured one."""
+    """Peak FLOP/s of a device's matrix products in `dtype`.
+
+    It is the maker's figure for a device in the table, else a measured one.
+    """
     if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
         return known.peak_flops(dtype)
     small = matmul_flops(device, dtype, 192, 3)
