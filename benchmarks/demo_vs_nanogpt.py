@@ -150,7 +150,8 @@ def train_peer(seconds: float, points: int) -> Curve:
 def train_ours(seconds: float, precision: str, folder: Path) -> tuple[Curve, dict[str, Any]]:
     """Train what `mobilellm quickstart` trains, for about `seconds` (compilation included)."""
     from mobilellm.cli.quickstart import HELD_OUT, Quickstart
-    from mobilellm.prepare.prepare import Source, prepare
+    from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
     from mobilellm.train import start
     from mobilellm.train.rows import Watcher
     from mobilellm.workflows.quickstart import recipe_for

@@ -31,8 +31,8 @@ import numpy as np
 
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.token_folder import TokenFolder
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 ROW = 2049

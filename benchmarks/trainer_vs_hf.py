@@ -80,8 +80,8 @@ def set_up(folder: Path, size: str) -> None:
     from mobilellm.interop.folder import save_checkpoint
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.network import Network
-    from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
 
     preset, vocabulary, *_ = SIZES[size]
     sample = Path(mobilellm.__file__).parent / "sample/tiny_shakespeare.txt.gz"

@@ -53,8 +53,8 @@ def sample_text() -> str:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
     """A token folder of 60,000 characters with a vocabulary of 300."""
-    from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
 
     folder = tmp_path_factory.mktemp("small")
     (folder / "text.txt").write_text(sample_text[:60_000])

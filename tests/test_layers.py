@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"hardware"},
     "data": {"tokenizer", "jobs"},
     "prepare": {"data", "tokenizer", "jobs"},
+    "clean": {"prepare"},
     "quantize": {"model"},
     "interop": {"model", "tokenizer", "quantize"},
     "export": {"interop", "quantize", "model", "tokenizer"},
@@ -55,9 +56,9 @@ NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "numpy", "safet
 MAX_FILE_LINES = 500
 # Offenders that are being mended; these lists are to become empty and go.
 KNOWN_CIRCLES: set[str] = set()
-KNOWN_IMPORTS = {"mobilellm.data.stats"}
+KNOWN_IMPORTS: set[str] = set()
 KNOWN_LARGE: set[str] = set()
-KNOWN_LONG = {"prepare/clean.py"}
+KNOWN_LONG: set[str] = set()
 MAX_ROOM_LINES = 2500
 
 

@@ -16,9 +16,8 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.validate import validate
 from mobilellm.errors import UserError
 from mobilellm.prepare import samples as module
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
-from mobilellm.prepare.sources import parse_sources
+from mobilellm.prepare.sources import Source, parse_sources
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 

@@ -52,8 +52,8 @@ def folder_of(base: Path, out: Path, seed: int, share: float, shard_tokens: int)
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
-    from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
 
     folder = tmp_path_factory.mktemp("mask")
     lines = [json.dumps({"text": part}) for part in sample_text[:30_000].split("\n\n")]

@@ -18,8 +18,8 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.prepare import tasks
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 
 
 @pytest.fixture

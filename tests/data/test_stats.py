@@ -10,9 +10,9 @@ import pytest
 from mobilellm.cli import main
 from mobilellm.data.dataset import open_dataset
 from mobilellm.data.stats import statistics
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
-from mobilellm.prepare.tasks import byte_lengths
+from mobilellm.prepare.sources import Source
+from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 

@@ -15,8 +15,8 @@ from mobilellm.evaluate.held_out import held_out, held_out_of_source, score_data
 from mobilellm.evaluate.perplexity import TokenList, total_loss
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import (
     DataSection,
     ModelSection,

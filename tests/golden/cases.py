@@ -94,8 +94,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 def make_data(folder: Path) -> Path:
     """A token folder of two sources, "first" and "second", with many documents each, from the
     text that comes along."""
-    from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
 
     text = gzip.decompress(
         (ROOT / "src/mobilellm/sample/tiny_shakespeare.txt.gz").read_bytes()

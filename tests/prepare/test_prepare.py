@@ -14,8 +14,8 @@ from mobilellm.data.manifest import fingerprint
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
-from mobilellm.prepare.documents import Source
-from mobilellm.prepare.prepare import parse_sources, prepare
+from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source, parse_sources
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 

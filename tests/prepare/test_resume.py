@@ -18,9 +18,11 @@ import pytest
 
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.prepare import tasks
-from mobilellm.prepare.documents import Source
+from mobilellm.prepare import compression, task_run, tasks
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.readers import text as text_reader
+from mobilellm.prepare.sources import Source
+from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.tokenizer import encoder as encoding
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
@@ -28,7 +30,8 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from mobilellm.prepare import tasks
-from mobilellm.prepare.prepare import parse_sources, prepare
+from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import parse_sources
 from mobilellm.tokenizer.tokenizer import Tokenizer
 tasks.MIN_BYTES = int(os.environ.get("MIN_BYTES", 30_000))
 out, workers, *named = sys.argv[1:]
@@ -132,10 +135,10 @@ def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
     (task,) = tasks.plan([Source("a", [corpus / "plain.jsonl"])])
     job = tasks.Job(
         tokenizer=str(corpus / "tokenizer"), tokenizer_sha256="", library="tokenizers", library_version="", bos=False, eos=True,
-        split=tasks.SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
+        split=SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
     )  # fmt: skip
     message = {
-        "function": "mobilellm.prepare.tasks:tokenize",
+        "function": "mobilellm.prepare.task_run:tokenize",
         "job": asdict(job),
         "task": asdict(task),
         "key": "k",
@@ -195,12 +198,12 @@ def test_other_settings_take_nothing_over(corpus: Path, monkeypatch: pytest.Monk
     (task,) = tasks.plan([Source("a", [corpus / "plain.jsonl"])])
     base = {
         "tokenizer": "t", "tokenizer_sha256": "x", "library": "tokenizers", "library_version": "1", "bos": False, "eos": True,
-        "split": tasks.SplitRule(rule="documents", fraction=0.1, seed=0), "text_field": "text", "sequence_length": 8,
+        "split": SplitRule(rule="documents", fraction=0.1, seed=0), "text_field": "text", "sequence_length": 8,
         "on_bad": "stop",
     }  # fmt: skip
     keys = {tasks.Job(**base).key(task)}
     for change in ({"bos": True}, {"tokenizer_sha256": "y"}, {"text_field": "t"}, {"library": "fastokens"}, {"on_bad": "skip"},
-                   {"split": tasks.SplitRule(rule="documents", fraction=0.1, seed=1)}):  # fmt: skip
+                   {"split": SplitRule(rule="documents", fraction=0.1, seed=1)}):  # fmt: skip
         keys.add(tasks.Job(**base | change).key(task))
     os.utime(corpus / "plain.jsonl")
     keys.add(tasks.Job(**base).key(tasks.plan([Source("a", [corpus / "plain.jsonl"])])[0]))
@@ -302,18 +305,16 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
 def test_long_documents_are_read_in_pieces_and_kept_whole(
     corpus: Path, sample_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobilellm.prepare import documents
-
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     long = sample_text[:300_000] + "ü"
     (corpus / "long.txt").write_text(long)
     lines(corpus / "mixed.jsonl", ["short one", long[:250_000], "short two", "", "three"])
     sources = [Source("a", [corpus / "mixed.jsonl", corpus / "long.txt", corpus / "many"])]
     usual = prepare(sources, corpus / "usual", tokenizer=tokenizer, held_out=0.1)
-    for name, value in (("LONG", 50_000), ("MIN_BYTES", 1 << 24)):
-        monkeypatch.setattr(tasks, name, value)
-    for name, value in (("WHOLE", 40_000), ("UNPACKED", 9_999)):
-        monkeypatch.setattr(documents, name, value)
+    monkeypatch.setattr(task_run, "LONG", 50_000)
+    monkeypatch.setattr(tasks, "MIN_BYTES", 1 << 24)
+    monkeypatch.setattr(text_reader, "WHOLE", 40_000)
+    monkeypatch.setattr(compression, "UNPACKED", 9_999)
     monkeypatch.setattr(encoding, "PIECE", 30_000)
     monkeypatch.setattr(encoding, "REACH", 2_000)
     pieces = prepare(sources, corpus / "pieces", tokenizer=tokenizer, held_out=0.1)
@@ -336,7 +337,7 @@ def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> 
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc to see memory in")
     script = (
-        "from pathlib import Path\nfrom mobilellm.prepare.documents import Source\n"
+        "from pathlib import Path\nfrom mobilellm.prepare.sources import Source\n"
         "from mobilellm.prepare.prepare import prepare\nfrom mobilellm.tokenizer.tokenizer import Tokenizer\n"
         "def most():\n    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "t = Tokenizer.load(Path('tokenizer'))\nprepare([Source('a', [Path('plain.jsonl')])], Path('small'), tokenizer=t)\n"
@@ -436,13 +437,13 @@ class TestSkipping:
     def test_a_file_that_changes_meanwhile_is_noticed(
         self, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = tasks.TaskRun.take
+        real = task_run.TaskRun.take
 
-        def touching(self: tasks.TaskRun, record: object, part: object) -> None:
+        def touching(self: task_run.TaskRun, record: object, part: object) -> None:
             os.utime(corpus / "plain.jsonl")
             real(self, record, part)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(tasks.TaskRun, "take", touching)
+        monkeypatch.setattr(task_run.TaskRun, "take", touching)
         with pytest.raises(UserError, match=r"plain\.jsonl: changed while it was read"):
             prepare([Source("s", [corpus / "plain.jsonl"])], corpus / "out", vocab_size=300)
 

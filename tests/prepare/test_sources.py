@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from mobilellm.errors import UserError
-from mobilellm.prepare import documents as reading
-from mobilellm.prepare import tasks
-from mobilellm.prepare.documents import Source
+from mobilellm.prepare import compression, task_run
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.tokenizer.tokenizer import train_bpe
 
 
@@ -72,8 +71,8 @@ def test_progress_ends_at_the_total_and_never_goes_back(text: Path, tmp_path: Pa
 
 def test_a_compressed_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three times the text takes no more memory."""
-    monkeypatch.setattr(reading, "UNPACKED", 1 << 16)
-    monkeypatch.setattr(tasks, "BATCH_CHARACTERS", 1 << 16)
+    monkeypatch.setattr(compression, "UNPACKED", 1 << 16)
+    monkeypatch.setattr(task_run, "BATCH_CHARACTERS", 1 << 16)
     tokenizer = train_bpe(["the quick brown fox 0123456789 " * 10], 300)
     peaks = []
     for name, count in (("warm", 10), ("small", 300), ("large", 900)):

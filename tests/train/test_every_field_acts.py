@@ -23,8 +23,8 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
 from mobilellm.evaluate import tasks
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.recipe.settings import key_of
 from mobilellm.train import checkpoint, trackers

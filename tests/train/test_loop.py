@@ -474,8 +474,8 @@ def test_wrong_starts_are_one_line(recipe: Recipe, tmp_path: Path) -> None:
 def test_changed_data_is_refused_on_resume(
     recipe: Recipe, tmp_path: Path, sample_text: str
 ) -> None:
-    from mobilellm.prepare.documents import Source
     from mobilellm.prepare.prepare import prepare
+    from mobilellm.prepare.sources import Source
 
     shutil.copytree(recipe.data.path, tmp_path / "data")
     recipe = recipe.replace("data", path=str(tmp_path / "data"))

@@ -18,8 +18,8 @@ from mobilellm.cli import main
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.optimizers.schedule import factor as schedule
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import (
     EvalSection,
     OptimizerSection,

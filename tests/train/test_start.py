@@ -20,8 +20,8 @@ from mobilellm.errors import UserError
 from mobilellm.files import write_json
 from mobilellm.interop.load import load
 from mobilellm.optimizers.guard import Guard
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import (
     DataSection,
     OptimizerSection,

@@ -103,7 +103,7 @@ class Prepare:
                 raise UserError(
                     f"{self.out}: exists already", hint="choose another name or remove it"
                 )
-            from mobilellm.prepare.clean import clean
+            from mobilellm.clean.stages import clean
 
             extra["cleaning"], sources = clean(
                 sources,

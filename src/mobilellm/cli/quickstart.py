@@ -93,7 +93,8 @@ class Quickstart:
         """
         from mobilellm.cli.terminal import progress
         from mobilellm.data.token_folder import TokenFolder
-        from mobilellm.prepare.prepare import made_from, parse_sources, prepare
+        from mobilellm.prepare.prepare import made_from, prepare
+        from mobilellm.prepare.sources import parse_sources
 
         with as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample:
             sources = parse_sources((str(self.text or sample),))

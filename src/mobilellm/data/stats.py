@@ -17,7 +17,7 @@ from mobilellm.data.manifest import SPLITS
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import TokenStream
 from mobilellm.data.token_folder import TokenFolder
-from mobilellm.prepare.tasks import byte_lengths
+from mobilellm.tokenizer.byte_lengths import byte_lengths
 
 STEP = 1 << 22  # tokens looked at at once
 SAMPLES = 5  # documents that are decoded

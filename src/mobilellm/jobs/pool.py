@@ -29,11 +29,7 @@ from mobilellm.files import disk_errors, read_json, sweep_partial
 from mobilellm.jobs.task import KeyedTask, Progress, TaskError, Values, resolve, run_task
 from mobilellm.jobs.worker import message_of
 
-ONE_THREAD = {
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-}
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 """Environment of a worker: the processes are the parallelism."""
 
 Answer = tuple[int, Values | None]

@@ -1,4 +1,5 @@
-"""Tokenizing as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps, on any of its executors.
+"""Tokenizing as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps,
+on any of its executors.
 
     from datatrove.executor import SlurmPipelineExecutor
 
@@ -7,7 +8,8 @@
     first = SlurmPipelineExecutor(pipeline=steps, tasks=1000, ...)
     SlurmPipelineExecutor(pipeline=[FinishShards(shards)], tasks=1, depends=first, ...).run()
 
-Each task writes its own shards beside the result, complete or not at all; the last pipeline puts them into one token folder.
+Each task writes its own shards beside the result, complete or not at all; the last pipeline puts
+them into one token folder.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.files import PARTIAL, disk_errors, read_json, write_json
 from mobilellm.jobs.pool import Workspace
-from mobilellm.prepare.documents import Record, Source
-from mobilellm.prepare.prepare import check_delimiters, describe, put_together
-from mobilellm.prepare.tasks import Job, Part, SplitRule, Task, TaskRun, safe_name
+from mobilellm.prepare.assembly import describe, put_together
+from mobilellm.prepare.prepare import check_delimiters
+from mobilellm.prepare.readers.reader import Record
+from mobilellm.prepare.sources import Source
+from mobilellm.prepare.split_rule import SplitRule
+from mobilellm.prepare.task_run import FinishedTask, TaskResult, TaskRun, safe_name
+from mobilellm.prepare.tasks import Job, Part, Task
 from mobilellm.tokenizer.encoder import choose, library_version
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -95,7 +101,8 @@ class TokenShards(PipelineStep):
 
 
 class FinishShards(PipelineStep):
-    """Puts what the tasks of a `TokenShards` wrote into its token folder; to be run as one task behind them."""
+    """Puts what the tasks of a `TokenShards` wrote into its token folder; to be run as one task
+    behind them."""
 
     type, name = "TOKENIZER", "mobilellm finish"
 
@@ -115,16 +122,14 @@ class FinishShards(PipelineStep):
             raise UserError(
                 f"{work.tasks}: {len(folders)} of {self.expected_tasks or 'no'} tasks are finished"
             )
-        keyed = [
-            (folder.name, part)
+        finished = [
+            FinishedTask(folder, TaskResult.from_dict(part))
             for folder in folders
             for part in read_json(folder / "result.json")["parts"]
         ]
-        results = [part for _, part in keyed]
-        sources = [
-            Source(name, [])
-            for name in sorted({name for part in results for name in part["counts"]})
-        ]
+        results = [task.result for task in finished]
+        names = sorted({name for result in results for name in result.counts})
+        sources = [Source(name, []) for name in names]
         tokenizer = Tokenizer.load(step.tokenizer)
         manifest = describe(
             sources,
@@ -137,8 +142,8 @@ class FinishShards(PipelineStep):
             reason=step.reason,
         )
         for split in ("train", "held_out"):
-            if not any(shard["split"] == split for part in results for shard in part["shards"]):
+            if not any(s["split"] == split for result in results for s in result.shards):
                 raise UserError(f"no document is in the {split} split", hint="set another held_out")
-        put_together(work, step.out, [key for key, _ in keyed], results, manifest, tokenizer)
+        put_together(step.out, finished, manifest, tokenizer)
         shutil.rmtree(work.path)
         return iter(data or ())

@@ -1,8 +1,11 @@
-"""Tokens as the original's layout: `basepath/1..N/*.jsonl`, samples of sequence_length + 1 ids, shuffled over the nodes.
+"""Tokens as the original's layout: `basepath/1..N/*.jsonl`, shuffled samples dealt to nodes.
 
-Each source's tokens, documents end to end, are cut into samples one behind the other; the tokens behind a source's last whole
-sample are left out, counted in the manifest and told. All samples, of all sources, are put in one order by the seed, and dealt
-to the nodes in turn, so that every sample is in exactly one place and nodes differ by at most one. Held-out samples lie in a
+    write_layout(work, Path("data/nodes"), finished, manifest, tokenizer, nodes=2, ...)
+
+The tokens of each source, documents end to end, are cut into samples of sequence_length + 1 ids.
+What is left after a source's last whole sample is left out, and counted in the manifest. All
+samples, of all sources, are put in one order by the seed, and dealt to the nodes in turn, so that
+every sample is in exactly one place and nodes differ by at most one. Held-out samples lie in a
 folder of their own, which the original does not look into.
 """
 
@@ -26,6 +29,7 @@ from mobilellm.errors import UserError
 from mobilellm.files import new_folder, sha256_file, write_json
 from mobilellm.jobs.pool import Workspace
 from mobilellm.jobs.task import KeyedTask, Progress
+from mobilellm.prepare.task_run import FinishedTask
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 SAMPLES_FORMAT = "mobilellm-samples"
@@ -33,16 +37,23 @@ FILE_SAMPLES = 8192  # in one file; about 90 MB
 
 
 def write_layout(
-    work: Workspace, out: Path, manifest: dict[str, Any], keys: list[str], results: list[dict[str, Any]], tokenizer: Tokenizer,
-    nodes: int, sequence_length: int, seed: int, workers: int,
-) -> None:  # fmt: skip
-    """Write `out` from tokenized tasks, and complete the manifest. `UserError` when there are fewer samples than nodes."""
+    work: Workspace,
+    out: Path,
+    finished: list[FinishedTask],
+    manifest: dict[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    nodes: int,
+    sequence_length: int,
+    seed: int,
+    workers: int,
+) -> None:
+    """Write `out` from tokenized tasks, and complete the manifest.
+
+    `UserError` when there are fewer samples than nodes.
+    """
     row = sequence_length + 1
     order = [source["name"] for source in manifest["sources"]]
-    shards = [
-        (shard["split"], order.index(shard["source"]), str(work.tasks / key / shard["file"]), shard["tokens"])
-        for key, result in zip(keys, results, strict=True) for shard in result["shards"]
-    ]  # fmt: skip
     job: dict[str, Any] = {
         "row": row,
         "seed": seed,
@@ -52,15 +63,22 @@ def write_layout(
     }
     for split in SPLITS:
         own = [
-            [[path, tokens] for s, i, path, tokens in shards if s == split and i == number]
-            for number in range(len(order))
+            [
+                (str(task.folder / shard["file"]), shard["tokens"])
+                for task in finished
+                for shard in task.result.shards
+                if shard["split"] == split and shard["source"] == name
+            ]
+            for name in order
         ]
         job["splits"][split] = own
         lengths = [sum(tokens for _, tokens in files) for files in own]
+        left_out = {name: length % row for name, length in zip(order, lengths, strict=True)}
         manifest["splits"][split] = {
-            "samples": sum(length // row for length in lengths), "tokens": sum(length // row * row for length in lengths),
-            "tokens_left_out": {name: length % row for name, length in zip(order, lengths, strict=True)},
-        }  # fmt: skip
+            "samples": sum(length // row for length in lengths),
+            "tokens": sum(length // row * row for length in lengths),
+            "tokens_left_out": left_out,
+        }
     total = manifest["splits"]["train"]["samples"]
     if total < nodes:
         raise UserError(
@@ -92,7 +110,7 @@ def write_layout(
         }
         for first in range(0, held_out, FILE_SAMPLES)
     ]
-    content = orjson.dumps([job, keys])
+    content = orjson.dumps([job, [task.folder.name for task in finished]])
     keyed = [
         KeyedTask(
             hashlib.sha256(content + orjson.dumps(task)).hexdigest()[:32], task, task["count"]

@@ -1,11 +1,10 @@
 """Named sources from the command line or a TOML file.
 
-parse_sources(["book.txt", "wiki=data/wiki"], named=["code:0.3=src/**/*.md"], listed=Path("sources.toml"))
+parse_sources(["book.txt", "wiki=data/wiki"], named=["code:0.3=src/**/*.md"],
+listed=Path("sources.toml"))
 
-[[source]]              # sources.toml; paths are relative to it
-name = "wiki"
-paths = ["wiki/*.jsonl.gz"]
-weight = 0.7
+[[source]]              # sources.toml; paths are relative to it name = "wiki" paths =
+["wiki/*.jsonl.gz"] weight = 0.7
 """
 
 from __future__ import annotations
@@ -15,22 +14,59 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.prepare.documents import Source
+from mobilellm.prepare.readers.table import known_files, reader_of
 
 NAME = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of files."""
+
+    name: str
+    """Letters, digits, "-" and "_"; no two sources share one."""
+    paths: list[Path]
+    """Files, and folders that are walked for the known kinds."""
+    weight: float | None = None
+    """Share of the tokens when training, on any scale; none for as many as there are."""
+    given: bool = False
+    """Whether the name was chosen; then it holds also for samples that name another source."""
+
+    def files(self) -> list[Path]:
+        """Every file, sorted within each folder. `UserError` when there is none."""
+        found: list[Path] = []
+        for path in self.paths:
+            if path.is_dir():
+                inside = sorted(
+                    p
+                    for p in path.rglob("*")
+                    if p.is_file() and reader_of(p) and not p.name.startswith(".")
+                )
+                if not inside:
+                    raise UserError(f"{path}: holds no text", hint=known_files())
+                found.extend(inside)
+            elif path.is_file():
+                if reader_of(path) is None:
+                    raise UserError(f"{path}: of a kind that is not read", hint=known_files())
+                found.append(path)
+            else:
+                raise UserError(f"{path}: no such file or folder")
+        return found
 
 
 def parse_sources(
     arguments: Sequence[str], named: Sequence[str] = (), listed: Path | None = None
 ) -> list[Source]:
-    """Sources from PATH and NAME=PATH arguments, NAME[:WEIGHT]=GLOB options, and a TOML list; equal names join.
+    """Sources from PATH and NAME=PATH arguments, NAME[:WEIGHT]=GLOB options, and a TOML list;
+    equal names join.
 
-    A path may be a pattern ("data/**/*.jsonl.gz"). A bare path is named after its file. `UserError` when nothing is given or
-    found.
+    A path may be a pattern ("data/**/*.jsonl.gz"). A bare path is named after its file.
+    `UserError` when nothing is given or found.
     """
     found: dict[str, Source] = {}
 
@@ -78,7 +114,8 @@ def parse_sources(
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files and folders that a path or a pattern stands for, sorted. `UserError` for a pattern that nothing fits."""
+    """The files and folders that a path or a pattern stands for, sorted. `UserError` for a
+    pattern that nothing fits."""
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [Path(pattern)]
     found = sorted(Path(path) for path in glob.glob(pattern, recursive=True))

@@ -8,12 +8,13 @@ import pytest
 
 pytest.importorskip("datatrove")
 
+from mobilellm.clean import passages, steps
+from mobilellm.clean.passages import ngram_hashes
+from mobilellm.clean.stages import clean
 from mobilellm.errors import UserError
-from mobilellm.prepare import clean as cleaning
 from mobilellm.prepare import tasks
-from mobilellm.prepare.clean import clean, ngram_hashes
-from mobilellm.prepare.documents import Source
 from mobilellm.prepare.prepare import prepare
+from mobilellm.prepare.sources import Source
 
 
 def sentence(seed: int, words: int = 120) -> str:
@@ -127,18 +128,18 @@ def test_runs_of_words_are_told_apart_and_found_in_any_script() -> None:
 
 def test_the_real_evaluation_sets(shared: Path, tmp_path: Path) -> None:
     row = json.loads((shared / "eval/boolq.jsonl").read_text().splitlines()[5])
-    step = cleaning.Decontaminate(shared / "eval")
+    step = steps.Decontaminate(shared / "eval")
     assert len(step.hashes[13]) > 100_000
-    document = cleaning.Document(f"{sentence(1)} {row['passage']} {sentence(2)}", "x")
+    document = steps.Document(f"{sentence(1)} {row['passage']} {sentence(2)}", "x")
     assert step.filter(document) is not True
-    assert step.filter(cleaning.Document(sentence(3, 4000), "x")) is True
+    assert step.filter(steps.Document(sentence(3, 4000), "x")) is True
 
 
 def test_folders_without_evaluation_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder of evaluation sets"):
-        cleaning.evaluation_ngrams(tmp_path / "none")
+        passages.evaluation_ngrams(tmp_path / "none")
     with pytest.raises(UserError, match="no evaluation set in it"):
-        cleaning.evaluation_ngrams(tmp_path)
+        passages.evaluation_ngrams(tmp_path)
 
 
 def test_tokenizing_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
@@ -157,7 +158,7 @@ def test_tokenizing_is_a_step_of_a_datatrove_pipeline(corpus: Path) -> None:
     train_bpe(texts, 300).save(corpus / "tokenizer")
     shards = TokenShards(corpus / "data", corpus / "tokenizer", held_out=0.1)
     sources = [Source(name, [corpus / f"{name}.jsonl"]) for name in "ab"]
-    reader = cleaning.ReadSources(sources, corpus / "work", "text", "stop")
+    reader = steps.ReadSources(sources, corpus / "work", "text", "stop")
     with pytest.raises(UserError, match="0 of 2 tasks"):
         list(FinishShards(shards, 2).run())
     LocalPipelineExecutor(

@@ -1,0 +1,1 @@
+"""Text to cleaner text: filters, decontamination and deduplication as datatrove pipelines."""

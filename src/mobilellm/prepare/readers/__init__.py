@@ -1,0 +1,1 @@
+"""Readers of files of text: one module a file type, and the table of them."""

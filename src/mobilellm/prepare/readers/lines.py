@@ -1,0 +1,122 @@
+"""Lines of a file, plain or compressed, by spans: what every reader of a file of lines stands on.
+
+    for number, position, line, fault in lines(Path("wiki.jsonl.gz"), Span(1 << 20, 2 << 20)): ...
+
+A span holds the lines that begin in it. Each span of a compressed file unpacks it from its start,
+but gives only the lines that are in the span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mobilellm.errors import UserError
+from mobilellm.prepare.compression import EXPANSION, is_compressed, unpacked
+from mobilellm.prepare.readers.reader import MissingPackageError, Span, spans_between
+
+LONGEST_LINE = 1 << 30  # bytes of one line
+MAX_SPANS = 16  # of a compressed file, since each unpacks it from its start
+
+Line = tuple[Callable[[], int], int, bytes, str]
+"""(line number, position, line, fault); the number is a function, since it may cost a pass."""
+
+
+def spans(path: Path, size: int, wanted: int) -> list[Span]:
+    """A file of `size` bytes divided into spans of about `wanted` bytes of text each."""
+    step = wanted
+    if is_compressed(path):
+        step = max(wanted // EXPANSION, -(-size // MAX_SPANS))
+    return spans_between(list(range(0, max(1, size - step // 2), step)))  # the last: up to 1.5
+
+
+def lines(path: Path, span: Span) -> Iterator[Line]:
+    """The lines that begin in a span."""
+    if is_compressed(path):
+        yield from _compressed_lines(path, span)
+        return
+    with open(path, "rb") as file:
+        position = span.start
+        if position:
+            file.seek(position - 1)
+            while (piece := file.readline(1 << 24)) and not piece.endswith(b"\n"):
+                position += len(piece)
+            position = file.tell()
+        before, count = -1, 0
+
+        def number() -> int:
+            nonlocal before
+            if before < 0:
+                before = _newlines(path, span.start) if span.start else 0
+            return before + count
+
+        while span.end is None or position < span.end:
+            line = file.readline(LONGEST_LINE)
+            if not line:
+                return
+            count += 1
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                rest = len(line)
+                while (piece := file.readline(1 << 24)) and not piece.endswith(b"\n"):
+                    rest += len(piece)
+                yield number, position, b"", f"a line of more than {LONGEST_LINE} bytes"
+                position += rest + len(piece)
+                continue
+            yield number, position, line, ""
+            position += len(line)
+
+
+def _newlines(path: Path, end: int) -> int:
+    """Lines that begin before byte `end`, where a span starts, which may be within a line."""
+    count = 0
+    with open(path, "rb") as file:
+        left = end
+        last = b"\n"
+        while left and (block := file.read(min(left, 1 << 22))):
+            count += block.count(b"\n")
+            left -= len(block)
+            last = block[-1:]
+    return count if last == b"\n" else count + 1
+
+
+def _constant(number: int) -> Callable[[], int]:
+    return lambda: number
+
+
+def _compressed_lines(path: Path, span: Span) -> Iterator[Line]:
+    number, start, begun_at, parts, held = 0, 0, 0, list[bytes](), 0
+    try:
+        for at, block in unpacked(path):
+            if not parts:
+                begun_at = at
+                if span.end is not None and at >= span.end:
+                    return
+            if b"\n" not in block:
+                if held <= LONGEST_LINE:
+                    parts.append(block)
+                held += len(block)
+                continue
+            whole, rest = block.rsplit(b"\n", 1)
+            first = True
+            for piece in whole.split(b"\n"):
+                number += 1
+                line, where = (b"".join([*parts, piece]), begun_at) if first else (piece, at)
+                length = (held + len(piece) if first else len(piece)) + 1
+                if where in span:
+                    if length > LONGEST_LINE:
+                        fault = f"a line of more than {LONGEST_LINE} bytes"
+                        yield _constant(number), start, b"", fault
+                    elif line:
+                        yield _constant(number), start, line, ""
+                start += length
+                first = False
+            parts, held, begun_at = ([rest], len(rest), at) if rest else ([], 0, at)
+        if parts and begun_at in span:
+            yield _constant(number + 1), start, b"".join(parts), ""
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        if span.end is None:  # told once, by whoever reads to the end
+            what = error.what.removeprefix(f"{path}: ")
+            fault = f"{what}: nothing from here on can be read"
+            yield _constant(number + 1), start, b"", fault
