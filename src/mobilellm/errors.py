@@ -29,3 +29,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     return UserError(
         f"{where}: unknown {kind} {name!r}" if where else f"unknown {kind} {name!r}", hint=hint
     )
+
+
+MAX_LINE = 160  # characters of another library's message that fit into a line of ours
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, cut to `MAX_LINE` characters; its type's name when it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip()[:MAX_LINE]

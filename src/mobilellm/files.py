@@ -3,12 +3,14 @@
 write_file(path, b"...")                # a whole file
 with new_folder(path) as staging: ...   # a whole folder; removed again when the block raises
 check_file(path, size=8192, sha256=...) # what was read is what was written
+with locked(path / ".lock", path, "is at work here"): ...  # one process at a time
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -16,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -180,3 +182,62 @@ def check_file(path: Path, *, size: int, sha256: str) -> None:
         raise UserError(f"{path}: {found} bytes where {size} were written", hint=hint)
     if sha256_file(path) != sha256:
         raise UserError(f"{path}: its checksum differs from the one recorded", hint=hint)
+
+
+@contextlib.contextmanager
+def locked(lock: Path, where: Path, doing: str = "", *, hint: str = "") -> Iterator[None]:
+    """Hold the file `lock` for this process alone while the block runs; it is made when it is absent.
+
+    With `doing` ("is training here") a lock that another process holds is a `UserError`, which says that about
+    `where` and names the process. Without it this process waits until the other one is done. The file stays
+    afterwards, since removing it would let two processes hold two files of one name; when a folder goes and takes
+    its lock along, whoever waited for it tries again with a new file.
+
+        with locked(run / ".lock", run, "is training here", hint="wait for it, or stop it"):
+            ...
+    """
+    while True:
+        with disk_errors(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "a+")  # noqa: SIM115  (held until the block ends)
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if doing else 0))
+            except BlockingIOError:
+                raise _held(file, where, doing, hint) from None
+            except OSError as error:
+                raise UserError(
+                    f"{lock}: this file system cannot lock files ({error.strerror})",
+                    hint="choose a folder on another one",
+                ) from None
+            if not _is_open_under(lock, file):  # its folder was removed between the lines above
+                if doing:
+                    raise _held(file, where, doing, hint)
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()}\n")
+            file.flush()
+            yield
+            return
+
+
+def _held(file: IO[str], where: Path, doing: str, hint: str) -> UserError:
+    file.seek(0)
+    holder = file.read(100).strip()
+    return UserError(
+        f"{where}: another process{f' ({holder})' if holder else ''} {doing}", hint=hint
+    )
+
+
+def _is_open_under(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again: `mobilellm` in $XDG_CACHE_HOME, else in ~/.cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return home / "mobilellm"

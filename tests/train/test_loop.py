@@ -488,10 +488,10 @@ def test_changed_data_is_refused_on_resume(
 
 
 def test_two_processes_do_not_train_one_run(recipe: Recipe, tmp_path: Path) -> None:
-    from mobilellm.train.run_folder import locked
+    from mobilellm.train.run_folder import hold
 
     train(tmp_path / "run", recipe, StopAt(6))
-    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+    with hold(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         resume(tmp_path / "run")
 
 

@@ -10,7 +10,6 @@ as they do here on the local one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import sys
@@ -37,7 +36,7 @@ from mobilellm.clean.steps import (
     content_of,
 )
 from mobilellm.errors import UserError
-from mobilellm.files import disk_errors
+from mobilellm.files import disk_errors, locked
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.tasks import plan
 
@@ -168,14 +167,8 @@ def clean(
     place = folder / hashlib.sha256(orjson.dumps(settings)).hexdigest()[:16]
     with disk_errors(folder):
         place.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another process is cleaning there",
-                hint="wait for it, or choose another name",
-            ) from None
+    hint = "wait for it, or choose another name"
+    with locked(folder / "lock", folder, "is cleaning there", hint=hint):
         for stage in stages(
             sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad
         ):

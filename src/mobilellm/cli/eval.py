@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +138,7 @@ class Eval:
         from mobilellm.evaluate.campaign import run_tasks, write_samples
         from mobilellm.evaluate.harness_tasks import load_tasks
         from mobilellm.evaluate.wikitext import wikitext_perplexity
-        from mobilellm.files import write_json
+        from mobilellm.files import cache_folder, write_json
         from mobilellm.report.score_table import measured_row
         from mobilellm.report.scores_page import write_tables
 
@@ -162,12 +161,7 @@ class Eval:
         for task in tasks.values():
             if task.altered:
                 say(f"{task.altered}; its scores are marked")
-        cache = (
-            self.cache
-            or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-            / "mobilellm"
-            / "eval"
-        )
+        cache = self.cache or cache_folder() / "eval"
         scores: dict[str, dict[str, Any]] = {}
         samples: dict[str, list[Sample]] = {}
         sizes: dict[str, int] = {}

@@ -14,7 +14,6 @@ compare only the files' sizes and times with it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -42,7 +41,9 @@ from mobilellm.data.token_folder import TokenFolder, shard_files, shard_stream
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import (
+    cache_folder,
     check_file,
+    locked,
     new_folder,
     read_json,
     sha256_file,
@@ -146,7 +147,7 @@ class SampleFolder:
             "files": parts,
         }
         cache = _cache(path)
-        with _locked(cache):
+        with _alone(cache):
             index = _read_index(cache)
             if index is None or index["state"] != state:
                 index = _build(path, cache, files, state, tokenizer, held_out)
@@ -221,20 +222,17 @@ def _cache(path: Path) -> Path:
     written to."""
     if os.access(path, os.W_OK) or (path / CACHE).is_dir():
         return path / CACHE
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "mobilellm" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+    return cache_folder() / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
 
 
 @contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def _alone(cache: Path) -> Iterator[None]:
     """Only one process at a time reads the JSON lines; the others wait for it, and then find the
     index."""
     if (cache / "index.json").is_file() and not os.access(cache.parent, os.W_OK):
         yield
         return
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with open(cache.with_name(f"{cache.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(cache.with_name(f"{cache.name}.lock"), cache):
         yield
 
 

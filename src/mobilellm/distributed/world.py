@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, first_line
 
 
 @dataclass
@@ -71,7 +71,7 @@ class World:
         except dist.DistError as error:
             raise UserError(
                 f"rank {rank}: not all {size} processes came within {limit.seconds} s "
-                f"({str(error).splitlines()[0]})",
+                f"({first_line(error)})",
                 hint="start every node, with the same --nnodes and rendezvous",
             ) from None
         world = cls(device=device, rank=rank, size=size, local_rank=local_rank, timeout=timeout)
@@ -194,7 +194,7 @@ class World:
             )
         except RuntimeError as error:
             raise UserError(
-                f"rank {self.rank} waited in vain at {what}: {str(error).splitlines()[0]}"
+                f"rank {self.rank} waited in vain at {what}: {first_line(error)}"
             ) from None
 
     def _tell_once(self, error: UserError) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from mobilellm.errors import UserError, unknown_name
+from mobilellm.errors import UserError, first_line, unknown_name
 from mobilellm.files import sha256_file
 
 
@@ -266,7 +266,7 @@ def downloaded(name: str, version: str) -> HarnessTask:
         task = manager.load([name])["tasks"][name]
     except Exception as error:  # whatever the download machinery raises
         raise UserError(
-            f"task {name!r}: its data could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:160]})",
+            f"task {name!r}: its data could not be loaded ({type(error).__name__}: {first_line(error)})",
             hint="give --data a folder with the eight shipped sets, or a network",
         ) from error
     return HarnessTask(name=name, task=task, harness=version)

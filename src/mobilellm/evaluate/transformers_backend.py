@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, first_line
 from mobilellm.evaluate.engine import collect, from_logits
 from mobilellm.evaluate.requests import Item, Result
 from mobilellm.files import read_json
@@ -232,8 +232,3 @@ def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEn
     return TransformersBackend(model, max_length(model.config, tokenizer)), TransformersEncoder(
         tokenizer
     )
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
@@ -194,11 +194,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     ):
         raise UserError(f"{path}: not a table of tensors", hint=hint)
     return values
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one short line."""
-    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
 def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ standard input does, so that none outlives a run that is killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import shutil
@@ -25,7 +24,7 @@ from typing import IO
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.files import disk_errors, read_json, sweep_partial
+from mobilellm.files import disk_errors, locked, read_json, sweep_partial
 from mobilellm.jobs.task import KeyedTask, Progress, TaskError, Values, resolve, run_task
 from mobilellm.jobs.worker import message_of
 
@@ -60,25 +59,9 @@ class Workspace:
         if out.exists():
             raise UserError(f"{out}: exists already", hint="choose another name or remove it")
         work = cls(out)
-        with disk_errors(out):
-            work.tasks.mkdir(parents=True, exist_ok=True)
-            lock = open(work.path / "lock", "a+")  # noqa: SIM115  (held until the end)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not (work.path / "lock").exists():
-                    # Another process finished, and removed it, between the two lines above.
-                    raise BlockingIOError
-            except OSError:
-                lock.seek(0)
-                by = lock.read().strip()
-                lock.close()
-                raise UserError(
-                    f"{out}: another process{f' ({by})' if by else ''} is preparing it",
-                    hint="wait for it, or choose another name",
-                ) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()}\n")
-            lock.flush()
+        hint = "wait for it, or choose another name"
+        with disk_errors(out), locked(work.path / "lock", out, "is preparing it", hint=hint):
+            work.tasks.mkdir(exist_ok=True)
             try:
                 sweep_partial(work.tasks)
                 yield work
@@ -92,7 +75,6 @@ class Workspace:
                 for worker in work._started:  # for which there was nothing to do
                     worker.kill()
                     worker.communicate()
-                lock.close()
 
     def start(self, count: int, preload: Sequence[str] = ()) -> None:
         """Start `count` workers, which import the modules `preload` while the caller goes on."""

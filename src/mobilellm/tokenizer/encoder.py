@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mobilellm.errors import first_line
 from mobilellm.jobs.task import TaskError
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -98,7 +99,9 @@ class Encoder:
                 self._fast = fastokens.Tokenizer.from_json_str(tokenizer.fast.to_str())
             except BaseException as error:  # a Rust panic is no Exception
                 _reraise(error)
-                raise MismatchError(f"it cannot load this tokenizer ({_line(error)})") from None
+                raise MismatchError(
+                    f"it cannot load this tokenizer ({first_line(error)})"
+                ) from None
         vocabulary = tokenizer.fast.get_vocab(with_added_tokens=False)
         self._space = vocabulary.get("▁")
 
@@ -117,7 +120,7 @@ class Encoder:
             )
         except BaseException as error:
             _reraise(error)
-            raise MismatchError(f"it fails on a text ({_line(error)})") from None
+            raise MismatchError(f"it fails on a text ({first_line(error)})") from None
         bounds: NDArray[np.int64] = np.frombuffer(offsets, dtype="<u8").astype(np.int64)
         return np.frombuffer(raw, dtype="<u4"), bounds[1:] - bounds[:-1]
 
@@ -188,7 +191,3 @@ def _reraise(error: BaseException) -> None:
     """Let through what is no failure of the library."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, write_file, write_json
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises a bare Exception
             raise UserError(
-                f"tokenizer {self.name!r}: cannot tokenize this text ({_first_line(error)})"
+                f"tokenizer {self.name!r}: cannot tokenize this text ({first_line(error)})"
             ) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -165,7 +165,7 @@ class Tokenizer:
             # which arrives as a PanicException: a BaseException of a module that cannot be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise UserError(f"{path}: not a tokenizer.json ({_first_line(error)})") from None
+            raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         settings = _settings(path.parent)
         ids = {kind: _special_id(fast, settings, kind) for kind in ("bos", "eos")}
         if not settings.keys() & {
@@ -180,10 +180,6 @@ class Tokenizer:
             fast, name=str(settings.get("name_or_path") or _folder_name(path)), bos_id=ids["bos"], eos_id=ids["eos"],
             chat_template=template if isinstance(template, str) else None,
         )  # fmt: skip
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_first: bool) -> None:
@@ -269,7 +265,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         try:
             found["chat_template"] = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{template}: cannot be read ({_first_line(error)})") from None
+            raise UserError(f"{template}: cannot be read ({first_line(error)})") from None
     return found
 
 

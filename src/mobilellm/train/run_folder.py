@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.files import disk_errors, sweep_partial, write_file, write_json
+from mobilellm.files import disk_errors, locked, sweep_partial, write_file, write_json
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow
 
@@ -57,15 +56,10 @@ def read_recipe(run: Path) -> Recipe:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def hold(run: Path) -> Iterator[None]:
     """Hold the run for this process alone, and clear away what a killed one left half-written."""
-    with disk_errors(run), open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{run}: another process is training here", hint="wait for it, or stop it"
-            ) from None
+    hint = "wait for it, or stop it"
+    with disk_errors(run), locked(run / ".lock", run, "is training here", hint=hint):
         sweep_partial(run)
         sweep_partial(run / "checkpoints")
         yield

@@ -30,7 +30,7 @@ from mobilellm.train.loop import Outcome, Trainer, Weights
 from mobilellm.train.origin import Origin, read_origin
 from mobilellm.train.resolve import resolve
 from mobilellm.train.rows import Watcher
-from mobilellm.train.run_folder import Metrics, create, locked, now, read_recipe
+from mobilellm.train.run_folder import Metrics, create, hold, now, read_recipe
 
 # What may differ when a run goes on. Nothing of it changes what is computed but in the order of
 # sums, save the mixture, which is meant to.
@@ -117,7 +117,7 @@ def resume(
     own = read_recipe(run)
     recipe = own if changes is None else merged(own, changes, run)
     recipe.check()
-    with locked(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
+    with hold(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
         path = world.broadcast(_newest(run, own, recipe, watcher) if world.main else None)
         data = open_data(recipe, world)
         weights = _weights(recipe, data, path)
@@ -210,7 +210,7 @@ def _begin(
             )
     if world.main:
         create(run, recipe, environment)
-    with locked(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
+    with hold(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
         world.barrier("the beginning of the run")
         return trainer.fit(run, stop)
 

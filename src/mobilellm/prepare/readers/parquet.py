@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, first_line
 from mobilellm.prepare.readers.reader import (
     MissingPackageError,
     Reader,
@@ -29,9 +29,7 @@ def open_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a sound Parquet file ({str(error).splitlines()[0][:200]})"
-        ) from None
+        raise UserError(f"{path}: not a sound Parquet file ({first_line(error)})") from None
 
 
 def spans(path: Path, size: int, wanted: int) -> list[Span]:
@@ -76,9 +74,7 @@ def records(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:
                     else:
                         yield Record("", number, text=text)
         except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-            raise UserError(
-                f"{path}: row group {group} is damaged ({str(error).splitlines()[0][:200]})"
-            ) from None
+            raise UserError(f"{path}: row group {group} is damaged ({first_line(error)})") from None
 
 
 READER = Reader(
