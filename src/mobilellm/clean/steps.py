@@ -1,7 +1,6 @@
 """Steps of datatrove pipelines that clean text: readers, writers, filters, signatures.
 
-    pipeline = [ReadSources(sources, folder, "text", "stop"), QualityFilter(), Keep(out)]
-    LocalPipelineExecutor(pipeline, tasks=4).run()
+    pipeline = [ReadSources(sources, folder, "text", "stop"), Keep(folder / "kept")]
 
 `stages` puts them in order.
 """
