@@ -1,6 +1,7 @@
 """What stands around the code is true: hosted checks, hooks, changelog, contributing, the wheel."""
 
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -43,6 +44,13 @@ def test_hosted_checks_go_through_make(job: str) -> None:
     found = [c.split()[1] for c in commands(job) if c.startswith("make ")]
     assert found
     assert set(found) <= targets()
+
+
+def test_hosted_tests_leave_out_what_needs_data_beside_the_checkout() -> None:
+    """The host sets CI=true, and then a test without its data fails instead of skipping."""
+    (command,) = commands("test")
+    assert shlex.split(command)[-1] == 'PYTEST=-m "not long and not shared"'
+    assert re.search(r"-m pytest .*\$\(PYTEST\)", MAKEFILE)
 
 
 def test_hooks_run_what_make_lint_runs_and_fetch_nothing() -> None:
