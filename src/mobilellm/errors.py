@@ -1,9 +1,10 @@
 """The one exception that means "the user can put right".
 
-The command line prints it as a single line and exits with status 2; anything else that escapes is a bug and
-keeps its traceback.
+The command line prints it as a single line and exits with status 2; anything else that escapes
+is a bug and keeps its traceback.
 
-    raise UserError("data/train-00000.npy: 512 bytes, the manifest says 8192", hint="prepare the data again")
+    what = "data/train-00000.npy: 512 bytes, the manifest says 8192"
+    raise UserError(what, hint="prepare the data again")
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class UserError(Exception):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that is not among `known`, naming the nearest one, or all of them when none is near."""
+    """The error for a name that is not among `known`, naming the nearest one, or all of them
+    when none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
@@ -35,6 +37,7 @@ MAX_LINE = 160  # characters of another library's message that fit into a line o
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, cut to `MAX_LINE` characters; its type's name when it says nothing."""
+    """The first line of what an exception says, cut to `MAX_LINE` characters; its type's name
+    when it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip()[:MAX_LINE]

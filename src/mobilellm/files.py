@@ -47,7 +47,8 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write (no space, no permission, ...) into one line."""
+    """Turn the operating system's refusals to write (no space, no permission, ...) into one
+    line."""
     try:
         yield
     except UserError:
@@ -73,7 +74,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _native_code(error: Exception) -> int | None:
-    """The system's error number behind an exception of a library written in Rust, which only spells it out."""
+    """The system's error number behind an exception of a library written in Rust, which only
+    spells it out."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found.group(1)) if found else None
 
@@ -135,7 +137,8 @@ def read_json(path: Path, *, limit: int = 256 << 20) -> Any:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a staging folder beside `path`; when the block ends well it is synced and renamed to `path`.
+    """Yield a staging folder beside `path`; when the block ends well it is synced and renamed to
+    `path`.
 
     `UserError` when `path` exists already. When the block raises, the staging folder is removed.
     """
@@ -164,7 +167,8 @@ def publish(staging: Path, path: Path) -> None:
 
 
 def sweep_partial(folder: Path, name: str = "") -> list[Path]:
-    """Remove what killed writers left in `folder` (of the target `name`, or of any), and say what it was."""
+    """Remove what killed writers left in `folder` (of the target `name`, or of any), and say
+    what it was."""
     left = list(folder.glob(f".{name or '*'}{PARTIAL}*")) if folder.is_dir() else []
     for path in left:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -186,12 +190,14 @@ def check_file(path: Path, *, size: int, sha256: str) -> None:
 
 @contextlib.contextmanager
 def locked(lock: Path, where: Path, doing: str = "", *, hint: str = "") -> Iterator[None]:
-    """Hold the file `lock` for this process alone while the block runs; it is made when it is absent.
+    """Hold the file `lock` for this process alone while the block runs; it is made when it is
+    absent.
 
-    With `doing` ("is training here") a lock that another process holds is a `UserError`, which says that about
-    `where` and names the process. Without it this process waits until the other one is done. The file stays
-    afterwards, since removing it would let two processes hold two files of one name; when a folder goes and takes
-    its lock along, whoever waited for it tries again with a new file.
+    With `doing` ("is training here") a lock that another process holds is a `UserError`, which
+    says that about `where` and names the process. Without it this process waits until the other
+    one is done. The file stays afterwards, since removing it would let two processes hold two
+    files of one name; when a folder goes and takes its lock along, whoever waited for it tries
+    again with a new file.
 
         with locked(run / ".lock", run, "is training here", hint="wait for it, or stop it"):
             ...
@@ -238,6 +244,7 @@ def _is_open_under(path: Path, file: IO[str]) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where this user keeps what can be made again: `mobilellm` in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Where this user keeps what can be made again: `mobilellm` in $XDG_CACHE_HOME, else in
+    ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "mobilellm"

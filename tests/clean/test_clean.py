@@ -1,4 +1,5 @@
-"""Cleaning: what each step drops, that no document is lost, and that it goes on where it was stopped."""
+"""Cleaning: what each step drops, that no document is lost, and that it goes on where it was
+stopped."""
 
 import json
 from pathlib import Path
@@ -203,8 +204,8 @@ def test_the_verb_cleans_in_several_processes(
     shown = capfd.readouterr()
     assert ended.value.code == 0, shown.err
     assert (
-        "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near duplicate"
-        in shown.out
+        "69 in = 60 out + dropped: 5 quality, 1 decontamination, 2 exact duplicate, 1 near "
+        "duplicate" in shown.out
     )
     assert "INFO" not in shown.err
     manifest = json.loads((corpus / "out/manifest.json").read_text())

@@ -114,9 +114,23 @@ def test_the_papers_protocol_is_what_it_says(
 ) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out"
     call(
-        capsys, models[0], "--tasks", "obqa", "boolq", "piqa", "--data", sets, "--limit", 5, "--protocol", "paper",
-        "--cache", tmp_path / "cache", "--out", out,
-    )  # fmt: skip
+        capsys,
+        models[0],
+        "--tasks",
+        "obqa",
+        "boolq",
+        "piqa",
+        "--data",
+        sets,
+        "--limit",
+        5,
+        "--protocol",
+        "paper",
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        out,
+    )
     network, rows = (
         load(models[0]),
         [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()],
@@ -152,9 +166,22 @@ def test_two_models_are_compared_and_a_second_run_reads_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = [
-        *models, "--tasks", "arc_easy", "winogrande", "--data", sets, "--limit", 10, "--cache", tmp_path / "cache", "--compare",
-        "--explain", 2, "--out", tmp_path / "out",
-    ]  # fmt: skip
+        *models,
+        "--tasks",
+        "arc_easy",
+        "winogrande",
+        "--data",
+        sets,
+        "--limit",
+        10,
+        "--cache",
+        tmp_path / "cache",
+        "--compare",
+        "--explain",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
     first, _ = call(capsys, *arguments)
     assert "\n| one  " in first
     assert "\n| OPT-125M " in first

@@ -26,7 +26,8 @@ def tokenizer(sample_text: str) -> Tokenizer:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """Three nodes, nine files, 270 rows; row i is of source a, b or none, and holds an EOS at place 20 and at its end."""
+    """Three nodes, nine files, 270 rows; row i is of source a, b or none, and holds an EOS at
+    place 20 and at its end."""
     rng = np.random.default_rng(0)
     number = 0
     for node in (1, 2, 10):

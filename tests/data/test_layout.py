@@ -1,4 +1,5 @@
-"""The original's layout out and in, samples of token ids, Parquet and zstd, named sources, and --validate."""
+"""The original's layout out and in, samples of token ids, Parquet and zstd, named sources, and
+--validate."""
 
 import gzip
 import json

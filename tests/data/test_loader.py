@@ -87,7 +87,8 @@ def test_text_shorter_than_a_sample_is_refused() -> None:
 
 
 def test_an_epoch_longer_than_a_block_of_the_order() -> None:
-    """Places are worked out 256 samples at a time: across those borders, too, each token once, and resumable."""
+    """Places are worked out 256 samples at a time: across those borders, too, each token once,
+    and resumable."""
     whole = take(Loader(stream(30_000), 10, 7, START), 600)
     inputs = np.concatenate([batch.inputs for batch, _ in whole])
     assert np.bincount(inputs[:3000].ravel(), minlength=30_000).max() == 1

@@ -1,4 +1,5 @@
-"""The bit a token that says what is trained on: written, read, checked, and -100 among the targets where it is not set."""
+"""The bit a token that says what is trained on: written, read, checked, and -100 among the
+targets where it is not set."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ LENGTH = 13
 
 
 def folder_of(base: Path, out: Path, seed: int, share: float, shard_tokens: int) -> np.ndarray:
-    """A copy of a token folder whose training tokens are `share` trained on, by chance; returns the bits."""
+    """A copy of a token folder whose training tokens are `share` trained on, by chance; returns
+    the bits."""
     shutil.copytree(base, out)
     manifest = json.loads((out / "manifest.json").read_text())
     stream = TokenFolder.open(base).tokens("train")

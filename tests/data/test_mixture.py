@@ -1,4 +1,5 @@
-"""Mixtures: shares by tokens, each sample once an epoch, stages, resumable, the same for any number of processes."""
+"""Mixtures: shares by tokens, each sample once an epoch, stages, resumable, the same for any
+number of processes."""
 
 import json
 from itertools import pairwise
@@ -168,7 +169,8 @@ def test_a_position_of_another_length_is_refused() -> None:
 
 
 def documents() -> TokenStream:
-    """Shards of documents whose tokens are their number; the second shard begins with an end right away."""
+    """Shards of documents whose tokens are their number; the second shard begins with an end
+    right away."""
     sizes = [[3, 9, 1, 7], [1, 2, 30], [5, 5]]
     number, parts, ends = 0, [], []
     for shard in sizes:

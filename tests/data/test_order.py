@@ -36,7 +36,8 @@ def test_keys_give_unrelated_orders() -> None:
 
 
 def test_passes_what_numpys_permutation_passes() -> None:
-    """Neighbours' correlation, displacement, cycle count and the spread over a grid stand within numpy's own range."""
+    """Neighbours' correlation, displacement, cycle count and the spread over a grid stand within
+    numpy's own range."""
     n, trials = 4096, 60
 
     def measures(order: np.ndarray) -> list[float]:

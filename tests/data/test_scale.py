@@ -1,4 +1,5 @@
-"""A trillion tokens, in files that take no room: opened, sampled, and no more memory than for little."""
+"""A trillion tokens, in files that take no room: opened, sampled, and no more memory than for
+little."""
 
 import json
 import shutil
@@ -39,10 +40,17 @@ def sparse(folder: Path, like: Path) -> Path:
                     file.write(np.array([last], dtype=kind).tobytes())
             shards.append(
                 {
-                    "file": f"{split}/{name.name}", "source": "text", "tokens": count, "documents": 1, "bytes": 4 * count,
-                    "size": name.stat().st_size, "sha256": "0" * 64, "ends_size": HEADER_BYTES + 8, "ends_sha256": "0" * 64,
+                    "file": f"{split}/{name.name}",
+                    "source": "text",
+                    "tokens": count,
+                    "documents": 1,
+                    "bytes": 4 * count,
+                    "size": name.stat().st_size,
+                    "sha256": "0" * 64,
+                    "ends_size": HEADER_BYTES + 8,
+                    "ends_sha256": "0" * 64,
                 }
-            )  # fmt: skip
+            )
         total = {key: sum(s[key] for s in shards) for key in ("documents", "tokens", "bytes")}
         manifest["splits"][split] = total | {"shards": shards}
     manifest["fingerprint"] = fingerprint(manifest)
@@ -96,7 +104,8 @@ def test_opening_takes_little_memory(trillion: Path) -> None:
         "from mobilellm.data.loader import DataState, Loader\n"
         "s = open_dataset(Path(sys.argv[1])).tokens('train')\n"
         "b = iter(Loader(s, 2048, 64, DataState(seed=0, epoch=0, samples=0, fingerprint='')))\n"
-        "[next(b) for _ in range(5)]\nprint(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+        "[next(b) for _ in "
+        "range(5)]\nprint(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(trillion)], capture_output=True, text=True, check=True

@@ -80,7 +80,8 @@ def test_wide_tokens_survive(tmp_path: Path) -> None:
 
 
 def rewrite(data: Path, change: Any) -> None:
-    """Edit the manifest and put a matching fingerprint in, so that only the edit can be what is refused."""
+    """Edit the manifest and put a matching fingerprint in, so that only the edit can be what is
+    refused."""
     manifest = json.loads((data / "manifest.json").read_text())
     change(manifest, manifest["splits"]["train"]["shards"][0])
     manifest["fingerprint"] = fingerprint(manifest)
@@ -131,7 +132,10 @@ def test_a_rewritten_manifest_is_not_refused_for_being_rewritten(data: Path) -> 
 
 def test_manifests_are_checked_under_python_o_too(data: Path) -> None:
     rewrite(data, EDITS["out of the folder"])
-    code = "import sys, pathlib; from mobilellm.data.token_folder import TokenFolder; TokenFolder.open(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from mobilellm.data.token_folder import TokenFolder; "
+        "TokenFolder.open(pathlib.Path(sys.argv[1]))"
+    )
     done = subprocess.run(
         [sys.executable, "-O", "-c", code, str(data)], capture_output=True, text=True, check=False
     )

@@ -24,7 +24,8 @@ PAIRS = [
 
 
 def items_of(sample_text: str, count: int, seed: int) -> tuple[list[tuple[str, str]], list[int]]:
-    """Contexts from the text, each with one to five continuations, the second of them often the first and more."""
+    """Contexts from the text, each with one to five continuations, the second of them often the
+    first and more."""
     draw, pairs, keys = random.Random(seed), [], []
     for item in range(count):
         start = draw.randrange(40_000)

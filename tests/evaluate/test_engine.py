@@ -1,4 +1,5 @@
-"""Log-likelihoods of the engine against lm-eval's own Hugging Face backend, on the same tiny weights."""
+"""Log-likelihoods of the engine against lm-eval's own Hugging Face backend, on the same tiny
+weights."""
 
 from pathlib import Path
 

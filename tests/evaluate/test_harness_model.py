@@ -24,9 +24,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
     torch.manual_seed(4)
     path = tmp_path_factory.mktemp("model")
     config = ModelConfig.preset(
-        "1M", vocab_size=400, num_hidden_layers=2, max_position_embeddings=CONTEXT, initializer_range=0.2, bos_token_id=None,
+        "1M",
+        vocab_size=400,
+        num_hidden_layers=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=None,
         eos_token_id=0,
-    )  # fmt: skip
+    )
     save_checkpoint(path, Network(config), train_bpe([sample_text[:40_000]], 400), {})
     return path
 
@@ -80,8 +85,10 @@ def test_the_harnesss_command_line_knows_the_model(
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text(
-        f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/rows.jsonl\n"
-        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_target: right\ndoc_to_choice: a\n"
+        "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
+        f"{tmp_path}/rows.jsonl\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_target: "
+        "right\ndoc_to_choice: a\n"
     )
     command = [
         sys.executable,

@@ -16,7 +16,8 @@ def results(count: int, seed: int) -> list[Result]:
 
 
 def test_a_choice_in_the_context_is_not_divided_by(shared: Path) -> None:
-    """WinoGrande's choices stand before what is scored, which is the same for both: per character changes nothing."""
+    """WinoGrande's choices stand before what is scored, which is the same for both: per
+    character changes nothing."""
     pytest.importorskip("lm_eval")
     from mobilellm.evaluate.harness_run import items
 

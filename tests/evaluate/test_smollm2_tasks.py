@@ -1,7 +1,9 @@
-"""Real weights: SmolLM2-135M-Instruct on 200 items of each task, item by item against lm-eval's Hugging Face backend.
+"""Real weights: SmolLM2-135M-Instruct on 200 items of each task, item by item against lm-eval's
+Hugging Face backend.
 
-The 190 shortest of a task's first 1,000 items and the 10 longest of them, which keeps this within minutes. The harness's softmax
-runs in float64: in float32 it is 1e-5 nats a token from the truth (PIQA's longest choices: 0.002), which is not ours to meet.
+The 190 shortest of a task's first 1,000 items and the 10 longest of them, which keeps this
+within minutes. The harness's softmax runs in float64: in float32 it is 1e-5 nats a token from
+the truth (PIQA's longest choices: 0.002), which is not ours to meet.
 """
 
 import importlib.util

@@ -1,4 +1,5 @@
-"""One small random model of each baseline family scores the same through our engine and the harness's own backend."""
+"""One small random model of each baseline family scores the same through our engine and the
+harness's own backend."""
 
 import copy
 from pathlib import Path
@@ -14,23 +15,46 @@ from mobilellm.evaluate.transformers_backend import load_transformers
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 SIZES = {
-    "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 24},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 24,
+    },
     "gpt_neo": {
-        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "window_size": 16,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "intermediate_size": 64,
+        "window_size": 16,
         "attention_types": [[["global", "local"], 1]],
     },
-    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "gpt_neox": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "qwen2": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
     },
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
     "llama": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64,
         "attention_bias": True,
     },
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +68,15 @@ def model_of(kind: str, tokenizer: Tokenizer, folder: Path) -> Path:
 
     torch.manual_seed(3)
     config = transformers.AutoConfig.for_model(
-        kind, vocab_size=tokenizer.vocab_size, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-        pad_token_id=0, **SIZES[kind],
-    )  # fmt: skip
+        kind,
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        **SIZES[kind],
+    )
     transformers.AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
     tokenizer.save(folder)
     return folder
@@ -110,9 +140,17 @@ def test_mobillama_has_one_feed_forward_for_all_layers(
 
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=tokenizer.vocab_size, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+    )
     peer, folder = transformers.LlamaForCausalLM(config).eval(), tmp_path / "mobillama"
     for layer in peer.model.layers:
         layer.mlp = peer.model.layers[0].mlp
@@ -131,7 +169,8 @@ def test_mobillama_has_one_feed_forward_for_all_layers(
     drawn, keys = items_of(sample_text, 10, 9)
     engine = Engine(NetworkBackend(loaded.network))
     found = engine.score(encode(drawn, OwnEncoder(loaded.tokenizer), 48), keys)
-    # The harness cannot run the folder without running its code: it gets the same network written out.
+    # The harness cannot run the folder without running its code: it gets the same network written
+    # out.
     for layer in peer.model.layers:
         layer.mlp = copy.deepcopy(layer.mlp)
     plain = tmp_path / "plain"

@@ -27,12 +27,25 @@ SHAPES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4},
     {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": False},
     {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 500000.0,
-     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                      "original_max_position_embeddings": 32}},
-    {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
     {"num_attention_heads": 6, "num_key_value_heads": 2, "qk_norm": True},
-]  # fmt: skip
+]
 
 
 def random_network(config: ModelConfig) -> Network:

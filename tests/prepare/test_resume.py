@@ -1,4 +1,5 @@
-"""A run that is killed goes on; how many processes there are changes nothing; what cannot be read is named or counted."""
+"""A run that is killed goes on; how many processes there are changes nothing; what cannot be
+read is named or counted."""
 
 import gzip
 import json
@@ -35,7 +36,9 @@ from mobilellm.prepare.sources import parse_sources
 from mobilellm.tokenizer.tokenizer import Tokenizer
 tasks.MIN_BYTES = int(os.environ.get("MIN_BYTES", 30_000))
 out, workers, *named = sys.argv[1:]
-prepare(parse_sources([], named), Path(out), tokenizer=Tokenizer.load(Path("tokenizer")), workers=int(workers), held_out=0.05)
+tokenizer = Tokenizer.load(Path("tokenizer"))
+sources = parse_sources([], named)
+prepare(sources, Path(out), tokenizer=tokenizer, workers=int(workers), held_out=0.05)
 """
 
 
@@ -131,12 +134,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(corpus: Path) -> None
 
 
 def test_a_worker_ends_with_its_standard_input(corpus: Path) -> None:
-    """As when the run that started it is killed; also in the middle of a task, and with nothing to do."""
+    """As when the run that started it is killed; also in the middle of a task, and with nothing
+    to do."""
     (task,) = tasks.plan([Source("a", [corpus / "plain.jsonl"])])
     job = tasks.Job(
-        tokenizer=str(corpus / "tokenizer"), tokenizer_sha256="", library="tokenizers", library_version="", bos=False, eos=True,
-        split=SplitRule(rule="documents", fraction=0.1, seed=0), text_field="text", sequence_length=8, on_bad="stop",
-    )  # fmt: skip
+        tokenizer=str(corpus / "tokenizer"),
+        tokenizer_sha256="",
+        library="tokenizers",
+        library_version="",
+        bos=False,
+        eos=True,
+        split=SplitRule(rule="documents", fraction=0.1, seed=0),
+        text_field="text",
+        sequence_length=8,
+        on_bad="stop",
+    )
     message = {
         "function": "mobilellm.prepare.task_run:tokenize",
         "job": asdict(job),
@@ -197,13 +209,26 @@ def test_what_was_finished_before_a_fault_is_kept(
 def test_other_settings_take_nothing_over(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (task,) = tasks.plan([Source("a", [corpus / "plain.jsonl"])])
     base = {
-        "tokenizer": "t", "tokenizer_sha256": "x", "library": "tokenizers", "library_version": "1", "bos": False, "eos": True,
-        "split": SplitRule(rule="documents", fraction=0.1, seed=0), "text_field": "text", "sequence_length": 8,
+        "tokenizer": "t",
+        "tokenizer_sha256": "x",
+        "library": "tokenizers",
+        "library_version": "1",
+        "bos": False,
+        "eos": True,
+        "split": SplitRule(rule="documents", fraction=0.1, seed=0),
+        "text_field": "text",
+        "sequence_length": 8,
         "on_bad": "stop",
-    }  # fmt: skip
+    }
     keys = {tasks.Job(**base).key(task)}
-    for change in ({"bos": True}, {"tokenizer_sha256": "y"}, {"text_field": "t"}, {"library": "fastokens"}, {"on_bad": "skip"},
-                   {"split": SplitRule(rule="documents", fraction=0.1, seed=1)}):  # fmt: skip
+    for change in (
+        {"bos": True},
+        {"tokenizer_sha256": "y"},
+        {"text_field": "t"},
+        {"library": "fastokens"},
+        {"on_bad": "skip"},
+        {"split": SplitRule(rule="documents", fraction=0.1, seed=1)},
+    ):
         keys.add(tasks.Job(**base | change).key(task))
     os.utime(corpus / "plain.jsonl")
     keys.add(tasks.Job(**base).key(tasks.plan([Source("a", [corpus / "plain.jsonl"])])[0]))
@@ -338,11 +363,15 @@ def test_a_long_document_takes_little_memory(corpus: Path, sample_text: str) -> 
         pytest.skip("no /proc to see memory in")
     script = (
         "from pathlib import Path\nfrom mobilellm.prepare.sources import Source\n"
-        "from mobilellm.prepare.prepare import prepare\nfrom mobilellm.tokenizer.tokenizer import Tokenizer\n"
-        "def most():\n    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
-        "t = Tokenizer.load(Path('tokenizer'))\nprepare([Source('a', [Path('plain.jsonl')])], Path('small'), tokenizer=t)\n"
+        "from mobilellm.prepare.prepare import prepare\nfrom mobilellm.tokenizer.tokenizer import "
+        "Tokenizer\n"
+        "def most():\n    return "
+        "int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "t = Tokenizer.load(Path('tokenizer'))\nprepare([Source('a', [Path('plain.jsonl')])], "
+        "Path('small'), tokenizer=t)\n"
         "before = most()\n"
-        "m = prepare([Source('a', [Path('long.txt'), Path('plain.jsonl')])], Path('out'), tokenizer=t, workers=1)\n"
+        "m = prepare([Source('a', [Path('long.txt'), Path('plain.jsonl')])], Path('out'), "
+        "tokenizer=t, workers=1)\n"
         "print(most() - before)"
     )
     pytest.importorskip("fastokens")
@@ -360,7 +389,8 @@ class TestSkipping:
         folder = corpus / "in"
         folder.mkdir()
         (folder / "a.jsonl").write_bytes(
-            b'{"text": "one"}\n{"text": \n\n{"text": ""}\n{"body": "x"}\n{"text": "\xff"}\n[1]\n{"text": "two"}\n{"text": null}'
+            b'{"text": "one"}\n{"text": \n\n{"text": ""}\n{"body": "x"}\n{"text": "\xff"}\n'
+            b'[1]\n{"text": "two"}\n{"text": null}'
         )
         (folder / "b.txt").write_bytes(b"\xff\xfe no")
         (folder / "c.txt").write_bytes(b"\0" * 5000)
@@ -450,8 +480,11 @@ class TestSkipping:
 
 def test_a_disk_that_fills_up_in_a_worker(corpus: Path) -> None:
     """With a limit on the size of files, which the system reports much as a full disk."""
-    script = SCRIPT.replace("tasks.MIN_BYTES =", "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-                            "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); tasks.MIN_BYTES =")  # fmt: skip
+    script = SCRIPT.replace(
+        "tasks.MIN_BYTES =",
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); tasks.MIN_BYTES =",
+    )
     run = subprocess.run(
         [sys.executable, "-c", script, "out", "2", *NAMED],
         cwd=corpus,

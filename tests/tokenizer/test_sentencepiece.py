@@ -33,10 +33,34 @@ def agree(pair: tuple, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "  ", " a", "  a  b   ", "\n", "a\n\n b", "\t", "\0", "a\0b", "</s>", "a <s> b </s>", "<unk>", "<0x0A>", SPACE,
-     f"a{SPACE}{SPACE} b", "😀 é e\u0301", "\ufeffx", "\ufffd", "日本語テキスト", "العربية", "0123456789" * 20, "a" * 500,
-     " " * 300, "x = [i for i in range(10)]\n"],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "  ",
+        " a",
+        "  a  b   ",
+        "\n",
+        "a\n\n b",
+        "\t",
+        "\0",
+        "a\0b",
+        "</s>",
+        "a <s> b </s>",
+        "<unk>",
+        "<0x0A>",
+        SPACE,
+        f"a{SPACE}{SPACE} b",
+        "😀 é e\u0301",
+        "\ufeffx",
+        "\ufffd",
+        "日本語テキスト",
+        "العربية",
+        "0123456789" * 20,
+        "a" * 500,
+        " " * 300,
+        "x = [i for i in range(10)]\n",
+    ],
+)
 def test_awkward_texts(pair: tuple, text: str) -> None:
     agree(pair, text)
 

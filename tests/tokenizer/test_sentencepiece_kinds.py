@@ -1,4 +1,5 @@
-"""Kinds of SentencePiece models, trained here: each gives SentencePiece's own ids on any text, or is refused."""
+"""Kinds of SentencePiece models, trained here: each gives SentencePiece's own ids on any text,
+or is refused."""
 
 import io
 import random
@@ -35,10 +36,15 @@ def train(sample_text: str, **settings: object) -> bytes:
         sentence_iterator=iter(sample_text[:150_000].splitlines()),
         model_writer=model,
         **{
-            "vocab_size": 600, "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False, "minloglevel": 2,
-        } | settings,
-    )  # fmt: skip
+            "vocab_size": 600,
+            "model_type": "bpe",
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "minloglevel": 2,
+        }
+        | settings,
+    )
     return model.getvalue()
 
 
@@ -177,7 +183,8 @@ def test_a_file_of_millions_of_pieces_is_refused(
 
 
 def test_equal_scores_join_the_leftmost_first_or_are_refused(plain: bytes, tmp_path: Path) -> None:
-    """Runs of spaces of one score, as Llama has them, are tried; where the two ways part, the model is refused."""
+    """Runs of spaces of one score, as Llama has them, are tried; where the two ways part, the
+    model is refused."""
     content = plain + b"".join(
         piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 4, 8, 5, 6, 3, 7)
     )

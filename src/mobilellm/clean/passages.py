@@ -108,10 +108,12 @@ def evaluation_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of evaluation sets")
     return sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and (_reader_name(path) in ("text", "jsonl") or path.suffix == ".raw")
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and (_reader_name(path) in ("text", "jsonl") or path.suffix == ".raw")
         and path.name.upper() not in ("README.MD", "LICENSE")
-    )  # fmt: skip
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -24,30 +24,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Loss, perplexity and bits per byte on held-out data or any text, or scores on tasks (--tasks).
+    """Loss, perplexity and bits per byte on held-out data or any text, or scores on tasks
+    (--tasks).
 
-    Example: mobilellm eval runs/demo --text book.txt
-    Example: mobilellm eval runs/demo --tasks commonsense --data data/eval --limit 200 --out scores
+    Example: mobilellm eval runs/demo --text book.txt Example: mobilellm eval runs/demo --tasks
+    commonsense --data data/eval --limit 200 --out scores
     """
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs, checkpoints, Hugging Face folders (with --tasks any causal model of transformers) or GGUF files."""
+    """Runs, checkpoints, Hugging Face folders (with --tasks any causal model of transformers) or
+    GGUF files."""
     data: Path | None = None
-    """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when neither this nor --text is given.
-    With --tasks, a folder of the eight task files; without it the harness downloads."""
+    """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when
+    neither this nor --text is given. With --tasks, a folder of the eight task files; without it
+    the harness downloads."""
     text: Path | None = None
     """A text file (UTF-8) to score instead."""
     sequence_length: int = 0
-    """Tokens in a window; 0 is the run's training length, or the model's context (with wikitext2 at most 2,048)."""
+    """Tokens in a window; 0 is the run's training length, or the model's context (with wikitext2
+    at most 2,048)."""
     stride: int = 0
     """Tokens from one window to the next; 0 is sequence_length, so that windows do not overlap."""
     json: bool = False
     """Print one JSON object."""
     tasks: tuple[str, ...] = ()
-    """Tasks to score: `commonsense` (the eight of the published tables), or names of the lm-evaluation-harness's tasks.
-    `wikitext2` is perplexity as the original's eval.py counts it, `wikitext` as the harness does."""
+    """Tasks to score: `commonsense` (the eight of the published tables), or names of the
+    lm-evaluation-harness's tasks. `wikitext2` is perplexity as the original's eval.py counts it,
+    `wikitext` as the harness does."""
     protocol: Literal["harness", "paper"] = "harness"
-    """`harness` is acc and acc_norm as lm-eval has them; `paper` is the way of the published tables (docs/evaluation.md)."""
+    """`harness` is acc and acc_norm as lm-eval has them; `paper` is the way of the published
+    tables (docs/evaluation.md)."""
     limit: int | None = None
     """Items from the beginning of each task; all when not given."""
     out: Path | None = None
@@ -63,7 +69,8 @@ class Eval:
     batch_tokens: int = 2048
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
     cache: Path | None = None
-    """Where results of tasks are kept, so that an interrupted run continues; ~/.cache/mobilellm/eval when not given."""
+    """Where results of tasks are kept, so that an interrupted run continues;
+    ~/.cache/mobilellm/eval when not given."""
 
     def run(self) -> int:
         """Score and print."""
@@ -94,8 +101,10 @@ class Eval:
         for name, score in found.items():
             print(
                 (f"{name}: " if len(found) > 1 else "")
-                + "loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, {bits_per_byte:.4f} bits a byte "
-                "({tokens:,} tokens, {bytes:,} bytes)".format(**score)
+                + "loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
+                "{bits_per_byte:.4f} bits a byte ({tokens:,} tokens, {bytes:,} bytes)".format(
+                    **score
+                )
             )
         return 0
 
@@ -106,9 +115,13 @@ class Eval:
         from mobilellm.recipe.recipe import Recipe
 
         recipe = next(
-            (Recipe.read(folder / "recipe.toml") for folder in (model, *model.absolute().parents[:2])
-             if (folder / "recipe.toml").is_file()), None,
-        )  # fmt: skip
+            (
+                Recipe.read(folder / "recipe.toml")
+                for folder in (model, *model.absolute().parents[:2])
+                if (folder / "recipe.toml").is_file()
+            ),
+            None,
+        )
         data = self.data or (Path(recipe.data.path) if recipe and not self.text else None)
         if data is None and self.text is None:
             raise UserError(
@@ -169,19 +182,29 @@ class Eval:
             subject = open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
             sizes[name] = subject.parameters
             scores[name], samples[name] = run_tasks(
-                subject, tasks, cache=cache, protocol=self.protocol, limit=self.limit,
+                subject,
+                tasks,
+                cache=cache,
+                protocol=self.protocol,
+                limit=self.limit,
                 progress=functools.partial(progress, unit="items"),
-            )  # fmt: skip
+            )
             if "wikitext2" in self.tasks:
                 assert self.data is not None
                 with progress(f"{name}: wikitext2", "windows") as update:
                     scores[name]["wikitext2"] = wikitext_perplexity(
-                        subject.engine, subject.encoder, self.data, length=self.sequence_length, stride=self.stride, progress=update
-                    )  # fmt: skip
+                        subject.engine,
+                        subject.encoder,
+                        self.data,
+                        length=self.sequence_length,
+                        stride=self.stride,
+                        progress=update,
+                    )
             for task_name, score in scores[name].items():
                 if "truncated" in score:
                     say(
-                        f"{name}: {task_name}: {score['truncated']} items exceed the model's context and lost their beginning"
+                        f"{name}: {task_name}: {score['truncated']} items exceed the model's "
+                        "context and lost their beginning"
                     )
                 if "encoded_apart" in score:
                     say(
@@ -239,8 +262,10 @@ class Eval:
             for task, found in compare(a, b).items():
                 for metric, pair in found.items():
                     print(
-                        f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} ±{100 * pair.stderr:.2f} points, p = "
-                        f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of {pair.items} items)"
+                        f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} "
+                        f"±{100 * pair.stderr:.2f} points, p = "
+                        f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of "
+                        f"{pair.items} items)"
                     )
 
     def print_differences(self, samples: dict[str, list[Sample]]) -> None:
@@ -253,7 +278,8 @@ class Eval:
 
 
 def labels(models: tuple[Path, ...]) -> list[str]:
-    """A short name for each model: the last part of its path, or all of it where that is not unique."""
+    """A short name for each model: the last part of its path, or all of it where that is not
+    unique."""
     names = [model.absolute().name for model in models]
     found = [
         name if names.count(name) == 1 else str(model)
@@ -265,7 +291,8 @@ def labels(models: tuple[Path, ...]) -> list[str]:
 
 
 def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
-    """A model ready to be scored: through our own network where it is of that kind, else through transformers."""
+    """A model ready to be scored: through our own network where it is of that kind, else through
+    transformers."""
     from mobilellm.evaluate.campaign import Subject
     from mobilellm.evaluate.engine import Backend, Engine, NetworkBackend
     from mobilellm.evaluate.requests import Encoder, OwnEncoder
@@ -292,9 +319,12 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
         network, encoder = loaded.network, OwnEncoder(loaded.require_tokenizer(path))
         backend = NetworkBackend(loaded.network, precision)
     return Subject(
-        name=name, engine=Engine(backend, batch_tokens), encoder=encoder, fingerprint=f"{source_hash(path)[:24]}-{precision}",
+        name=name,
+        engine=Engine(backend, batch_tokens),
+        encoder=encoder,
+        fingerprint=f"{source_hash(path)[:24]}-{precision}",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )  # fmt: skip
+    )
 
 
 def foreign_kind(path: Path) -> str | None:
@@ -334,7 +364,8 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
 
 
 def harness_main() -> None:
-    """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is known."""
+    """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is
+    known."""
     from mobilellm.evaluate.harness_tasks import require_harness
 
     try:
@@ -349,7 +380,8 @@ def harness_main() -> None:
 
 
 def register_with_harness() -> None:
-    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path), batch_tokens and precision."""
+    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path),
+    batch_tokens and precision."""
     from lm_eval.api.registry import model_registry, register_model
 
     from mobilellm.evaluate.engine import Engine, NetworkBackend
@@ -361,8 +393,12 @@ def register_with_harness() -> None:
         """Loads what `pretrained` names."""
 
         def __init__(
-            self, pretrained: str, batch_tokens: int = 2048, precision: str = "fp32", **unused: object
-        ) -> None:  # fmt: skip
+            self,
+            pretrained: str,
+            batch_tokens: int = 2048,
+            precision: str = "fp32",
+            **unused: object,
+        ) -> None:
             loaded = load(Path(pretrained))
             tokenizer = loaded.require_tokenizer(pretrained)
             backend = NetworkBackend(loaded.network, Precision(precision))

@@ -1,7 +1,8 @@
 """Batches in an exact order: every token once an epoch, resumable at any sample, the same for
 any number of processes.
 
-    loader = Loader(data.tokens("train"), sequence_length=256, batch_size=32, state=DataState(seed=0, ...))
+    state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
+    loader = Loader(data.tokens("train"), sequence_length=256, batch_size=32, state=state)
     for batch, state in loader:     # endless; `state` is where the next batch begins
         ...
 

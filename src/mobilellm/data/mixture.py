@@ -1,6 +1,9 @@
 """Several sources mixed by weight, in stages: who gives the next sample, and which.
 
-    stages = [Stage(until_tokens=10**9, weights={"wiki": 0.7, "code": 0.3}), Stage(until_tokens=None, weights={"code": 1})]
+    stages = [
+        Stage(until_tokens=10**9, weights={"wiki": 0.7, "code": 0.3}),
+        Stage(until_tokens=None, weights={"code": 1}),
+    ]
     streams = {name: data.tokens("train", name) for name in data.sources()}
     for batch, state in Mixture(streams, stages, sequence_length=2048, batch_size=64, state=state):
         ...

@@ -34,11 +34,12 @@ def baselines(
     train_text: str,
     held_out_text: str,
 ) -> dict[str, Any]:
-    """Bits per byte of the held-out text under three predictors, and `bytes_compressed`, how much the compressors saw.
+    """Bits per byte of the held-out text under three predictors, and `bytes_compressed`, how
+    much the compressors saw.
 
-    `unigram`: token frequencies of the training split, one added to each. `gzip` and `xz`: the held-out text alone, at
-    their highest settings. `xz_after_train`: what it adds behind the training text, the nearest a compressor comes to
-    having been trained.
+    `unigram`: token frequencies of the training split, one added to each. `gzip` and `xz`: the
+    held-out text alone, at their highest settings. `xz_after_train`: what it adds behind the
+    training text, the nearest a compressor comes to having been trained.
     """
     frequencies = counts(train, vocab_size) + 1.0
     nats = -(counts(held_out, vocab_size) * np.log(frequencies / frequencies.sum())).sum()

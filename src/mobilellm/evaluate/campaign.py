@@ -57,8 +57,14 @@ def run_tasks(
         path = cache / subject.fingerprint / f"{name}.{protocol}.jsonl"
         with ResultCache(path) as kept, progress(f"{subject.name}: {name}") as update:
             found = score_task(
-                task, subject.engine, subject.encoder, limit=limit, protocol=protocol, cache=kept, progress=update
-            )  # fmt: skip
+                task,
+                subject.engine,
+                subject.encoder,
+                limit=limit,
+                protocol=protocol,
+                cache=kept,
+                progress=update,
+            )
         scores[name] = found.metrics
         samples += found.samples
     return scores | average(scores), samples
@@ -101,13 +107,15 @@ def compare(first: Sequence[Sample], second: Sequence[Sample]) -> dict[str, dict
 def differing(
     first: Iterable[Sample], second: Iterable[Sample], most: int
 ) -> list[tuple[Sample, Sample]]:
-    """Items that one model has right and the other wrong, at most `most`, those of the first model's gains in front."""
+    """Items that one model has right and the other wrong, at most `most`, those of the first
+    model's gains in front."""
     pairs = [(a, b) for a, b in matched(list(first), list(second)) if a.correct != b.correct]
     return sorted(pairs, key=lambda pair: not pair[0].correct)[:most]
 
 
 def explain(names: tuple[str, str], pair: tuple[Sample, Sample]) -> str:
-    """One differing item as text: the question, each choice with both models' scores, who chose what."""
+    """One differing item as text: the question, each choice with both models' scores, who chose
+    what."""
     a, b = pair
     lines = [
         f"{a.task} #{a.index}, protocol {a.protocol}",

@@ -1,11 +1,13 @@
-"""Log-likelihoods of many continuations, fast: an item's beginning is computed once for all its choices.
+"""Log-likelihoods of many continuations, fast: an item's beginning is computed once for all its
+choices.
 
     engine = Engine(NetworkBackend(network))
     results = engine.score(requests, keys)     # a Result for each request, in order
 
-An item holds the tokens its choices begin with, then what each choice adds. Positions and attention mask make each choice see
-the shared tokens and its own, so their keys and values are computed once; choices of one token add none and are read off the
-last shared position. Items are sorted by length and packed behind one another, without padding, within a budget of tokens;
+An item holds the tokens its choices begin with, then what each choice adds. Positions and
+attention mask make each choice see the shared tokens and its own, so their keys and values are
+computed once; choices of one token add none and are read off the last shared position. Items are
+sorted by length and packed behind one another, without padding, within a budget of tokens;
 logits are computed at scored positions alone.
 """
 
@@ -41,7 +43,8 @@ class Backend(Protocol):
         ...
 
     def order(self, item: Item) -> tuple[int, ...]:
-        """What items are sorted by, so that those of one batch are alike and the costliest come first."""
+        """What items are sorted by, so that those of one batch are alike and the costliest come
+        first."""
         ...
 
     def cost(self, item: Item) -> int:
@@ -101,7 +104,8 @@ class NetworkBackend:
                     seen[end:, start:end] = False  # later branches do not see this one
                 line += branch
                 positions += range(item.shared, item.shared + len(branch))
-                # What follows input position p is predicted there; before the branch stand the shared positions.
+                # What follows input position p is predicted there; before the branch stand the
+                # shared positions.
                 first = len(request.inputs) - request.scored
                 rows += [
                     begin + (p if p < item.shared else start + p - item.shared)
@@ -122,9 +126,11 @@ class NetworkBackend:
 
 
 def token_loglikelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V, C), targets (N).
+    """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V,
+    C), targets (N).
 
-    A part of the vocabulary at a time, so that its logits stay in the cache; the softmax's sum is carried on with its maximum.
+    A part of the vocabulary at a time, so that its logits stay in the cache; the softmax's sum
+    is carried on with its maximum.
     """
     best = hidden.new_full((len(targets),), -math.inf, dtype=torch.float32)
     place, found, total = (
@@ -174,15 +180,19 @@ def collect(items: Sequence[Item], values: Tensor, greedy: Tensor) -> list[list[
 
 
 class Engine:
-    """Schedules requests on a backend. `batch_tokens` is the budget of one batch; it halves when memory runs out."""
+    """Schedules requests on a backend. `batch_tokens` is the budget of one batch; it halves when
+    memory runs out."""
 
     def __init__(self, backend: Backend, batch_tokens: int = 2048) -> None:
         self.backend, self.batch_tokens = backend, batch_tokens
 
     def score(
-        self, requests: Sequence[Request], keys: Sequence[Hashable], store: Store | None = None,
+        self,
+        requests: Sequence[Request],
+        keys: Sequence[Hashable],
+        store: Store | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> list[Result]:  # fmt: skip
+    ) -> list[Result]:
         """Results in the order of the requests. Those with equal `keys` belong to one item.
 
         `store` receives results batch by batch as they come; `progress(done, total)` counts items.
@@ -202,7 +212,8 @@ class Engine:
         return [found[request] for request in requests]
 
     def batches(self, items: list[Item]) -> Iterator[tuple[list[Item], list[list[Result]]]]:
-        """Batches with their results. The longest come first, so that memory runs out at once or not at all."""
+        """Batches with their results. The longest come first, so that memory runs out at once or
+        not at all."""
         start = 0
         while start < len(items):
             batch = items[start : start + self.fitting(items, start)]

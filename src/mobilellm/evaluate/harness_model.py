@@ -1,4 +1,5 @@
-"""Our engine as a model of lm-eval: for `mobilellm eval --tasks`, and for the harness's own command.
+"""Our engine as a model of lm-eval: for `mobilellm eval --tasks`, and for the harness's own
+command.
 
     mobilellm-lm-eval --model mobilellm --model_args pretrained=runs/demo --tasks lambada_openai
 

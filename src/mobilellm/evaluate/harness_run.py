@@ -3,9 +3,9 @@
     found = run_harness(task, model, limit=100)      # model: any `lm_eval.api.model.LM`
     found.metrics["acc_norm"], found.results[0]
 
-Prompts, requests, filters, metrics and standard errors are the harness's. What it logs of each item,
-its requests and their answers, is handed on, so that other protocols can score the same answers.
-Imported only where lm-eval is installed.
+Prompts, requests, filters, metrics and standard errors are the harness's. What it logs of each
+item, its requests and their answers, is handed on, so that other protocols can score the same
+answers. Imported only where lm-eval is installed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, their own objects, reading local files instead of downloads.
+"""Tasks of EleutherAI's lm-evaluation-harness, their own objects, reading local files instead of
+downloads.
 
     tasks = load_tasks(["arc_easy", "hellaswag"], Path("data/eval"))
     tasks["arc_easy"].split, tasks["arc_easy"].is_choice
 
-Prompts, choices, metrics and standard errors are the harness's. For the eight tasks of the MobileLLM tables (arXiv
-2402.14905, table 3) a folder of files in the harness's raw fields can stand in for the download: only the loader is replaced.
+Prompts, choices, metrics and standard errors are the harness's. For the eight tasks of the
+MobileLLM tables (arXiv 2402.14905, table 3) a folder of files in the harness's raw fields can
+stand in for the download: only the loader is replaced.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def require_harness() -> str:
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Task names in full: `commonsense` is the eight of the tables; short names are spelt out; each once."""
+    """Task names in full: `commonsense` is the eight of the tables; short names are spelt out;
+    each once."""
     found: dict[str, None] = {}
     for name in names:
         for one in COMMONSENSE if name == "commonsense" else [ALIASES.get(name, name)]:
@@ -159,10 +162,11 @@ class HarnessTask:
 
 
 def load_tasks(names: Iterable[str], data: Path | None) -> dict[str, HarnessTask]:
-    """The harness's tasks by name. Of a folder `data` the shipped sets are read; without one the harness downloads.
+    """The harness's tasks by name. Of a folder `data` the shipped sets are read; without one the
+    harness downloads.
 
-    `UserError` for a name that is not known (the nearest is named), a missing or broken file, a failed download, or a task
-    of `data` that is not among the shipped.
+    `UserError` for a name that is not known (the nearest is named), a missing or broken file, a
+    failed download, or a task of `data` that is not among the shipped.
     """
     version, found = require_harness(), {}
     for name in expand(names):
@@ -218,7 +222,8 @@ def local_task(name: str, data: Path, version: str) -> HarnessTask:
 
 
 def read_rows(path: Path, known: DataFile) -> tuple[list[dict[str, Any]], str]:
-    """Rows of a JSON-lines file (gzip or plain), and what differs from the known content ("" when nothing)."""
+    """Rows of a JSON-lines file (gzip or plain), and what differs from the known content (""
+    when nothing)."""
     if not path.is_file():
         raise UserError(
             f"{path}: no such task data",
@@ -266,7 +271,8 @@ def downloaded(name: str, version: str) -> HarnessTask:
         task = manager.load([name])["tasks"][name]
     except Exception as error:  # whatever the download machinery raises
         raise UserError(
-            f"task {name!r}: its data could not be loaded ({type(error).__name__}: {first_line(error)})",
+            f"task {name!r}: its data could not be loaded ({type(error).__name__}: "
+            f"{first_line(error)})",
             hint="give --data a folder with the eight shipped sets, or a network",
         ) from error
     return HarnessTask(name=name, task=task, harness=version)

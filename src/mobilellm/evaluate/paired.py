@@ -2,8 +2,8 @@
 
     mcnemar([True, False, True], [True, True, False]).p_value
 
-McNemar's exact test (Psychometrika 12, 1947) looks only at items where one model is right and the other wrong: under the
-null hypothesis each falls to either side with probability one half.
+McNemar's exact test (Psychometrika 12, 1947) looks only at items where one model is right and
+the other wrong: under the null hypothesis each falls to either side with probability one half.
 """
 
 from __future__ import annotations

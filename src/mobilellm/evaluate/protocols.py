@@ -1,8 +1,11 @@
-"""How log-likelihoods become scores: the harness's way and the paper's. The two are never mixed in one number.
+"""How log-likelihoods become scores: the harness's way and the paper's. The two are never mixed
+in one number.
 
-- `harness`: `acc` takes the likeliest choice, `acc_norm` the likeliest per character; each task has what lm-eval gives it.
-- `paper`: likelihood per character, but for OpenBookQA and BoolQ the likelihood relative to that of the same answer behind
-  "Answer:" alone. That is LLaMA's rule (arXiv 2302.13971, section 3), which MobileLLM says it follows.
+- `harness`: `acc` takes the likeliest choice, `acc_norm` the likeliest per character; each task
+  has what lm-eval gives it.
+- `paper`: likelihood per character, but for OpenBookQA and BoolQ the likelihood relative to that of
+  the same answer after "Answer:" alone. That is LLaMA's rule (arXiv 2302.13971, section 3), which
+  MobileLLM says it follows.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ class Sample:
     loglikelihoods: list[float]
     """Nats."""
     scores: list[float]
-    """What the protocol compares: the log-likelihood itself (harness), or what the paper's rule makes of it."""
+    """What the protocol compares: the log-likelihood itself (harness), or what the paper's rule
+    makes of it."""
     chosen: int
     chosen_norm: int
     """The choice per character (the same as `chosen` in the paper's protocol)."""
@@ -52,7 +56,8 @@ def check_protocol(name: str) -> None:
 def more_pairs(
     task: HarnessTask, documents: Sequence[Document], protocol: str
 ) -> list[list[tuple[str, str]]]:
-    """(context, continuation) pairs that a protocol needs of each item besides the harness's own."""
+    """(context, continuation) pairs that a protocol needs of each item besides the harness's
+    own."""
     if protocol != "paper" or task.name not in RELATIVE:
         return [[] for _ in documents]
     return [
@@ -74,7 +79,8 @@ def sample(
     values = [result.loglikelihood for result in results[: len(choices)]]
     contexts = [context for context, _ in document.pairs[: len(choices)]]
     own_contexts = len(set(contexts)) > 1
-    # Where the choices stand in the context (WinoGrande) what is scored is the ending, of one length for all.
+    # Where the choices stand in the context (WinoGrande) what is scored is the ending, of one
+    # length for all.
     measured = [ending for _, ending in document.pairs[: len(choices)]] if own_contexts else choices
     per_character = [value / len(text) for value, text in zip(values, measured, strict=True)]
     scores = values
@@ -89,7 +95,16 @@ def sample(
     chosen = first_largest(scores)
     norm = chosen if protocol == "paper" else first_largest(per_character)
     return Sample(
-        task=task.name, protocol=protocol, index=document.index, context=contexts if own_contexts else contexts[:1],
-        continuations=[text for _, text in document.pairs[: len(choices)]], loglikelihoods=values, scores=scores, chosen=chosen,
-        chosen_norm=norm, gold=gold, correct=chosen in gold, correct_norm=norm in gold,
-    )  # fmt: skip
+        task=task.name,
+        protocol=protocol,
+        index=document.index,
+        context=contexts if own_contexts else contexts[:1],
+        continuations=[text for _, text in document.pairs[: len(choices)]],
+        loglikelihoods=values,
+        scores=scores,
+        chosen=chosen,
+        chosen_norm=norm,
+        gold=gold,
+        correct=chosen in gold,
+        correct_norm=norm in gold,
+    )

@@ -1,11 +1,14 @@
-"""Requests for log-likelihoods: text to tokens as the harness's Hugging Face backend makes them, grouped by item.
+"""Requests for log-likelihoods: text to tokens as the harness's Hugging Face backend makes them,
+grouped by item.
 
     requests = encode(pairs, encoder, max_length=2048)          # pairs of (context, continuation)
-    items = group(requests, keys)              # those of one item share the beginning of their tokens
+    # Those of one item share the beginning of their tokens.
+    items = group(requests, keys)
 
-Context and continuation are encoded together and parted behind the context's own tokens; the context's trailing spaces
-belong to the continuation; an empty context is the token that begins a text. Longer than the model's context, a request
-loses tokens on the left. All of this is what lm-eval's `TemplateLM` and `HFLM` do (version 0.4).
+Context and continuation are encoded together and parted behind the context's own tokens; the
+context's trailing spaces belong to the continuation; an empty context is the token that begins a
+text. Longer than the model's context, a request loses tokens on the left. All of this is what
+lm-eval's `TemplateLM` and `HFLM` do (version 0.4).
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Encoder(Protocol):
         ...
 
     def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
-        """Tokens of each text; with `special` also what the tokenizer puts around a text by itself (BOS)."""
+        """Tokens of each text; with `special` also what the tokenizer puts around a text by
+        itself (BOS)."""
         ...
 
 
@@ -137,7 +141,8 @@ def encode(pairs: Sequence[tuple[str, str]], encoder: Encoder, max_length: int) 
         encoder.encode_batch(["".join(moved[i]) for i in behind], True) if behind else [],
         strict=True,
     ):
-        # Where the harness stops at a context of spaces without a token (no BOS), it counts as empty here.
+        # Where the harness stops at a context of spaces without a token (no BOS), it counts as
+        # empty here.
         split[i] = (
             (whole, len(whole) - before[moved[i][0]])
             if before[moved[i][0]]
@@ -176,7 +181,8 @@ def request(
         )
     if scored > max_length:
         raise UserError(
-            f"the continuation {pair[1][:60]!r} has {scored} tokens, the model's context is {max_length}"
+            f"the continuation {pair[1][:60]!r} has {scored} tokens, the model's context is "
+            f"{max_length}"
         )
     cut = max(0, len(tokens) - max_length - 1)
     return Request(tuple(tokens[cut:]), scored, cut)
@@ -201,7 +207,8 @@ class Item:
 
 
 def group(requests: Sequence[Request], keys: Sequence[Hashable]) -> list[Item]:
-    """Items of the requests with equal keys, each request once; those whose inputs begin differently stand alone."""
+    """Items of the requests with equal keys, each request once; those whose inputs begin
+    differently stand alone."""
     found: dict[Hashable, dict[Request, None]] = {}
     seen: set[Request] = set()
     for request_, key in zip(requests, keys, strict=True):

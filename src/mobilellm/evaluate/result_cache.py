@@ -3,8 +3,8 @@
     with ResultCache(folder / "hellaswag.jsonl") as cache:
         cache.add(requests, results)
 
-One line a request, appended batch by batch: its hash, which covers tokens and what is scored of them, and its result. A line
-torn by a crash is dropped and computed again.
+One line a request, appended batch by batch: its hash, which covers tokens and what is scored of
+them, and its result. A line torn by a crash is dropped and computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Progress = Callable[[int, int], None]
 
 
 class ResultCache:
-    """Results by request, kept in one file. The model and its precision are part of the path, by whoever chooses it."""
+    """Results by request, kept in one file. The model and its precision are part of the path, by
+    whoever chooses it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

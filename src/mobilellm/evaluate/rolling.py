@@ -1,4 +1,5 @@
-"""Whole texts as requests: each token scored once, in windows of the model's context, as the harness rolls them."""
+"""Whole texts as requests: each token scored once, in windows of the model's context, as the
+harness rolls them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from mobilellm.evaluate.requests import Encoder, Request, request
 def rolling_requests(
     texts: Sequence[str], encoder: Encoder, max_length: int
 ) -> Iterator[list[Request]]:
-    """The windows of each text. The first follows the token that begins a text; the last reaches back to be full."""
+    """The windows of each text. The first follows the token that begins a text; the last reaches
+    back to be full."""
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     for tokens in encoder.encode_batch(list(texts), True):

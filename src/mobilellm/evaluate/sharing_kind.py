@@ -13,7 +13,8 @@ from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 def measure_sharing(network: Network, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
-    """Loss (nats a token) of the same weights as either network, and `trained_for`, the kind with the lower one."""
+    """Loss (nats a token) of the same weights as either network, and `trained_for`, the kind
+    with the lower one."""
     tokens = TokenList(np.asarray(tokenizer.encode(text), dtype=np.int64))
     losses: dict[str, float] = {}
     for kind in ("own", "first"):

@@ -41,14 +41,19 @@ class TaskScore:
 
 
 def score_tasks(
-    network: Network, tokenizer: Tokenizer, tasks: list[str], data: Path | None, limit: int | None = None,
+    network: Network,
+    tokenizer: Tokenizer,
+    tasks: list[str],
+    data: Path | None,
+    limit: int | None = None,
     protocol: str = "harness",
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Score a network on tasks ("commonsense" is all eight of the published tables).
 
-    Gives for each task `acc`, `acc_stderr`, with the harness's protocol also `acc_norm` and its error where the task has it,
-    then `count`, `protocol`, `split`, `harness` (version of lm-eval); and "average" over the multiple-choice tasks.
-    `data` is a folder of the shipped sets, `limit` the number of items from each task's beginning. The network's mode and all
+    Gives for each task `acc`, `acc_stderr`, with the harness's protocol also `acc_norm` and its
+    error where the task has it, then `count`, `protocol`, `split`, `harness` (version of
+    lm-eval); and "average" over the multiple-choice tasks. `data` is a folder of the shipped
+    sets, `limit` the number of items from each task's beginning. The network's mode and all
     random generators are left as they were. `UserError` as `load_tasks` has it.
     """
     protocols.check_protocol(protocol)
@@ -147,7 +152,8 @@ def proportion(correct: Sequence[bool]) -> dict[str, float]:
 
 
 def average(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The mean over the multiple-choice tasks, each weighing the same; `acc_norm` takes `acc` where a task has no other."""
+    """The mean over the multiple-choice tasks, each weighing the same; `acc_norm` takes `acc`
+    where a task has no other."""
     rows = [row for row in scores.values() if "acc" in row]
     if not rows:
         return {}
@@ -167,7 +173,8 @@ def average(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def undisturbed(network: Network) -> Iterator[None]:
-    """Evaluation mode inside; outside, the mode and the states of all random generators are as before."""
+    """Evaluation mode inside; outside, the mode and the states of all random generators are as
+    before."""
     training, python, numbers = network.training, random.getstate(), np.random.get_state()
     network.eval()
     try:

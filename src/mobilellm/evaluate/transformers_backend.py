@@ -1,10 +1,12 @@
-"""Any causal language model that transformers knows, behind the engine: shared beginnings are computed once for it too.
+"""Any causal language model that transformers knows, behind the engine: shared beginnings are
+computed once for it too.
 
     backend, encoder = load_transformers(Path("opt-125m"))
 
-These networks take one sequence a row, so a batch goes in two passes: the beginnings, then what each choice adds, on copies of
-their keys and values. Items are sorted by their shared length, and a batch shares what all its items do. A model whose cache
-cannot do this (found by trying) reads every request whole.
+These networks take one sequence a row, so a batch goes in two passes: the beginnings, then what
+each choice adds, on copies of their keys and values. Items are sorted by their shared length,
+and a batch shares what all its items do. A model whose cache cannot do this (found by trying)
+reads every request whole.
 """
 
 from __future__ import annotations
@@ -151,7 +153,8 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def can_share(self) -> bool:
-        """Whether continuing from a selected cache gives the same logits as reading everything, found by trying."""
+        """Whether continuing from a selected cache gives the same logits as reading everything,
+        found by trying."""
         size = self.model.config.get_text_config().vocab_size
         ids = (torch.arange(2 * 12, device=self.model.device).view(2, 12) * 37 + 5) % size
         expected = self.model(input_ids=ids[[0, 0, 1]]).logits
@@ -177,7 +180,8 @@ class TransformersBackend:
 
 
 def max_length(config: Any, tokenizer: Any) -> int:
-    """The model's context as the harness finds it: the config's, else the tokenizer's, else 2048."""
+    """The model's context as the harness finds it: the config's, else the tokenizer's, else
+    2048."""
     for each in (config.get_text_config(), config):
         for name in ("n_positions", "max_position_embeddings", "n_ctx"):
             if isinstance(found := getattr(each, name, None), int):
@@ -187,7 +191,8 @@ def max_length(config: Any, tokenizer: Any) -> int:
 
 
 def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEncoder]:
-    """A Hugging Face folder through transformers, in float32, without running code from it and without pickles.
+    """A Hugging Face folder through transformers, in float32, without running code from it and
+    without pickles.
 
     `UserError` when transformers cannot read it, or it has no tokenizer.
     """
@@ -215,9 +220,13 @@ def load_transformers(folder: Path) -> tuple[TransformersBackend, TransformersEn
         ) from error
     try:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except Exception as error:
         raise UserError(
             f"{folder}: a model of type {kind} that transformers cannot read ({first_line(error)})",

@@ -2,13 +2,15 @@
 
     wikitext_perplexity(engine, encoder, Path("data/eval"))["perplexity"]
 
-The test set's lines are joined with blank lines and tokenized as one text with BOS in front (where the tokenizer adds one); the
-tokens are cut into windows that do not overlap, the rest behind the last whole window is dropped. A window's mean loss over its
-length - 1 predictions is multiplied by the length, and perplexity is exp(sum / (windows x length)): the first token of each
-window counts as if it had the window's mean loss.
+The test set's lines are joined with blank lines and tokenized as one text with BOS in front
+(where the tokenizer adds one); the tokens are cut into windows that do not overlap, the rest
+behind the last whole window is dropped. A window's mean loss over its length - 1 predictions is
+multiplied by the length, and perplexity is exp(sum / (windows x length)): the first token of
+each window counts as if it had the window's mean loss.
 
-With a stride, windows overlap: each begins `stride` tokens behind the one before and scores what that one did not reach, up to the
-text's last token; perplexity is exp of the mean loss over all tokens scored, which is all but the first.
+With a stride, windows overlap: each begins `stride` tokens behind the one before and scores what
+that one did not reach, up to the text's last token; perplexity is exp of the mean loss over all
+tokens scored, which is all but the first.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ LENGTH = 2048
 
 
 def joined(path: Path) -> str:
-    """The test set as one text: each line keeps its newline, blank ones are empty, and "\\n\\n" stands between them."""
+    """The test set as one text: each line keeps its newline, blank ones are empty, and "\\n\\n"
+    stands between them."""
     lines = read_text(path).split("\n")
     if not lines[-1]:
         lines.pop()
@@ -39,14 +42,21 @@ def joined(path: Path) -> str:
 
 
 def wikitext_perplexity(
-    engine: Engine, encoder: Encoder, data: Path, *, length: int = 0, stride: int = 0,
+    engine: Engine,
+    encoder: Encoder,
+    data: Path,
+    *,
+    length: int = 0,
+    stride: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Perplexity, mean loss (nats), windows (`count`), tokens and `sha256`; "altered" when the file is not the known one.
+) -> dict[str, Any]:
+    """Perplexity, mean loss (nats), windows (`count`), tokens and `sha256`; "altered" when the
+    file is not the known one.
 
-    `length` 0 is 2048, or the model's context where that is shorter; the length used is among the results. `stride` 0 is the
-    original's procedure; from 1 to `length` - 1, that of overlapping windows. `UserError` when `length` exceeds the context,
-    `stride` that limit, or the text has no whole window.
+    `length` 0 is 2048, or the model's context where that is shorter; the length used is among
+    the results. `stride` 0 is the original's procedure; from 1 to `length` - 1, that of
+    overlapping windows. `UserError` when `length` exceeds the context, `stride` that limit, or
+    the text has no whole window.
     """
     path, context = data / FILE, engine.backend.max_length
     length = length or min(LENGTH, context)
@@ -61,15 +71,22 @@ def wikitext_perplexity(
         raise UserError(f"{path}: {len(tokens)} tokens, less than one window of {length}")
     requests = overlapping(tokens, length, stride) if stride else disjoint(tokens, length)
     results = engine.score(requests, range(len(requests)), progress=progress)
-    # All windows of the original's procedure score alike, so that the mean over tokens is its mean over windows.
+    # All windows of the original's procedure score alike, so that the mean over tokens is its mean
+    # over windows.
     loss = -math.fsum(result.loglikelihood for result in results) / sum(
         each.scored for each in requests
     )
     digest = sha256_file(path)
     found: dict[str, Any] = {
-        "perplexity": math.exp(loss), "loss": loss, "count": len(requests), "length": length, "tokens": len(tokens),
-        "split": "test", "protocol": "original", "sha256": digest,
-    }  # fmt: skip
+        "perplexity": math.exp(loss),
+        "loss": loss,
+        "count": len(requests),
+        "length": length,
+        "tokens": len(tokens),
+        "split": "test",
+        "protocol": "original",
+        "sha256": digest,
+    }
     if stride:
         found |= {"protocol": "sliding", "stride": stride}
     return found | (
@@ -86,7 +103,8 @@ def disjoint(tokens: list[int], length: int) -> list[Request]:
 
 
 def overlapping(tokens: list[int], length: int, stride: int) -> list[Request]:
-    """Windows of `length` inputs and targets together, of which each after the first scores its last `stride` at most."""
+    """Windows of `length` inputs and targets together, of which each after the first scores its
+    last `stride` at most."""
     found, scored = [], 1  # the first token has nothing before it
     while scored < len(tokens):
         end = min(len(tokens), length if scored == 1 else scored + stride)

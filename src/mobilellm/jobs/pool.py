@@ -95,9 +95,15 @@ class Workspace:
         return dict(read_json(path)) if path.is_file() else None
 
     def run(
-        self, function: str, job: Values, tasks: Sequence[KeyedTask], *, workers: int = 1,
-        progress: Progress = no_progress, preload: Sequence[str] = (),
-    ) -> list[Values]:  # fmt: skip
+        self,
+        function: str,
+        job: Values,
+        tasks: Sequence[KeyedTask],
+        *,
+        workers: int = 1,
+        progress: Progress = no_progress,
+        preload: Sequence[str] = (),
+    ) -> list[Values]:
         """Do the tasks that are not done; returns the results of all, in the order of `tasks`.
 
         `function` is "module:name" within this package (see `mobilellm.jobs.task`); `job` is what

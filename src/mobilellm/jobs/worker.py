@@ -28,9 +28,12 @@ from mobilellm.jobs.task import KeyedTask, TaskError, Values, name_of, run_task
 def message_of(function: str, job: Values, task: KeyedTask, folder: Path) -> dict[str, Any]:
     """What a worker is sent for one task."""
     return {
-        "function": function, "job": job, "key": task.key, "task": task.values,
+        "function": function,
+        "job": job,
+        "key": task.key,
+        "task": task.values,
         "folder": str(folder),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mobilellm.model.attention import causal_attention
 
-# Positions start to end that see each other as the mask (T, T) says, causally without one; and nothing else.
+# Positions start to end that see each other as the mask (T, T) says, causally without one; and
+# nothing else.
 Span = tuple[int, int, Tensor | None]
-DocumentMask = Any  # a bool Tensor that broadcasts to (B, H, T, S), a flex_attention BlockMask, or a sequence of Spans
+# A bool Tensor that broadcasts to (B, H, T, S), a flex_attention BlockMask, or a sequence of Spans.
+DocumentMask = Any
 
 
 def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:

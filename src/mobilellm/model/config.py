@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mobilellm.divisors import divisors, nearest_multiples
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import read_json
 
@@ -35,12 +36,29 @@ FIXED: dict[str, tuple[Any, ...]] = {
 # Keys that say nothing about the network.
 INFORMATIVE = frozenset(
     {
-        "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "pad_token_id", "unk_token_id",
-        "is_llama_config", "rope_interleaved", "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
-        "mobilellm_version", "_attn_implementation_autoset", "transformers.js_config", "chunk_size_feed_forward", "problem_type",
-        "id2label", "label2id",
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "pad_token_id",
+        "unk_token_id",
+        "is_llama_config",
+        "rope_interleaved",
+        "_name_or_path",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "mobilellm_version",
+        "_attn_implementation_autoset",
+        "transformers.js_config",
+        "chunk_size_feed_forward",
+        "problem_type",
+        "id2label",
+        "label2id",
     }
-)  # fmt: skip
+)
 # Far above any model this is for, and low enough that no file can ask for all the memory there is.
 LARGEST = {
     "vocab_size": 1 << 20,
@@ -112,10 +130,11 @@ class ModelConfig:
                 )
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
+                heads, width = self.num_attention_heads, self.hidden_size
+                near = " or ".join(map(str, nearest_multiples(heads, width)))
                 raise UserError(
-                    f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}",
-                    hint=f"nearest that does: {max(1, self.hidden_size // self.num_attention_heads) * self.num_attention_heads}, "
-                    "or give head_dim",
+                    f"hidden_size {width} does not divide by num_attention_heads {heads}",
+                    hint=f"nearest that does: {near}, or give head_dim",
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if (
@@ -125,17 +144,15 @@ class ModelConfig:
             or self.head_dim > 1 << 16
         ):
             raise UserError(
-                f"head_dim = {self.head_dim!r}: must be an even number from 2 on (rotary positions turn pairs)"
+                f"head_dim = {self.head_dim!r}: must be an even number from 2 on "
+                "(rotary positions turn pairs)"
             )
         if self.num_attention_heads % self.num_key_value_heads:
-            near = [
-                n
-                for n in range(1, self.num_attention_heads + 1)
-                if self.num_attention_heads % n == 0
-            ]
+            fitting = ", ".join(map(str, divisors(self.num_attention_heads)))
             raise UserError(
-                f"num_attention_heads {self.num_attention_heads} does not divide by num_key_value_heads {self.num_key_value_heads}",
-                hint=f"num_key_value_heads can be {', '.join(map(str, near))}",
+                f"num_attention_heads {self.num_attention_heads} does not divide by "
+                f"num_key_value_heads {self.num_key_value_heads}",
+                hint=f"num_key_value_heads can be {fitting}",
             )
         if self.shared_kv not in ("own", "first"):
             raise unknown_name("shared_kv", str(self.shared_kv), ("own", "first"))

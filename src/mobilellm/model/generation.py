@@ -105,7 +105,8 @@ def generate(
     length = len(prompt) + max_new_tokens
     if length > config.max_position_embeddings:
         raise UserError(
-            f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of "
+            f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
+            "context of "
             f"{config.max_position_embeddings}",
             hint=f"at most {max(0, config.max_position_embeddings - len(prompt))} new ones fit",
         )
@@ -114,7 +115,8 @@ def generate(
             f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}"
         )
     weight = network.output_weight
-    # A CPU generator whatever the device: the draw is one small vector, and the same seed then gives the same text.
+    # A CPU generator whatever the device: the draw is one small vector, and the same seed then
+    # gives the same text.
     generator = torch.Generator().manual_seed(sampling.seed)
     cache = KVCache(config, 1, length, like=weight)
     tokens = torch.tensor([list(prompt)], device=weight.device)

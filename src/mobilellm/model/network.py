@@ -64,9 +64,16 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
-        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
-    ) -> tuple[Tensor, KeyValue]:  # fmt: skip
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: DocumentMask | None,
+        causal: bool,
+        cache: KVCache | None = None,
+        slot: int = 0,
+        shared: KeyValue | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValue]:
         """x (B, T, C) -> (B, T, C) and the keys and values attended to; `shared` ones replace this
         block's own.
 
@@ -80,7 +87,9 @@ class Attention(nn.Module):
                 q, k = qk.split((self.heads, self.kv_heads), dim=2)
                 qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
             if torch.is_grad_enabled():
-                v = v.contiguous()  # a view would keep Q and K as they were before their rotation until the backward pass
+                # A view would keep Q and K as they were before their rotation until the backward
+                # pass.
+                v = v.contiguous()
             q, k = rotate(qk, *rotation).split((self.heads, self.kv_heads), dim=2)
             key, value = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
             if cache is not None:
@@ -119,9 +128,16 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: DocumentMask | None, causal: bool,
-        cache: KVCache | None = None, slot: int = 0, shared: KeyValue | None = None, rows: Tensor | None = None,
-    ) -> tuple[Tensor, KeyValue]:  # fmt: skip
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: DocumentMask | None,
+        causal: bool,
+        cache: KVCache | None = None,
+        slot: int = 0,
+        shared: KeyValue | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValue]:
         y, key_value = self.self_attn(
             self.input_layernorm(x), rotation, mask, causal, cache, slot, shared, rows
         )
@@ -160,9 +176,13 @@ class Network(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(
-        self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None,
-        packed: tuple[Tensor, Sequence[Span]] | None = None, rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
+        packed: tuple[Tensor, Sequence[Span]] | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """The last hidden states, normalized: (B, T) -> (B, T, C). Positions follow those in
         `cache`, which grows by T.
 
@@ -175,7 +195,8 @@ class Network(nn.Module):
         these positions are wanted, (B, N, C): the last block computes no others."""
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
-        # Behind cached positions a query may look at all of them, so causality needs a mask; a single one needs none.
+        # Behind cached positions a query may look at all of them, so causality needs a mask; a
+        # single one needs none.
         mask: DocumentMask | None = None
         if documents is not None:
             mask = document_mask(documents)
@@ -218,9 +239,12 @@ class Network(nn.Module):
         return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), reduction)
 
     def generate(
-        self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling | None = None,
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
         stop: Sequence[int] | None = None,
-    ) -> Iterator[int]:  # fmt: skip
+    ) -> Iterator[int]:
         """Continue `prompt`, token by token (see model/generation.py); greedy unless `sampling`
         says otherwise."""
         return generate(self, prompt, max_new_tokens, sampling or Sampling(), stop)
@@ -231,15 +255,17 @@ def initialize(
 ) -> None:
     """Set every parameter; the one place where that is done.
 
-    | parameter                       | value                                             | with zero_residual               |
-    |---------------------------------|---------------------------------------------------|----------------------------------|
-    | embed_tokens, lm_head           | normal, standard deviation `initializer_range`    | the same                         |
-    | qkv_proj, gate_up_proj          | normal, standard deviation `initializer_range`    | normal, 0.7 / sqrt(columns)      |
-    | o_proj, down_proj               | normal, standard deviation `initializer_range`    | 0: each block starts as identity |
-    | norms                           | 1                                                 | 1                                |
+    | parameter            | value                       | with zero_residual          |
+    |----------------------|-----------------------------|-----------------------------|
+    | embed_tokens, lm_head | normal, `initializer_range` | the same                    |
+    | qkv_proj, gate_up_proj | normal, `initializer_range` | normal, 0.7 / sqrt(columns) |
+    | o_proj, down_proj    | normal, `initializer_range` | 0: a block begins as identity |
+    | norms                | 1                           | 1                           |
 
-    The first is what the original trains from. The second starts faster where the training is short
-    (docs/log.md)."""
+    "normal" gives the standard deviation around a mean of 0.
+
+    The first is what the original trains from. The second starts faster where the training is
+    short (docs/log.md)."""
     std = network.config.initializer_range
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -46,7 +46,8 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
         turns = (
             scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         )  # over the old context
-        # Slow pairs are stretched by the whole factor, fast ones not at all, those between in proportion.
+        # Slow pairs are stretched by the whole factor, fast ones not at all, those between in
+        # proportion.
         share = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - share) * frequencies / scaling["factor"] + share * frequencies
     return frequencies

@@ -1,7 +1,8 @@
 """Memory of one device while training: counted from the configuration, as train/ lays it out.
 
     batching = Batching.of(sequence_length=2048, batch_tokens=16384)
-    memory = estimate(config, batching, precision=Precision.BF16, optimizer=OptimizerCosts(matrix_bytes=8))
+    adamw = OptimizerCosts(matrix_bytes=8)
+    memory = estimate(config, batching, precision=Precision.BF16, optimizer=adamw)
     memory.peak               # bytes
     memory.parts              # {"weights": ..., "gradients": ..., "moments": ..., ...}
 

@@ -49,9 +49,16 @@ class TokenShards(PipelineStep):
     type, name = "TOKENIZER", "mobilellm shards"
 
     def __init__(
-        self, out: Path, tokenizer: Path, *, held_out: float = 0.01, seed: int = 0, bos: bool = False, eos: bool = True,
+        self,
+        out: Path,
+        tokenizer: Path,
+        *,
+        held_out: float = 0.01,
+        seed: int = 0,
+        bos: bool = False,
+        eos: bool = True,
         library: str = "auto",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`UserError` when the tokenizer cannot be read, or lacks the tokens asked for."""
         super().__init__()
         loaded = Tokenizer.load(tokenizer)
@@ -66,10 +73,17 @@ class TokenShards(PipelineStep):
         work = Workspace(self.out)
         key = f"rank-{rank:06d}"
         job = Job(
-            tokenizer=str(self.tokenizer), tokenizer_sha256=self.sha256, library=self.library,
-            library_version=library_version(self.library), split=self.split, bos=self.bos, eos=self.eos, text_field="text",
-            sequence_length=2048, on_bad="stop",
-        )  # fmt: skip
+            tokenizer=str(self.tokenizer),
+            tokenizer_sha256=self.sha256,
+            library=self.library,
+            library_version=library_version(self.library),
+            split=self.split,
+            bos=self.bos,
+            eos=self.eos,
+            text_field="text",
+            sequence_length=2048,
+            on_bad="stop",
+        )
         with disk_errors(self.out):
             work.tasks.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{key}{PARTIAL}", dir=work.tasks))

@@ -65,11 +65,25 @@ def check_names(sources: list[Source]) -> None:
 
 
 def prepare(
-    sources: list[Source], out: Path, *, tokenizer: Tokenizer | None = None, vocab_size: int = 4096, held_out: float = 0.01,
-    seed: int = 0, bos: bool = False, eos: bool = True, text_field: str = "text", sequence_length: int = 2048,
-    workers: int | None = None, on_bad: str = "stop", library: str = "auto", nodes: int | None = None,
-    progress: Progress | None = None, say: Say = lambda _: None, extra: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    sources: list[Source],
+    out: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int = 4096,
+    held_out: float = 0.01,
+    seed: int = 0,
+    bos: bool = False,
+    eos: bool = True,
+    text_field: str = "text",
+    sequence_length: int = 2048,
+    workers: int | None = None,
+    on_bad: str = "stop",
+    library: str = "auto",
+    nodes: int | None = None,
+    progress: Progress | None = None,
+    say: Say = lambda _: None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Make the token folder `out`, or with `nodes` the original's layout for so many; returns
     the manifest.
 
@@ -104,9 +118,10 @@ def prepare(
                 progress(done_before + done, passes * total)
 
         reading = ReadSettings(
-            text_field=text_field, vocab_size=tokenizer.vocab_size if tokenizer else None,
+            text_field=text_field,
+            vocab_size=tokenizer.vocab_size if tokenizer else None,
             sample_lengths=(sequence_length, sequence_length + 1),
-        )  # fmt: skip
+        )
         split = decide(sources, held_out, seed, reading, on_bad)
         if tokenizer is None:
             tokenizer = _trained(work, tasks, sources, split, reading, on_bad, vocab_size, say)
@@ -119,10 +134,17 @@ def prepare(
         def job(with_library: str) -> Job:
             assert tokenizer is not None
             return Job(
-                tokenizer=str(work.path / "tokenizer"), tokenizer_sha256=tokenizer.sha256, library=with_library,
-                library_version=library_version(with_library), split=split, bos=bos, eos=eos, text_field=text_field,
-                sequence_length=sequence_length, on_bad=on_bad,
-            )  # fmt: skip
+                tokenizer=str(work.path / "tokenizer"),
+                tokenizer_sha256=tokenizer.sha256,
+                library=with_library,
+                library_version=library_version(with_library),
+                split=split,
+                bos=bos,
+                eos=eos,
+                text_field=text_field,
+                sequence_length=sequence_length,
+                on_bad=on_bad,
+            )
 
         def run(settings: Job) -> list[FinishedTask]:
             keyed = [KeyedTask(settings.key(task), asdict(task), task.weight) for task in tasks]
@@ -144,7 +166,8 @@ def prepare(
         except KeyboardInterrupt:
             if any(work.tasks.iterdir()):
                 say(
-                    f"stopped: what is finished lies in {work.path}, and the same command goes on from there"
+                    f"stopped: what is finished lies in {work.path}, and the same command goes on "
+                    "from there"
                 )
             raise
         except MismatchError as error:
@@ -162,9 +185,16 @@ def prepare(
             put_together(out, finished, manifest, tokenizer)
         else:
             write_layout(
-                work, out, finished, manifest, tokenizer, nodes=nodes, seed=seed,
-                sequence_length=sequence_length, workers=_workers(workers, total),
-            )  # fmt: skip
+                work,
+                out,
+                finished,
+                manifest,
+                tokenizer,
+                nodes=nodes,
+                seed=seed,
+                sequence_length=sequence_length,
+                workers=_workers(workers, total),
+            )
     return manifest
 
 
@@ -194,9 +224,15 @@ def _workers(asked: int | None, total: float) -> int:
 
 
 def _trained(
-    work: Workspace, tasks: list[Task], sources: list[Source], split: SplitRule, reading: ReadSettings, on_bad: str,
-    vocab_size: int, say: Say,
-) -> Tokenizer:  # fmt: skip
+    work: Workspace,
+    tasks: list[Task],
+    sources: list[Source],
+    split: SplitRule,
+    reading: ReadSettings,
+    on_bad: str,
+    vocab_size: int,
+    say: Say,
+) -> Tokenizer:
     """A tokenizer trained on the training texts, or the one that an earlier run trained on the
     same."""
     content = [[asdict(task) for task in tasks], asdict(split), asdict(reading), on_bad, vocab_size]
@@ -211,7 +247,8 @@ def _trained(
     share = min(1.0, TRAINING_BYTES / max(1, size))
     if share < 1:
         say(
-            f"the tokenizer is trained on {share:.2%} of the documents, about {TRAINING_BYTES >> 20} MiB"
+            f"the tokenizer is trained on {share:.2%} of the documents, about "
+            f"{TRAINING_BYTES >> 20} MiB"
         )
     trained = train_bpe(training_texts(sources, split, reading, on_bad, share), vocab_size)
     trained.save(folder)

@@ -150,7 +150,8 @@ def _read(path: Path) -> list[tuple[str, list[str], float | None]]:
     entries = values.get("source")
     if set(values) != {"source"} or not isinstance(entries, list):
         raise UserError(
-            f"{path}: must hold a list of [[source]] and nothing else (found {', '.join(values) or 'nothing'})"
+            f"{path}: must hold a list of [[source]] and nothing else (found "
+            f"{', '.join(values) or 'nothing'})"
         )
     found = []
     for number, entry in enumerate(entries, 1):

@@ -102,7 +102,7 @@ def _is_one_text(source: Source, fraction: float, settings: ReadSettings, on_bad
 
 def training_texts(
     sources: list[Source], rule: SplitRule, settings: ReadSettings, on_bad: str, share: float = 1.0
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """The texts that are not held out, for training a tokenizer.
 
     They are all of them, or a `share` that is chosen by hash.

@@ -104,9 +104,10 @@ class TaskRun:
             [self.tokenizer.eos_id] if job.eos and self.tokenizer.eos_id is not None else []
         )
         self.read = ReadSettings(
-            text_field=job.text_field, vocab_size=self.tokenizer.vocab_size,
+            text_field=job.text_field,
+            vocab_size=self.tokenizer.vocab_size,
             sample_lengths=(job.sequence_length, job.sequence_length + 1),
-        )  # fmt: skip
+        )
         self.writers: dict[tuple[str, str], ShardWriter] = {}
         self.batches: dict[str, tuple[list[str], list[int]]] = {
             "train": ([], []),
@@ -298,7 +299,7 @@ def _between(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
 
 def delimited(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], opening: list[int], closing: list[int]
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:  # fmt: skip
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Documents end to end with BOS and EOS around each, and where each ends."""
     extra = len(opening) + len(closing)
     ends = np.cumsum(lengths + extra)

@@ -1,11 +1,14 @@
-"""Text to token ids by the fastest library whose ids are right, which is checked in every run; and long texts in pieces.
+"""Text to token ids by the fastest library whose ids are right, which is checked in every run;
+and long texts in pieces.
 
     encoder = Encoder(tokenizer, FAST)
-    ids, lengths = encoder.batch(["one text", "another"])      # flat uint32 ids, and how many each text has
+    # Flat uint32 ids, and how many each text has.
+    ids, lengths = encoder.batch(["one text", "another"])
     for ids in encoder.long(pieces_of_a_long_text): ...
 
-`tokenizers` is the reference. fastokens gives the same ids several times as fast (docs/data.md has the comparison that chose
-it); it is optional, and whoever uses it compares a sample of what it gives with the reference (`check`).
+`tokenizers` is the reference. fastokens gives the same ids several times as fast (docs/data.md
+has the comparison that chose it); it is optional, and whoever uses it compares a sample of what
+it gives with the reference (`check`).
 """
 
 from __future__ import annotations
@@ -31,11 +34,25 @@ AROUND = (
 )
 CUTS = re.compile(r"(?<=\S) (?=\S)|(?<=\n)(?=\S)")
 PROBE = [
-    "", " ", "\n\n", "Two  spaces,\ttabs\r\nand lines.", " leading and trailing ", "naïve café Ünïcödé ½ ﬁ", "日本語 漢字",
-    "мир العالم שלום हिन्दी", "👩‍👩‍👧 😀🏳️‍🌈", "don't we're I'LL", "1234567890 3.14159 1,000,000", "a" * 300, " " * 70 + "x",
-    "x\u00a0y\u200bz e\u0301 \u1e9b\u0323", "<s></s><unk><pad><|endoftext|> <0x0A> [INST]", "▁▁ x ▁",
-    "def f(x):\n    return x**2  # code\n", "http://a.b/c?d=e&f#g",
-]  # fmt: skip
+    "",
+    " ",
+    "\n\n",
+    "Two  spaces,\ttabs\r\nand lines.",
+    " leading and trailing ",
+    "naïve café Ünïcödé ½ ﬁ",
+    "日本語 漢字",
+    "мир العالم שלום हिन्दी",
+    "👩‍👩‍👧 😀🏳️‍🌈",
+    "don't we're I'LL",
+    "1234567890 3.14159 1,000,000",
+    "a" * 300,
+    " " * 70 + "x",
+    "x\u00a0y\u200bz e\u0301 \u1e9b\u0323",
+    "<s></s><unk><pad><|endoftext|> <0x0A> [INST]",
+    "▁▁ x ▁",
+    "def f(x):\n    return x**2  # code\n",
+    "http://a.b/c?d=e&f#g",
+]
 
 
 class MismatchError(TaskError):
@@ -48,7 +65,8 @@ def library_version(library: str) -> str:
 
 
 def choose(tokenizer: Tokenizer, wanted: str = "auto") -> tuple[str, str]:
-    """(library, reason for not taking the fast one or nothing): FAST where it is installed and passes the probe."""
+    """(library, reason for not taking the fast one or nothing): FAST where it is installed and
+    passes the probe."""
     if wanted == REFERENCE:
         return REFERENCE, ""
     try:
@@ -56,7 +74,8 @@ def choose(tokenizer: Tokenizer, wanted: str = "auto") -> tuple[str, str]:
     except ImportError:
         return (
             REFERENCE,
-            "fastokens is not installed (pip install 'mobilellm[data]' tokenizes several times as fast)",
+            "fastokens is not installed (pip install 'mobilellm[data]' tokenizes several times as "
+            "fast)",
         )
     if not covers_all_text(tokenizer):
         return (
@@ -106,7 +125,8 @@ class Encoder:
         self._space = vocabulary.get("▁")
 
     def batch(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Ids of all texts end to end, and how many each has. `MismatchError` when the fast library fails."""
+        """Ids of all texts end to end, and how many each has. `MismatchError` when the fast
+        library fails."""
         if self._fast is None:
             found = self.tokenizer.encode_batch(texts)
             lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
@@ -131,7 +151,8 @@ class Encoder:
         lengths: NDArray[np.int64],
         which: Iterable[int],
     ) -> int:
-        """Compare the ids of some texts with the reference; returns how many. `MismatchError` when any differs."""
+        """Compare the ids of some texts with the reference; returns how many. `MismatchError`
+        when any differs."""
         chosen = list(which)
         if self._fast is None or not chosen:
             return 0
@@ -144,10 +165,11 @@ class Encoder:
         return len(chosen)
 
     def long(self, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
-        """The ids of one text that comes in pieces, in constant memory, the same as those of the whole.
+        """The ids of one text that comes in pieces, in constant memory, the same as those of the
+        whole.
 
-        It is cut only at a space or behind a line's end where tokenizing both sides by themselves is seen to change nothing.
-        A text without such a place is tokenized whole.
+        It is cut only at a space or behind a line's end where tokenizing both sides by
+        themselves is seen to change nothing. A text without such a place is tokenized whole.
         """
         held, strip = "", False
         for piece in (
@@ -168,7 +190,8 @@ class Encoder:
         return ids[1:] if strip else ids
 
     def _cut(self, text: str) -> tuple[int, int, bool] | None:
-        """(end of the left side, start of the right, whether the right's first id is to be taken away), or nothing."""
+        """(end of the left side, start of the right, whether the right's first id is to be taken
+        away), or nothing."""
         for middle in (PIECE, len(text) - REACH):
             places = [match.span() for match in CUTS.finditer(text, middle - REACH, middle + REACH)]
             for start, end in places[:: -max(1, len(places) // 8)]:

@@ -1,12 +1,14 @@
-"""A fast tokenizer, with the same ids, from a SentencePiece BPE model with byte fallback (the Llama and Mistral kind).
+"""A fast tokenizer, with the same ids, from a SentencePiece BPE model with byte fallback (the
+Llama and Mistral kind).
 
     model = read_model(Path("tokenizer.model"))
     fast = to_fast_tokenizer(model)          # a tokenizers.Tokenizer
 
-The model file is a protobuf message (sentencepiece_model.proto); its few fields that matter are read here, every length
-checked against what is left of the file. SentencePiece joins, again and again, the neighbours whose joint piece has the
-highest score, the leftmost first among equals. As a list of merges that is every split of every piece into two others,
-ordered by the piece's score. Models for which this would not give SentencePiece's own ids are refused.
+The model file is a protobuf message (sentencepiece_model.proto); its few fields that matter are
+read here, every length checked against what is left of the file. SentencePiece joins, again and
+again, the neighbours whose joint piece has the highest score, the leftmost first among equals.
+As a list of merges that is every split of every piece into two others, ordered by the piece's
+score. Models for which this would not give SentencePiece's own ids are refused.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ LONGEST_PIECE = (
 
 @dataclass(kw_only=True)
 class SentencePieceModel:
-    """What a model file says. Ids are positions in `pieces`; -1 in the file (absent) is None here."""
+    """What a model file says. Ids are positions in `pieces`; -1 in the file (absent) is None
+    here."""
 
     pieces: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -57,7 +60,8 @@ class SentencePieceModel:
 
 
 def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message: an int, or the bytes of a string, message or fixed number."""
+    """(number, value) of each field of a protobuf message: an int, or the bytes of a string,
+    message or fixed number."""
     position = 0
 
     def varint() -> int:
@@ -87,7 +91,8 @@ def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
 
 
 def read_model(path: Path) -> SentencePieceModel:
-    """Read a `tokenizer.model`. `UserError` when it is not one, is cut off, or contradicts itself."""
+    """Read a `tokenizer.model`. `UserError` when it is not one, is cut off, or contradicts
+    itself."""
     where = str(path)
     try:
         size = path.stat().st_size
@@ -131,11 +136,13 @@ def _read_piece(model: SentencePieceModel, data: bytes, where: str) -> None:
             kind = value
     if not 1 <= len(piece) <= LONGEST_PIECE:
         raise UserError(
-            f"{where}: piece {len(model.pieces)} has {len(piece)} characters, must be from 1 to {LONGEST_PIECE}"
+            f"{where}: piece {len(model.pieces)} has {len(piece)} characters, must be from 1 to "
+            f"{LONGEST_PIECE}"
         )
     if not math.isfinite(score) or not NORMAL <= kind <= BYTE:
         raise UserError(
-            f"{where}: piece {len(model.pieces)} has score {score} and type {kind}; the file is damaged"
+            f"{where}: piece {len(model.pieces)} has score {score} and type {kind}; the file is "
+            "damaged"
         )
     model.pieces.append(piece)
     model.scores.append(score)
@@ -184,8 +191,9 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         (model.remove_extra_whitespaces, "removes repeated spaces"),
         (not model.escape_whitespaces, "does not escape spaces"),
         (model.whitespace_suffix, "spaces behind words"),
-        # SentencePiece puts its space before a text first and looks for these pieces then; added tokens of the
-        # tokenizers library are looked for first. Without that space the two come to the same.
+        # SentencePiece puts its space before a text first and looks for these pieces then; added
+        # tokens of the tokenizers library are looked for first. Without that space the two come to
+        # the same.
         (
             USER_DEFINED in kinds and model.add_dummy_prefix,
             "user-defined pieces together with a space before the text",
@@ -196,7 +204,8 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         ),
         (UNUSED in kinds, "unused pieces"),
         (model.unk_id is None or model.types.count(UNKNOWN) > 1, "no unknown piece, or several"),
-        # A character of the text that is itself such a piece is spelt in bytes there, and would be that piece here.
+        # A character of the text that is itself such a piece is spelt in bytes there, and would be
+        # that piece here.
         (
             any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN)),
             "a control piece of one character",
@@ -206,7 +215,10 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         if fault:
             raise UserError(
                 f"{where}: {what}, which cannot be converted exactly",
-                hint="use a BPE model with byte fallback and identity normalization, or a tokenizer.json",
+                hint=(
+                    "use a BPE model with byte fallback and identity normalization, or a "
+                    "tokenizer.json"
+                ),
             )
     found = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == BYTE}
     if missing := sorted({f"<0x{byte:02X}>" for byte in range(256)} - found):
@@ -214,10 +226,11 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
 
 
 def tied(model: SentencePieceModel) -> list[str]:
-    """Pieces that compete with another of the same score; runs of spaces, which `check_runs` tries, left out.
+    """Pieces that compete with another of the same score; runs of spaces, which `check_runs`
+    tries, left out.
 
-    SentencePiece joins the leftmost of equals, merges are taken in their order. The score of a single character does not
-    count: nothing is joined into it.
+    SentencePiece joins the leftmost of equals, merges are taken in their order. The score of a
+    single character does not count: nothing is joined into it.
     """
     scored = [
         (s, p)
@@ -248,10 +261,12 @@ def best_first(score: dict[str, float], text: str) -> list[str]:
 
 
 def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
-    """`UserError` unless runs of spaces, whose pieces Llama and Mistral give one score (-1e9), are joined the same way.
+    """`UserError` unless runs of spaces, whose pieces Llama and Mistral give one score (-1e9),
+    are joined the same way.
 
-    How a run is joined depends on its length alone. Both ways fill it with the longest piece from the left and differ,
-    if they do, in what is left over; so every length up to four times the longest piece is tried.
+    How a run is joined depends on its length alone. Both ways fill it with the longest piece
+    from the left and differ, if they do, in what is left over; so every length up to four times
+    the longest piece is tried.
     """
     score = {
         p: s
@@ -265,7 +280,8 @@ def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
             score, run
         ):
             raise UserError(
-                f"{where}: runs of {length} spaces, whose pieces have one score, cannot be converted exactly",
+                f"{where}: runs of {length} spaces, whose pieces have one score, cannot be "
+                "converted exactly",
                 hint="use a tokenizer.json",
             )
 
@@ -289,8 +305,9 @@ def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
 def splits_at_spaces(model: SentencePieceModel) -> bool:
     """Whether no piece has a space behind another character.
 
-    Then nothing is ever joined across such a place, and text can be cut there before tokenizing with no change to the
-    ids: words are looked up in a cache, and a long document is no longer one word.
+    Then nothing is ever joined across such a place, and text can be cut there before tokenizing
+    with no change to the ids: words are looked up in a cache, and a long document is no longer
+    one word.
     """
     return not any(
         SPACE in piece.lstrip(SPACE)
@@ -302,7 +319,8 @@ def splits_at_spaces(model: SentencePieceModel) -> bool:
 def to_fast_tokenizer(
     model: SentencePieceModel, where: str = "tokenizer.model"
 ) -> tokenizers.Tokenizer:
-    """The same tokenizer for the `tokenizers` library. `UserError` for models it could not equal."""
+    """The same tokenizer for the `tokenizers` library. `UserError` for models it could not
+    equal."""
     from tokenizers import (
         AddedToken,
         Regex,
@@ -317,9 +335,12 @@ def to_fast_tokenizer(
     check_supported(model, where)
     assert model.unk_id is not None
     bpe = models.BPE(
-        vocab={piece: i for i, piece in enumerate(model.pieces)}, merges=merges(model),
-        unk_token=model.pieces[model.unk_id], fuse_unk=True, byte_fallback=True,
-    )  # fmt: skip
+        vocab={piece: i for i, piece in enumerate(model.pieces)},
+        merges=merges(model),
+        unk_token=model.pieces[model.unk_id],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     check_runs(model, bpe, where)
     fast = Tokenizer(bpe)
     prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []

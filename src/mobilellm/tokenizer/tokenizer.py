@@ -4,8 +4,8 @@
     tokenizer.decode(tokenizer.encode("some text"))
     Tokenizer.load(Path("folder"))
 
-`encode` adds nothing: BOS and EOS are put where a document begins and ends, by whoever knows. The text of a special token
-inside a document ("</s>") is text, never the token.
+`encode` adds nothing: BOS and EOS are put where a document begins and ends, by whoever knows.
+The text of a special token inside a document ("</s>") is text, never the token.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class Tokenizer:
         self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
         if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
             raise UserError(
-                f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to {LARGEST_VOCABULARY}"
+                f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to "
+                f"{LARGEST_VOCABULARY}"
             )
-        # Through our own JSON, so that the bytes, and with them the hash, do not depend on who wrote the file.
+        # Through our own JSON, so that the bytes, and with them the hash, do not depend on who
+        # wrote the file.
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
 
@@ -79,7 +81,8 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts, on all cores. `UserError` when the vocabulary has no token for some of it."""
+        """Token ids of several texts, on all cores. `UserError` when the vocabulary has no token
+        for some of it."""
         try:
             return [
                 encoding.ids
@@ -101,7 +104,8 @@ class Tokenizer:
         return None if token_id is None else self.fast.id_to_token(token_id)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and the two files beside it that make transformers' AutoTokenizer give the same ids."""
+        """Write tokenizer.json and the two files beside it that make transformers' AutoTokenizer
+        give the same ids."""
         write_file(folder / "tokenizer.json", self._json)
         special = {
             "bos_token": self.token(self.bos_id),
@@ -123,7 +127,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read a folder with tokenizer.json or tokenizer.model, or one of these files. `UserError` when it cannot be."""
+        """Read a folder with tokenizer.json or tokenizer.model, or one of these files.
+        `UserError` when it cannot be."""
         if not path.exists():
             raise UserError(f"{path}: no such tokenizer")
         if path.is_dir():
@@ -161,8 +166,9 @@ class Tokenizer:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except BaseException as error:
-            # The library raises a bare Exception with the parser's message, and on some damage its Rust side panics,
-            # which arrives as a PanicException: a BaseException of a module that cannot be imported.
+            # The library raises a bare Exception with the parser's message, and on some damage its
+            # Rust side panics, which arrives as a PanicException: a BaseException of a module that
+            # cannot be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
@@ -177,9 +183,12 @@ class Tokenizer:
             ids["eos"] = fast.token_to_id(END_OF_TEXT)
         template = settings.get("chat_template")
         return cls(
-            fast, name=str(settings.get("name_or_path") or _folder_name(path)), bos_id=ids["bos"], eos_id=ids["eos"],
+            fast,
+            name=str(settings.get("name_or_path") or _folder_name(path)),
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
             chat_template=template if isinstance(template, str) else None,
-        )  # fmt: skip
+        )
 
 
 def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_first: bool) -> None:
@@ -211,7 +220,8 @@ def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_fir
         special = bool(token.get("special", True))
         if space_first and not special:
             raise UserError(
-                f"{folder}: added token {content!r} is not special, and a space is put before texts",
+                f"{folder}: added token {content!r} is not special, and a space is put before "
+                "texts",
                 hint="use a tokenizer.json",
             )
         flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word")}
@@ -227,7 +237,8 @@ def _folder_name(path: Path) -> str:
 
 
 def _special_id(fast: tokenizers.Tokenizer, settings: dict[str, Any], kind: str) -> int | None:
-    """The id of "bos" or "eos": of the token that is named, else the id that is (the first, of a list)."""
+    """The id of "bos" or "eos": of the token that is named, else the id that is (the first, of a
+    list)."""
     token = settings.get(f"{kind}_token")
     token = token.get("content") if isinstance(token, dict) else token
     found = fast.token_to_id(token) if isinstance(token, str) else None
@@ -279,14 +290,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE
 
     if not 257 <= vocab_size <= 1 << 20:
         raise UserError(
-            f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text token) to {1 << 20}"
+            f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text "
+            f"token) to {1 << 20}"
         )
     fast = Fast(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
-    )  # fmt: skip
+    )
     fast.train_from_iterator(texts, trainer)
     return Tokenizer(fast, name=name, bos_id=None, eos_id=fast.token_to_id(END_OF_TEXT))

@@ -32,7 +32,8 @@ def text_pieces(path: Path) -> Iterator[str]:
         done += len(block) - len(decoder.getstate()[0])
         if "\0" in piece:
             raise UserError(
-                f"{path}: a NUL byte at character {characters + piece.index(chr(0))}: a binary file, not text"
+                f"{path}: a NUL byte at character {characters + piece.index(chr(0))}: a binary "
+                "file, not text"
             )
         characters += len(piece)
         if piece:
