@@ -74,8 +74,7 @@ def choose(tokenizer: Tokenizer, wanted: str = "auto") -> tuple[str, str]:
     except ImportError:
         return (
             REFERENCE,
-            "fastokens is not installed (pip install 'mobilellm[data]' tokenizes several times as "
-            "fast)",
+            "fastokens is not installed (pip install 'mobilellm[data]': several times as fast)",
         )
     if not covers_all_text(tokenizer):
         return (
