@@ -8,7 +8,8 @@ from typing import Any
 
 import tyro
 
-from mobilellm.cli.terminal import count, print_json, progress
+from mobilellm.cli.terminal import print_json, progress
+from mobilellm.report.figures import count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mobilellm.cli.terminal import count, print_json, size
+from mobilellm.cli.terminal import print_json, size
+from mobilellm.report.figures import count
 
 if TYPE_CHECKING:
     from mobilellm.model.config import ModelConfig

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from mobilellm.cli.terminal import duration, figure, print_json, say
+from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import PrecisionName
 from mobilellm.records import Result
+from mobilellm.report.figures import formatted
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -129,8 +130,8 @@ class Quickstart:
             if name in baselines
         )
         print(
-            f"\nheld-out  {figure(held_out['bits_per_byte'], '.3f')} bits a byte ({rival}), "
-            f"perplexity {figure(held_out['perplexity'], '.2f')} a token\n"
+            f"\nheld-out  {formatted(held_out['bits_per_byte'], '.3f')} bits a byte ({rival}), "
+            f"perplexity {formatted(held_out['perplexity'], '.2f')} a token\n"
             f"model     {result['model']['parameters']['total']:,} parameters, "
             f"{training['tokens']:,} tokens in "
             f"{duration(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"

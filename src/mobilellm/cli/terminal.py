@@ -1,6 +1,7 @@
 """How verbs talk: progress on standard error, results on standard output.
 
-Figures are written for people by `count`, `size`, `duration` and `figure`:
+Sizes and times are written for people by `size` and `duration` (`mobilellm.report.figures` has the
+other figures):
 
     duration(200)       # "3 min 20 s"
 """
@@ -8,7 +9,6 @@ Figures are written for people by `count`, `size`, `duration` and `figure`:
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,24 +75,6 @@ def progress(what: str, unit: str = "") -> Iterator[Callable[[float, float], Non
 
 
 MAX_WRITTEN_OUT = 1e15  # numbers from here on are written with an exponent
-
-
-def count(number: float) -> str:
-    """12,345,678 -> "12.3M"."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:g}"
-
-
-def figure(number: float | None, form: str) -> str:
-    """A measured figure in the given format; one that is missing or not finite is "infinite".
-
-    JSON has no infinity: the perplexity of a run whose loss exploded is null in result.json.
-    """
-    if number is None or not math.isfinite(number):
-        return "infinite"
-    return format(number, ".2g" if abs(number) >= MAX_WRITTEN_OUT else form)
 
 
 def size(number: float) -> str:

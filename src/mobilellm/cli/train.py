@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from mobilellm.cli.terminal import count, duration, figure, print_json, say
+from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import (
     DataSection,
@@ -27,6 +27,7 @@ from mobilellm.recipe.recipe import (
     TrackSection,
     TrainSection,
 )
+from mobilellm.report.figures import count, formatted
 
 if TYPE_CHECKING:
     from mobilellm.records import Result
@@ -181,8 +182,8 @@ def conclude(outcome: Outcome, result: Result, json: bool) -> int:
         print(
             f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
             f"{duration(outcome.seconds)}; held-out "
-            f"{figure(held_out['bits_per_byte'], '.4f')} bits a byte, "
-            f"perplexity {figure(held_out['perplexity'], '.2f')}"
+            f"{formatted(held_out['bits_per_byte'], '.4f')} bits a byte, "
+            f"perplexity {formatted(held_out['perplexity'], '.2f')}"
         )
         print(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
     return 0

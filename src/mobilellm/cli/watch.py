@@ -10,8 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from mobilellm.cli.terminal import count, duration
+from mobilellm.cli.terminal import duration
 from mobilellm.errors import UserError
+from mobilellm.report.figures import count
 
 
 @dataclass(frozen=True, kw_only=True)
