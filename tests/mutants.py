@@ -416,7 +416,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "a batch that does not fit is not halved", "evaluate/engine.py",
         "sum(costs) // 2", "sum(costs) - 1",
-        f"{ENGINE}::test_the_longest_come_first_and_a_batch_halves_when_memory_runs_out",
+        f"{ENGINE}::test_a_batch_without_padding_halves_by_its_sum",
     ),
     fault(
         "overlapping windows score twice", "evaluate/perplexity.py",

@@ -118,7 +118,8 @@ class Counting:
         return item.length
 
     def score(self, items: list[Item]) -> list[list[Result]]:
-        tokens = len(items) * max(item.length for item in items)
+        lengths = [item.length for item in items]
+        tokens = len(items) * max(lengths) if self.pads else sum(lengths)
         if tokens > self.most:
             raise MemoryError
         self.batches.append(tokens)
@@ -148,6 +149,15 @@ def test_the_longest_come_first_and_a_batch_halves_when_memory_runs_out() -> Non
     assert backend.batches == [30, 29, 16, 3 * 8, 4]
     with pytest.raises(UserError, match="single item of 30 tokens"):
         Engine(Counting(20)).score(requests, range(7))
+
+
+def test_a_batch_without_padding_halves_by_its_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request(list(range(n)), 1, 64) for n in (5, 30, 9, 31, 17, 6, 8)]
+    monkeypatch.setattr(Counting, "pads", False)
+    backend = Counting(70)
+    Engine(backend, 1000).score(requests, range(7))
+    # All seven are 99 tokens, too many; half of that holds 30, then 29 and 16, then the rest.
+    assert backend.batches == [30, 29 + 16, 8 + 7 + 5 + 4]
 
 
 def test_equal_requests_are_computed_once() -> None:
