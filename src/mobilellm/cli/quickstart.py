@@ -55,12 +55,16 @@ class Quickstart:
         from mobilellm.cli.live_view import live_view
         from mobilellm.cli.train import conclude
         from mobilellm.files import read_json
+        from mobilellm.prepare.sources import parse_sources
         from mobilellm.train import start
         from mobilellm.workflows.finish import finish
         from mobilellm.workflows.quickstart import fast_precision_for, recipe_for
 
         data = self.out.with_name(self.out.name + "-data")
         precision: PrecisionName = "auto"
+        if self.text is not None:
+            # A text that is not there is told before anything is measured.
+            parse_sources((str(self.text),))
         if not self.steps and not (self.out / "recipe.toml").is_file():
             precision = fast_precision_for(self.preset, self.vocab_size, self.minutes * 60)
         self.prepare(data)

@@ -76,5 +76,5 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
         return known.peak_flops(dtype)
-    small = matmul_flops(device, dtype, 192, 3)
+    small = matmul_flops(device, dtype, 192)
     return max(small, matmul_flops(device, dtype, 1024, 3) if small > 1e9 else small)
