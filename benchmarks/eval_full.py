@@ -116,7 +116,7 @@ def main() -> None:
     from mobilellm.evaluate.harness_tasks import load_tasks
     from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.evaluate.result_cache import ResultCache
-    from mobilellm.evaluate.tasks import score_task
+    from mobilellm.evaluate.task_scores import score_task
     from mobilellm.files import sha256_file, write_json
     from mobilellm.hardware.description import describe
     from mobilellm.interop.convert import convert

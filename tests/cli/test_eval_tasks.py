@@ -11,7 +11,7 @@ from mobilellm.cli import main
 from mobilellm.evaluate.engine import NetworkBackend
 from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
 from mobilellm.evaluate.requests import Item, Result
-from mobilellm.evaluate.tasks import score_tasks
+from mobilellm.evaluate.task_scores import score_tasks
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.model.config import ModelConfig

@@ -22,7 +22,7 @@ from tests.golden.cases import BASE, make_data
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
-from mobilellm.evaluate import tasks
+from mobilellm.evaluate import task_scores
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe
@@ -295,7 +295,7 @@ def listen(patch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
     patch.setattr(Parallel, "__call__", called)
     patch.setattr(checkpoint, "write_checkpoint", written)
     patch.setattr(Recorder, "publish", published)
-    patch.setattr(tasks, "score_tasks", scored)
+    patch.setattr(task_scores, "score_tasks", scored)
     patch.setattr(trackers, "_trackio", lambda project, *_: tracker("trackio", project))
     patch.setattr(trackers, "_wandb", lambda project, *_: tracker("wandb", project))
     patch.setattr(torch.nn.Module, "compile", lambda *_, **__: found["compiled"].append(True))

@@ -38,7 +38,7 @@ def baselines(
     much the compressors saw.
 
     `unigram`: token frequencies of the training split, one added to each. `gzip` and `xz`: the
-    held-out text alone, at their highest settings. `xz_after_train`: what it adds behind the
+    held-out text alone, at their highest settings. `xz_after_train`: what it adds after the
     training text, the nearest a compressor comes to having been trained.
     """
     frequencies = counts(train, vocab_size) + 1.0

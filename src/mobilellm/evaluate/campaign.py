@@ -24,7 +24,7 @@ from mobilellm.evaluate.paired import Paired, mcnemar
 from mobilellm.evaluate.protocols import Sample
 from mobilellm.evaluate.requests import Encoder
 from mobilellm.evaluate.result_cache import Progress, ResultCache
-from mobilellm.evaluate.tasks import average, score_task
+from mobilellm.evaluate.task_scores import average, score_task
 from mobilellm.files import write_file
 
 OpenProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]

@@ -7,7 +7,7 @@ choices.
 An item holds the tokens its choices begin with, then what each choice adds. Positions and
 attention mask make each choice see the shared tokens and its own, so their keys and values are
 computed once; choices of one token add none and are read off the last shared position. Items are
-sorted by length and packed behind one another, without padding, within a budget of tokens;
+sorted by length and packed one after the other, without padding, within a budget of tokens;
 logits are computed at scored positions alone.
 """
 
@@ -86,7 +86,7 @@ class NetworkBackend:
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
         """As `Backend` says."""
         device = self.network.embed_tokens.weight.device
-        line: list[int] = []  # all items behind one another
+        line: list[int] = []  # all items, one after the other
         positions: list[int] = []
         spans: list[Span] = []
         rows: list[int] = []  # of the hidden states, one for each scored token

@@ -29,7 +29,7 @@ DEFAULT_NEW_TOKENS = 256  # the harness's
 
 
 class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
-    """An engine and its encoder behind the harness's interface.
+    """An engine and its encoder as a model of the harness.
 
     `cache` gives the results of an earlier run and keeps those of this one; `progress(done, total)`
     counts documents. Text can be generated where a `network` with its `tokenizer` is given.

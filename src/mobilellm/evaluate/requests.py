@@ -5,7 +5,7 @@ grouped by item.
     # Those of one item share the beginning of their tokens.
     items = group(requests, keys)
 
-Context and continuation are encoded together and parted behind the context's own tokens; the
+Context and continuation are encoded together and divided after the context's own tokens; the
 context's trailing spaces belong to the continuation; an empty context is the token that begins a
 text. Longer than the model's context, a request loses tokens on the left. All of this is what
 lm-eval's `TemplateLM` and `HFLM` do (version 0.4).
@@ -197,7 +197,7 @@ class Item:
 
     @property
     def branches(self) -> list[tuple[int, ...]]:
-        """What each request reads behind the shared tokens."""
+        """What each request reads after the shared tokens."""
         return [request.inputs[self.shared :] for request in self.requests]
 
     @property

@@ -1,5 +1,5 @@
-"""Any causal language model that transformers knows, behind the engine: shared beginnings are
-computed once for it too.
+"""Any causal language model that transformers knows, as a backend of the engine: shared
+beginnings are computed once for it too.
 
     backend, encoder = load_transformers(Path("opt-125m"))
 

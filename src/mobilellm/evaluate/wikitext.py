@@ -4,11 +4,11 @@
 
 The test set's lines are joined with blank lines and tokenized as one text with BOS in front
 (where the tokenizer adds one); the tokens are cut into windows that do not overlap, the rest
-behind the last whole window is dropped. A window's mean loss over its length - 1 predictions is
+after the last whole window is dropped. A window's mean loss over its length - 1 predictions is
 multiplied by the length, and perplexity is exp(sum / (windows x length)): the first token of
 each window counts as if it had the window's mean loss.
 
-With a stride, windows overlap: each begins `stride` tokens behind the one before and scores what
+With a stride, windows overlap: each begins `stride` tokens after the one before and scores what
 that one did not reach, up to the text's last token; perplexity is exp of the mean loss over all
 tokens scored, which is all but the first.
 """
@@ -97,7 +97,7 @@ def wikitext_perplexity(
 
 
 def disjoint(tokens: list[int], length: int) -> list[Request]:
-    """The original's windows; what is behind the last whole one is left out."""
+    """The original's windows; what comes after the last whole one is left out."""
     ends = range(length, len(tokens) + 1, length)
     return [request(tokens[end - length : end], length - 1, length) for end in ends]
 

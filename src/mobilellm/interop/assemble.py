@@ -3,7 +3,7 @@
     check_weights(named, "model.gguf")             # floats, all of them finite
     network = assemble(config, named, "model.gguf")
 
-Every reader ends here, whatever its format: the tensors bear their Hugging Face names by then.
+Every reader ends here: by then the tensors have their Hugging Face names.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+    """Attention and feed-forward; each reads through a norm and adds to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Network(nn.Module):
 
         With `documents` (B, T), the number of the document each token belongs to within its row, a
         token attends to its own document alone. Rotary positions are relative, so each document
-        fares as if it stood by itself.
+        gets the numbers that it would get alone.
 
         `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent
         spans, each of which may hold several continuations of one beginning. With `rows` (N,) only

@@ -47,7 +47,7 @@ class OptimizerCosts:
 
 
 def activation_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes a token leaves behind in the forward pass for the backward pass."""
+    """Bytes that the forward pass keeps of a token for the backward pass."""
     e = precision.bytes  # a number that enters a product
     d, ffn = config.hidden_size, config.intermediate_size
     q, kv = (

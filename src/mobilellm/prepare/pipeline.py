@@ -1,4 +1,4 @@
-"""Tokenizing as a step of a datatrove pipeline, so that it runs behind any of datatrove's steps,
+"""Tokenizing as a step of a datatrove pipeline, so that it runs after any of datatrove's steps,
 on any of its executors.
 
     from datatrove.executor import SlurmPipelineExecutor

@@ -167,7 +167,7 @@ class Encoder:
         """The ids of one text that comes in pieces, in constant memory, the same as those of the
         whole.
 
-        It is cut only at a space or behind a line's end where tokenizing both sides by
+        It is cut only at a space or after a line's end where tokenizing both sides by
         themselves is seen to change nothing. A text without such a place is tokenized whole.
         """
         held, strip = "", False

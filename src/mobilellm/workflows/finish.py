@@ -14,7 +14,6 @@ import orjson
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.held_out import held_out
-from mobilellm.evaluate.perplexity import Score
 from mobilellm.files import write_json
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
@@ -194,6 +193,3 @@ def _training(run: Path, outcome: Outcome) -> Training:
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
     }
-
-
-__all__ = ["Score", "finish", "samples"]

@@ -45,7 +45,7 @@ def text_pieces(path: Path) -> Iterator[str]:
 
 
 def spans(path: Path, size: int, wanted: int) -> list[Span]:
-    """A text is one span, whatever its size."""
+    """A text is one span, however large it is."""
     return [Span()]
 
 

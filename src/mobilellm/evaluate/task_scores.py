@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """A task's metrics and the items behind them."""
+    """A task's metrics and the items that they were computed from."""
 
     metrics: dict[str, Any]
     samples: list[Sample]
