@@ -109,7 +109,7 @@ def test_ids_are_sentencepieces_own(settings: dict, sample_text: str, tmp_path: 
             "a user-defined piece with a plain space",
         ),
         ({"control_symbols": ["a"]}, "a control piece of one character"),
-        ({"treat_whitespace_as_suffix": True}, "spaces behind words"),
+        ({"treat_whitespace_as_suffix": True}, "spaces after words"),
         ({"normalization_rule_name": "nmt_nfkc"}, r"its own character normalization \(nmt_nfkc\)"),
         ({"remove_extra_whitespaces": True}, "removes repeated spaces"),
         ({"model_type": "unigram"}, "not a BPE model"),

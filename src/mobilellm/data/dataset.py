@@ -195,8 +195,8 @@ class SampleFolder:
 
     @functools.cache  # noqa: B019  (a folder lives as long as the run)
     def text_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text behind a split: every row decoded, which takes its time for a
-        large one."""
+        """UTF-8 bytes of the text that a split was made from. Every row is decoded, which takes
+        its time for a large split."""
         stream = self.tokens(split)
         rows = (stream.read(start, self.row).tolist() for start in range(0, len(stream), self.row))
         return sum(len(self._given.decode(row, skip_special_tokens=True).encode()) for row in rows)

@@ -96,7 +96,7 @@ def sample_of(
 
 
 def ends_in(ids: NDArray[Any], eos_id: int | None) -> NDArray[np.int64]:
-    """Where documents end within a row: behind each EOS, and at the row's end."""
+    """Where documents end within a row: after each EOS, and at the row's end."""
     after = np.flatnonzero(ids == eos_id) + 1 if eos_id is not None else np.empty(0, dtype=np.int64)
     return after if len(after) and after[-1] == len(ids) else np.append(after, len(ids))
 

@@ -8,7 +8,7 @@ any number of processes.
 
 A stream of documents is read as a circle. An epoch cuts it into N // T samples from a random
 phase on and takes them in a random order, both computed from (seed, epoch). So each token is
-trained on exactly once an epoch, but for the N mod T behind the last sample, which are others
+trained on exactly once an epoch, but for the N mod T after the last sample, which are others
 every epoch; and borders between samples fall elsewhere every time.
 
 A stream of rows (the original layout, whose samples were cut when it was made) is taken row by
@@ -215,7 +215,7 @@ class Samples:
 
 class Loader:
     """An endless iterator of (Batch, DataState): this process's rows of each global batch, and
-    the state behind it."""
+    the state after it."""
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ def check_stages(stages: Sequence[Stage], sources: Sequence[str]) -> None:
 
 class Mixture:
     """An endless iterator of (Batch, DataState): this process's rows of each global batch, and
-    the state behind it."""
+    the state after it."""
 
     def __init__(
         self,

@@ -135,7 +135,7 @@ class TokenFolder:
         }
 
     def text_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text behind a split."""
+        """UTF-8 bytes of the text that a split was made from."""
         return int(self.manifest["splits"][split]["bytes"])
 
     @functools.cached_property

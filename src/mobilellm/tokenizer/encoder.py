@@ -197,13 +197,13 @@ class Encoder:
                 whole = self.tokenizer.encode(text[max(0, start - AROUND) : start + AROUND])
                 before = self.tokenizer.encode(text[max(0, start - AROUND) : start])
                 for begin in (start, end):
-                    behind = self.tokenizer.encode(text[begin : start + AROUND])
-                    if before + behind == whole:
+                    following = self.tokenizer.encode(text[begin : start + AROUND])
+                    if before + following == whole:
                         return start, begin, False
                     if (
                         self._space is not None
-                        and behind[:1] == [self._space]
-                        and before + behind[1:] == whole
+                        and following[:1] == [self._space]
+                        and before + following[1:] == whole
                     ):
                         return start, begin, True
         return None

@@ -190,7 +190,7 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         ),
         (model.remove_extra_whitespaces, "removes repeated spaces"),
         (not model.escape_whitespaces, "does not escape spaces"),
-        (model.whitespace_suffix, "spaces behind words"),
+        (model.whitespace_suffix, "spaces after words"),
         # SentencePiece puts its space before a text first and looks for these pieces then; added
         # tokens of the tokenizers library are looked for first. Without that space the two come to
         # the same.
@@ -303,7 +303,7 @@ def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
 
 
 def splits_at_spaces(model: SentencePieceModel) -> bool:
-    """Whether no piece has a space behind another character.
+    """Whether no piece has a space after another character.
 
     Then nothing is ever joined across such a place, and text can be cut there before tokenizing
     with no change to the ids: words are looked up in a cache, and a long document is no longer
