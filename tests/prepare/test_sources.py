@@ -61,9 +61,12 @@ def test_progress_ends_at_the_total_and_never_goes_back(text: Path, tmp_path: Pa
     for tokenizer, passes in ((None, 2), (train_bpe(["words"], 300), 1)):
         seen: list[tuple[float, float]] = []
         prepare(
-            [Source("s", [text])], tmp_path / f"d{passes}", tokenizer=tokenizer, vocab_size=300,
+            [Source("s", [text])],
+            tmp_path / f"d{passes}",
+            tokenizer=tokenizer,
+            vocab_size=300,
             progress=lambda done, total, seen=seen: seen.append((done, total)),
-        )  # fmt: skip
+        )
         assert seen == sorted(seen)
         assert seen[-1] == (passes * size, passes * size)
         assert len(seen) >= passes
