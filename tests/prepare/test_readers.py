@@ -84,6 +84,16 @@ def test_every_record_is_in_exactly_one_span(
     assert len({r.key for r in whole}) == len(whole)
 
 
+def test_a_file_of_lines_may_be_divided_at_any_byte(tmp_path: Path) -> None:
+    """Within a line, just before a line's end, and just after it."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n\n{"text": "three"}')
+    settings = ReadSettings()
+    for cut in range(path.stat().st_size + 1):
+        parts = [records(path, span, settings) for span in (Span(0, cut), Span(cut))]
+        assert [r.text for part in parts for r in part] == ["one", "two", "three"], cut
+
+
 def test_a_new_file_type_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paragraphs, a document each: divided, read and named in errors by its entry alone."""
 
