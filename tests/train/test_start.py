@@ -194,7 +194,7 @@ def test_a_finished_run_can_be_made_longer(
 
 def test_a_run_that_falls_from_the_start_keeps_its_length(short: Recipe, tmp_path: Path) -> None:
     train(tmp_path / "run", short)
-    with pytest.raises(UserError, match=r"cosine schedule has fallen.*wsd or constant"):
+    with pytest.raises(UserError, match=r"cosine schedule falls by its length.*wsd or constant"):
         resume(tmp_path / "run", changes=short.replace("train", steps=20))
     constant = short.replace("optimizer", schedule="constant")
     train(tmp_path / "other", constant)

@@ -15,7 +15,7 @@ from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import PrecisionName
 from mobilellm.records import Result
-from mobilellm.report.figures import formatted
+from mobilellm.report.figures import fixed, formatted
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -135,7 +135,7 @@ class Quickstart:
         )
         print(
             f"\nheld-out  {formatted(held_out['bits_per_byte'], '.3f')} bits a byte ({rival}), "
-            f"perplexity {formatted(held_out['perplexity'], '.2f')} a token\n"
+            f"perplexity {fixed(held_out['perplexity'], 2)} a token\n"
             f"model     {result['model']['parameters']['total']:,} parameters, "
             f"{training['tokens']:,} tokens in "
             f"{duration(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"

@@ -27,7 +27,7 @@ from mobilellm.recipe.recipe import (
     TrackSection,
     TrainSection,
 )
-from mobilellm.report.figures import count, formatted
+from mobilellm.report.figures import count, fixed, formatted
 
 if TYPE_CHECKING:
     from mobilellm.records import Result
@@ -183,7 +183,7 @@ def conclude(outcome: Outcome, result: Result, json: bool) -> int:
             f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
             f"{duration(outcome.seconds)}; held-out "
             f"{formatted(held_out['bits_per_byte'], '.4f')} bits a byte, "
-            f"perplexity {formatted(held_out['perplexity'], '.2f')}"
+            f"perplexity {fixed(held_out['perplexity'], 2)}"
         )
         print(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
     return 0

@@ -138,31 +138,28 @@ def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:
     mine, given = own.to_dict(), changes.to_dict()
     path = given["data"]["path"]
     given["data"]["path"] = str(Path(path).resolve()) if path else mine["data"]["path"]
-    differing = []
+    differing, too_long = [], False
     for section, values in given.items():
         for key in values.keys() | mine[section].keys():
             new, old = values.get(key), mine[section].get(key)
             if new == old or new == "auto":  # "auto" was resolved when the run began
                 continue
-            longer = (section, key) == ("train", "steps") and values["steps"] > mine["train"][
-                "steps"
-            ]
+            longer = (section, key) == ("train", "steps") and new > old  # type: ignore[operator]
             if key in CHANGEABLE.get(section, ()) or (
                 longer and schedule.may_be_longer(own.optimizer)
             ):
                 mine[section][key] = new
-            elif longer:
-                raise UserError(
-                    f"{run}: train.steps is {old} there, {new} here, and the learning rate of its "
-                    f"{own.optimizer.schedule} schedule has fallen for {old} steps",
-                    hint="only runs with optimizer.schedule wsd or constant can be made longer",
-                )
             else:
+                too_long = too_long or longer
                 differing.append(f"{section}.{key} is {old!r} there, {new!r} here")
     if differing:
+        fallen = f"the learning rate of its {own.optimizer.schedule} schedule falls by its length"
         raise UserError(
-            f"{run}: another recipe began this run ({'; '.join(sorted(differing))})",
-            hint="resume it with its own recipe, or choose another --out",
+            f"{run}: another recipe began this run ({'; '.join(sorted(differing))})"
+            + (f", and {fallen}" if too_long else ""),
+            hint="only runs with optimizer.schedule wsd or constant can be made longer"
+            if too_long
+            else "resume it with its own recipe, or choose another --out",
         )
     return Recipe.from_dict(mine)
 
