@@ -141,10 +141,14 @@ def test_quantized_gguf_is_near_and_says_how_near(
     bound = {"F16": 0.01, "BF16": 0.1, "Q8_0": 0.2, "Q4_0": 3.0}[precision]
     assert 0 < result.largest_difference < bound * result.logit_std
     types = load(tmp_path / "out.gguf").origin["tensor_types"]
-    assert types == {"F32": 5, precision: 15}
+    # Of a type of four bits the embedding is Q8_0.
+    wanted = {"F32": 5, "Q8_0": 1, "Q4_0": 14} if precision == "Q4_0" else {"F32": 5, precision: 15}
+    assert types == wanted
     size = (tmp_path / "out.gguf").stat().st_size
     bits = {"F16": 16, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5}[precision]
-    assert size < sum(p.numel() for p in model.parameters()) * bits / 8 + 40_000
+    embedding = model.embed_tokens.weight.numel()
+    others = sum(p.numel() for p in model.parameters()) - embedding
+    assert size < (others * bits + embedding * max(bits, 8.5)) / 8 + 40_000
 
 
 def test_rows_that_blocks_do_not_fit_stay_f16_and_are_named(tmp_path: Path) -> None:
@@ -203,3 +207,17 @@ def test_python_interface(tmp_path: Path, tokenizer: Tokenizer) -> None:
         mobilellm.load(str(tmp_path / "none"))
     assert dataclasses.is_dataclass(mobilellm.ModelConfig)
     assert to_named(model.config, dict(model.network.named_parameters()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_is_not_rounded_to_four_bits(tmp_path: Path, tied: bool) -> None:
+    import gguf
+
+    model = network(tie_word_embeddings=tied)
+    convert(checkpoint(tmp_path / "in", model), tmp_path / "out.gguf", "gguf", precision="Q4_0")
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    eight = {name for name, kind in types.items() if kind == "Q8_0"}
+    assert eight == {"token_embd.weight"} | (set() if tied else {"output.weight"})
+    table = load(tmp_path / "out.gguf").network.embed_tokens.weight
+    error = (table - model.embed_tokens.weight).abs().amax(dim=1)
+    assert (error <= model.embed_tokens.weight.abs().amax(dim=1) / 127).all()

@@ -4,7 +4,9 @@
 
 Number types are F32, F16, BF16, Q8_0 and Q4_0, whose blocks of 32 fit every MobileLLM width
 (K-quants need rows of 256, which 576, 960, 1152 and 1600 are not). Tensors are packed and written
-one at a time. Norms stay in F32, and a tied output layer is left out.
+one at a time. Norms stay in F32, and a tied output layer is left out. With a type of four bits the
+embedding and an untied output layer are Q8_0: that takes SmolLM2-135M from a perplexity of 39.5 to
+35.6 (28.4 in float) for 14 MB more (docs/log.md).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer
+
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+VOCABULARY_TYPES = {"Q4_0": "Q8_0"}  # of the vocabulary's matrices, where not that of the others
 
 
 def save(
@@ -68,10 +73,15 @@ def save(
     notes = [] if tokenizer is None else add_keys(writer, tokenizer, config)
 
     asked = getattr(gguf.GGMLQuantizationType, number_type)
+    of_vocabulary = getattr(
+        gguf.GGMLQuantizationType, VOCABULARY_TYPES.get(number_type, number_type)
+    )
     named = to_named(config, dict(network.named_parameters()))
     kinds: dict[str, Any] = {}
     for name, tensor in named.items():
-        kind = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else asked
+        kind = of_vocabulary if name in VOCABULARY else asked
+        if tensor.ndim == 1:
+            kind = gguf.GGMLQuantizationType.F32
         if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = gguf.GGMLQuantizationType.F16
             notes.append(
