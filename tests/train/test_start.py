@@ -295,6 +295,8 @@ def test_a_loss_that_explodes_ends_in_no_traceback(
         assert status.value.code == 2
         assert "steps skipped in a row" in said.err
         assert [row["skipped"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4, 5]
+    elif status.value.code == 2:  # on another processor it may stop being finite before the end
+        assert "steps skipped in a row" in said.err
     else:
         assert status.value.code == 0
         assert metrics(tmp_path / "run")[-1]["loss"] > 50
