@@ -34,7 +34,7 @@ from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train import checkpoint
 from mobilellm.train.inputs import batches
 from mobilellm.train.loop import Trainer
-from mobilellm.train.start import resume, train
+from mobilellm.train.start import branch, resume, train
 
 
 @pytest.fixture
@@ -307,3 +307,13 @@ def test_a_loss_that_explodes_ends_in_no_traceback(
         write_json(tmp_path / "run/result.json", result)
         write_report(tmp_path / "run")
         assert "not finite" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_branch_does_not_need_the_model_that_its_run_started_from(
+    short: Recipe, first: Path, tmp_path: Path
+) -> None:
+    recipe = continued(short, first).replace("optimizer", schedule="constant")
+    train(tmp_path / "second", recipe)
+    shutil.rmtree(first)
+    outcome = branch(tmp_path / "third", tmp_path / "second", decay_steps=2)
+    assert (outcome.step, outcome.steps) == (14, 14)

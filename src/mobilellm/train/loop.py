@@ -52,7 +52,8 @@ class Weights:
     network."""
 
     config: ModelConfig
-    named: Mapping[str, Tensor]
+    named: Mapping[str, Tensor] | None
+    """None where a checkpoint of that shape is loaded afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Trainer:
         self.network = Network(self.config, initialized=False)
         if weights is None:
             initialize(self.network, zero_residual=recipe.model.initial_residual == "zero")
-        else:
+        elif weights.named is not None:
             load_weights(self.network, weights.named)
         self.network.to(self.device)
         masked = data.masked

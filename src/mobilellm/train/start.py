@@ -180,11 +180,10 @@ def _begin(
         recipe = recipe.replace("start", from_=str(Path(recipe.start.from_).resolve()))
     resolved = resolve(recipe, world.device).to_dict() if world.main else None
     recipe = Recipe.from_dict(world.broadcast(resolved))
-    origin = _origin(recipe, data)
-    if source is not None and origin is not None:
-        weights: Weights | None = _weights(recipe, data, source)
-    else:
-        weights = None if origin is None else origin.weights
+    # A branch has the weights of its checkpoint: the model that its run once started from need not
+    # be there any more.
+    origin = _origin(recipe, data) if source is None else None
+    weights = origin.weights if origin is not None else _weights(recipe, data, source)
     trainer = Trainer(recipe, data, watcher, world, weights)
     trainer.loader()  # complains about data too short for one batch before anything is written
     environment = describe(trainer.device) | {
@@ -226,8 +225,7 @@ def _weights(recipe: Recipe, data: Data, path: Path | None) -> Weights | None:
         origin = _origin(recipe, data)
         assert origin is not None
         return origin.weights
-    config = ModelConfig.read(path / "config.json")
-    return Weights(config=config, named=checkpoint.read_weights(path))
+    return Weights(config=ModelConfig.read(path / "config.json"), named=None)
 
 
 def _newest(run: Path, own: Recipe, recipe: Recipe, watcher: Watcher) -> Path | None:
