@@ -111,16 +111,16 @@ def main() -> None:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from mobilellm.evaluate.engine import Engine, NetworkBackend
-    from mobilellm.evaluate.harness_run import items, metrics
-    from mobilellm.evaluate.harness_tasks import load_tasks
-    from mobilellm.evaluate.requests import OwnEncoder
-    from mobilellm.evaluate.result_cache import ResultCache
-    from mobilellm.evaluate.task_scores import score_task
     from mobilellm.files import sha256_file, write_json
     from mobilellm.hardware.description import describe
-    from mobilellm.interop.convert import convert
     from mobilellm.interop.load import load
+    from mobilellm.tasks.engine import Engine, NetworkBackend
+    from mobilellm.tasks.harness_run import items, metrics
+    from mobilellm.tasks.harness_tasks import load_tasks
+    from mobilellm.tasks.requests import OwnEncoder
+    from mobilellm.tasks.result_cache import ResultCache
+    from mobilellm.tasks.task_scores import score_task
+    from mobilellm.workflows.convert import convert
 
     torch.set_num_threads(2)
     arguments.work.mkdir(parents=True, exist_ok=True)

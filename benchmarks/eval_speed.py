@@ -54,8 +54,8 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
     MiB."""
     import torch
 
-    from mobilellm.evaluate.harness_run import items as documents
-    from mobilellm.evaluate.harness_tasks import load_tasks
+    from mobilellm.tasks.harness_run import items as documents
+    from mobilellm.tasks.harness_tasks import load_tasks
 
     torch.set_num_threads(2)
     wanted = {
@@ -67,9 +67,9 @@ def measure(side: str, model: Path, data: Path, items: int, batch: int) -> dict[
         for name, task in load_tasks(["commonsense"], data).items()
     }
     if side == "ours":
-        from mobilellm.evaluate.engine import Engine, NetworkBackend
-        from mobilellm.evaluate.requests import OwnEncoder, encode
         from mobilellm.interop.load import load
+        from mobilellm.tasks.engine import Engine, NetworkBackend
+        from mobilellm.tasks.requests import OwnEncoder, encode
 
         loaded = load(model)
         assert loaded.tokenizer is not None
@@ -152,7 +152,7 @@ def main() -> None:
             )
         )
         return
-    from mobilellm.interop.convert import convert
+    from mobilellm.workflows.convert import convert
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "hf"
@@ -168,7 +168,7 @@ def report(
     """The table and the file."""
     from importlib.metadata import version
 
-    from mobilellm.evaluate.harness_tasks import COMMONSENSE
+    from mobilellm.tasks.harness_tasks import COMMONSENSE
 
     best = {
         task: min(peers, key=lambda batch: peers[batch]["seconds"][task])

@@ -54,7 +54,7 @@ ORDER = "data/test_order.py"
 MASK = "data/test_mask.py"
 NETWORK = "model/test_network.py"
 LOSS = "model/test_loss.py"
-ENGINE = "evaluate/test_engine.py"
+ENGINE = "tasks/test_engine.py"
 PERPLEXITY = "evaluate/test_perplexity.py"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -399,22 +399,22 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # --- evaluate ---
     fault(
-        "branches see each other", "evaluate/engine.py",
+        "branches see each other", "tasks/engine.py",
         "seen[end:, start:end] = False", "pass",
         f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
     ),
     fault(
-        "softmax's sum not carried on", "evaluate/engine.py",
+        "softmax's sum not carried on", "tasks/engine.py",
         "total * (before - best).exp_()", "total",
         f"{ENGINE}::test_a_vocabulary_in_parts_has_the_softmax_of_the_whole",
     ),
     fault(
-        "the likeliest token counted within its part", "evaluate/engine.py",
+        "the likeliest token counted within its part", "tasks/engine.py",
         "torch.where(highest > best, at + start, place)", "torch.where(highest > best, at, place)",
         f"{ENGINE}::test_a_vocabulary_in_parts_has_the_softmax_of_the_whole",
     ),
     fault(
-        "a batch that does not fit is not halved", "evaluate/engine.py",
+        "a batch that does not fit is not halved", "tasks/engine.py",
         "sum(costs) // 2", "sum(costs) - 1",
         f"{ENGINE}::test_a_batch_without_padding_halves_by_its_sum",
     ),
@@ -439,22 +439,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "evaluate/test_held_out.py::test_a_source_begins_after_a_document_border_too",
     ),
     fault(
-        "one-sided p value", "evaluate/paired.py",
+        "one-sided p value", "tasks/paired.py",
         "float(2 * tail / 2**n)", "float(tail / 2**n)",
-        "evaluate/test_paired.py::test_the_p_value_is_the_binomial_tests",
+        "tasks/test_paired.py::test_the_p_value_is_the_binomial_tests",
     ),
     fault(
-        "a request loses a token too many", "evaluate/requests.py",
+        "a request loses a token too many", "tasks/requests.py",
         "max(0, len(tokens) - max_length - 1)", "max(0, len(tokens) - max_length)",
         f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
     ),
     fault(
-        "wikitext drops the last whole window", "evaluate/wikitext.py",
+        "wikitext drops the last whole window", "tasks/wikitext.py",
         "range(length, len(tokens) + 1, length)", "range(length, len(tokens) - length, length)",
-        "evaluate/test_wikitext.py::test_it_is_the_plain_loops",
+        "tasks/test_wikitext.py::test_it_is_the_plain_loops",
     ),
     fault(
-        "equal requests of an item computed twice", "evaluate/requests.py",
+        "equal requests of an item computed twice", "tasks/requests.py",
         "if request_ not in seen:", "if True:",
         f"{ENGINE}::test_equal_requests_are_computed_once",
     ),

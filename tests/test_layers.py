@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interop": {"model", "tokenizer", "quantize"},
     "export": {"interop", "quantize", "model", "tokenizer"},
     "runtimes": {"interop", "export", "model", "tokenizer"},
-    "evaluate": {"model", "tokenizer", "data", "runtimes"},
+    "evaluate": {"model", "tokenizer", "data"},
+    "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes"},
     "plan": {"model", "hardware"},
     "recipe": {"plan"},
     "distributed": {"model", "recipe"},
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quantize",
         "interop",
         "evaluate",
+        "tasks",
         "plan",
         "recipe",
         "distributed",
@@ -49,7 +51,8 @@ BELOW = set(MAY_IMPORT)
 MAY_IMPORT |= {
     "workflows": BELOW,
     "lab": BELOW | {"workflows"},
-    "cli": BELOW | {"workflows", "lab"},
+    "terminal": BELOW | {"workflows", "lab"},
+    "cli": BELOW | {"workflows", "lab", "terminal"},
 }
 # What the command line's help must not load.
 NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "numpy", "safetensors"}

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from mobilellm.cli import main
-from mobilellm.evaluate.engine import NetworkBackend
-from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
-from mobilellm.evaluate.requests import Item, Result
-from mobilellm.evaluate.task_scores import score_tasks
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tasks.engine import NetworkBackend
+from mobilellm.tasks.harness_tasks import COMMONSENSE, load_tasks
+from mobilellm.tasks.requests import Item, Result
+from mobilellm.tasks.task_scores import score_tasks
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 TASKS = list(COMMONSENSE)
@@ -189,7 +189,7 @@ def test_two_models_are_compared_and_a_second_run_reads_the_cache(
     assert "<- " in first
     assert (tmp_path / "out/table.html").is_file()
     monkeypatch.setattr(
-        "mobilellm.evaluate.engine.NetworkBackend.score",
+        "mobilellm.tasks.engine.NetworkBackend.score",
         lambda self, items: pytest.fail("computed again"),
     )
     assert call(capsys, *arguments)[0] == first

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mobilellm import cli
-from mobilellm.cli.field_docs import field_docs, type_name
-from mobilellm.cli.notes import renamed_flags
 from mobilellm.cli.train import Train
 from mobilellm.cli.verbs import VERBS
 from mobilellm.recipe.recipe import OLD_KEYS, OVERRIDES_BEFORE, OptimizerSection, Recipe
+from mobilellm.terminal.field_docs import field_docs, type_name
+from mobilellm.terminal.notes import renamed_flags
 
 SCREEN = (24, 80)  # lines and columns of the smallest terminal anyone has
 

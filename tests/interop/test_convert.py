@@ -9,13 +9,13 @@ import torch
 from tests.interop.networks import IDS, checkpoint, logits, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.interop.repeats import folded, plain, unrolled
 from mobilellm.interop.writers import WRITERS
 from mobilellm.model.config import ModelConfig, preset_names
 from mobilellm.model.weights import to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.workflows.convert import convert
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_an_existing_target_is_refused_and_nothing_half_written_stays(
     with pytest.raises(UserError, match="exists already"):
         convert(source, tmp_path / "out", "hf")
     (tmp_path / "out").rmdir()
-    import mobilellm.interop.convert as module
+    import mobilellm.workflows.convert as module
 
     monkeypatch.setattr(
         module,

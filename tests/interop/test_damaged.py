@@ -15,9 +15,9 @@ from tests.interop.networks import checkpoint, network
 
 from mobilellm.errors import UserError
 from mobilellm.interop import gguf_reader
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.tokenizer.tokenizer import train_bpe
+from mobilellm.workflows.convert import convert
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from tests.interop.llama_cpp import LlamaCpp
 from tests.interop.networks import checkpoint, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.tokenizer import train_bpe
+from mobilellm.workflows.convert import convert
 
 PROMPT = [5, 6, 7, 8]
 

@@ -8,9 +8,9 @@ from tests.interop.llama_cpp import LlamaCpp
 from tests.interop.networks import checkpoint, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.workflows.convert import convert
 
 TEXTS = [
     "Hello there",

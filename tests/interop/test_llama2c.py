@@ -8,8 +8,8 @@ from tests.interop.llama2c_file import llama2c_bytes
 from tests.interop.networks import logits, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import describe, load
+from mobilellm.workflows.convert import convert
 
 
 @pytest.mark.parametrize("version", [0, 1])

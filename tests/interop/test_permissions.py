@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.interop.networks import checkpoint, network
 
-from mobilellm.interop.convert import convert
 from mobilellm.tokenizer.tokenizer import train_bpe
+from mobilellm.workflows.convert import convert
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=["022", "027", "077"])

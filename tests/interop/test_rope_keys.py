@@ -10,9 +10,9 @@ from tests.interop.llama_cpp import LlamaCpp
 from tests.interop.networks import checkpoint, logits, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.tokenizer.tokenizer import train_bpe
+from mobilellm.workflows.convert import convert
 
 KIND, FACTOR = "llama.rope.scaling.type", "llama.rope.scaling.factor"
 SCALE = "llama.rope.scale_linear"

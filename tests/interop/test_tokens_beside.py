@@ -8,8 +8,8 @@ import pytest
 from tests.interop.networks import checkpoint, network
 
 from mobilellm.errors import UserError
-from mobilellm.interop.convert import convert
 from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.workflows.convert import convert
 
 ADDED = {"<|im_start|>": 600, "<|im_end|>": 601}
 NAMES = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}

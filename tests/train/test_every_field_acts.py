@@ -22,11 +22,11 @@ from tests.golden.cases import BASE, make_data
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
-from mobilellm.evaluate import task_scores
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.recipe.settings import key_of
+from mobilellm.tasks import task_scores
 from mobilellm.train import checkpoint, trackers
 from mobilellm.train.rows import Recorder
 from mobilellm.train.start import train

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Parse and run; returns the exit status. `UserError` for an unknown verb names the nearest."""
-    from mobilellm.cli.notes import warnings_as_notes
     from mobilellm.cli.verbs import VERBS, list_verbs, union_of_verbs
+    from mobilellm.terminal.notes import warnings_as_notes
     from mobilellm.version import __version__
 
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
         return 0
     import tyro
 
-    from mobilellm.cli.key_value import key_value_registry
+    from mobilellm.terminal.key_value import key_value_registry
 
     if verb.startswith(("--tyro-", "--tyro_")):
         tyro.cli(union_of_verbs(), prog="mobilellm", args=arguments, registry=key_value_registry())
@@ -68,9 +68,9 @@ def run(arguments: list[str]) -> int:
     options: dict[str, Any] = {}
     with warnings_as_notes(silent):
         if verb == "train":
-            from mobilellm.cli.notes import renamed_flags
             from mobilellm.cli.train import from_recipe
             from mobilellm.cli.train_help import HELP_ALL, short_help
+            from mobilellm.terminal.notes import renamed_flags
 
             rest = renamed_flags(rest, silent)
             options["default"] = from_recipe(rest)  # the flags override the recipe's values

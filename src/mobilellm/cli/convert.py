@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, say
 from mobilellm.errors import UserError
 from mobilellm.interop.writers import NUMBER_TYPES, WRITERS
+from mobilellm.terminal.output import print_json, say
 
 if TYPE_CHECKING:
     Target = str
@@ -60,7 +60,7 @@ class Convert:
 
     def run(self) -> int:
         """Convert, and say how well it came out."""
-        from mobilellm.interop.convert import convert
+        from mobilellm.workflows.convert import convert
 
         shared_kv, measured = self.shared_kv, None
         if self.text is not None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, progress
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import print_json, progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, progress, say
 from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
+from mobilellm.terminal.output import print_json, progress, say
 
 if TYPE_CHECKING:
-    from mobilellm.evaluate.campaign import Subject
     from mobilellm.evaluate.perplexity import Score
-    from mobilellm.evaluate.protocols import Sample
     from mobilellm.report.score_table import Row
+    from mobilellm.tasks.campaign import Subject
+    from mobilellm.tasks.protocols import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +148,12 @@ class Eval:
 
     def run_tasks(self) -> int:
         """Score the models on tasks; print, and write what --out asks for."""
-        from mobilellm.evaluate.campaign import run_tasks, write_samples
-        from mobilellm.evaluate.harness_tasks import load_tasks
-        from mobilellm.evaluate.wikitext import wikitext_perplexity
         from mobilellm.files import cache_folder, write_json
         from mobilellm.report.score_table import measured_row
         from mobilellm.report.scores_page import write_tables
+        from mobilellm.tasks.campaign import run_tasks, write_samples
+        from mobilellm.tasks.harness_tasks import load_tasks
+        from mobilellm.tasks.wikitext import wikitext_perplexity
 
         if self.text:
             raise UserError("--text and --tasks are both given", hint="give one of them")
@@ -252,8 +252,8 @@ class Eval:
 
     def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
         """The published tables with the measured rows, and the first two models item by item."""
-        from mobilellm.evaluate.campaign import compare
         from mobilellm.report.score_table import markdown
+        from mobilellm.tasks.campaign import compare
 
         print("\n" + markdown(self.all_rows(rows)))
         if len(samples) > 1:
@@ -270,7 +270,7 @@ class Eval:
 
     def print_differences(self, samples: dict[str, list[Sample]]) -> None:
         """Items where the first two models differ."""
-        from mobilellm.evaluate.campaign import differing, explain
+        from mobilellm.tasks.campaign import differing, explain
 
         (first, a), (second, b) = list(samples.items())[:2]
         for pair in differing(a, b, self.explain):
@@ -293,10 +293,10 @@ def labels(models: tuple[Path, ...]) -> list[str]:
 def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
     """A model ready to be scored: through our own network where it is of that kind, else through
     transformers."""
-    from mobilellm.evaluate.campaign import Subject
-    from mobilellm.evaluate.engine import Backend, Engine, NetworkBackend
-    from mobilellm.evaluate.requests import Encoder, OwnEncoder
     from mobilellm.interop.load import load, source_hash
+    from mobilellm.tasks.campaign import Subject
+    from mobilellm.tasks.engine import Backend, Engine, NetworkBackend
+    from mobilellm.tasks.requests import Encoder, OwnEncoder
 
     backend: Backend
     encoder: Encoder
@@ -311,7 +311,7 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
                 f"{path}: a model of type {foreign} is computed in fp32",
                 hint="leave out --precision",
             ) from refusal
-        from mobilellm.evaluate.transformers_backend import load_transformers
+        from mobilellm.tasks.transformers_backend import load_transformers
 
         foreign_backend, encoder = load_transformers(path)
         backend, network = foreign_backend, foreign_backend.model
@@ -366,7 +366,7 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
 def harness_main() -> None:
     """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is
     known."""
-    from mobilellm.evaluate.harness_tasks import require_harness
+    from mobilellm.tasks.harness_tasks import require_harness
 
     try:
         require_harness()
@@ -384,10 +384,10 @@ def register_with_harness() -> None:
     batch_tokens and precision."""
     from lm_eval.api.registry import model_registry, register_model
 
-    from mobilellm.evaluate.engine import Engine, NetworkBackend
-    from mobilellm.evaluate.harness_model import EngineModel
-    from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.interop.load import load
+    from mobilellm.tasks.engine import Engine, NetworkBackend
+    from mobilellm.tasks.harness_model import EngineModel
+    from mobilellm.tasks.requests import OwnEncoder
 
     class Model(EngineModel):
         """Loads what `pretrained` names."""

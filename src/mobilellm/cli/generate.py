@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from mobilellm.cli.terminal import print_json
+from mobilellm.terminal.output import print_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, size
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import print_json, size
 
 if TYPE_CHECKING:
     from mobilellm.model.config import ModelConfig

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mobilellm.cli.terminal import duration, print_json, say, size
 from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import OptimizerName
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import duration, print_json, say, size
 
 if TYPE_CHECKING:
     from mobilellm.plan.run import Plan as PlanFigures

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.cli.terminal import print_json, progress, say
 from mobilellm.errors import UserError
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import print_json, progress, say
 
 SAMPLE_TOKENS = 2048  # of the original's samples
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import PrecisionName
 from mobilellm.records import Result
 from mobilellm.report.figures import fixed, formatted
+from mobilellm.terminal.output import duration, print_json, say
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -52,10 +52,10 @@ class Quickstart:
         """Every stage in turn; stages that are done already are kept."""
         if not 0.05 <= self.minutes <= 60 * 24 * 30:
             raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
-        from mobilellm.cli.live_view import live_view
         from mobilellm.cli.train import conclude
         from mobilellm.files import read_json
         from mobilellm.prepare.sources import parse_sources
+        from mobilellm.terminal.live_view import live_view
         from mobilellm.train import start
         from mobilellm.workflows.finish import finish
         from mobilellm.workflows.quickstart import fast_precision_for, recipe_for
@@ -96,10 +96,10 @@ class Quickstart:
 
         `UserError` when those are of another text.
         """
-        from mobilellm.cli.terminal import progress
         from mobilellm.data.token_folder import TokenFolder
         from mobilellm.prepare.prepare import made_from, prepare
         from mobilellm.prepare.sources import parse_sources
+        from mobilellm.terminal.output import progress
 
         with as_file(files("mobilellm") / "sample" / "tiny_shakespeare.txt.gz") as sample:
             sources = parse_sources((str(self.text or sample),))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from mobilellm.cli.terminal import duration, print_json, say
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import (
     DataSection,
@@ -28,6 +27,7 @@ from mobilellm.recipe.recipe import (
     TrainSection,
 )
 from mobilellm.report.figures import count, fixed, formatted
+from mobilellm.terminal.output import duration, print_json, say
 
 if TYPE_CHECKING:
     from mobilellm.records import Result
@@ -96,8 +96,8 @@ class Train:
                 "--branch takes the recipe of the run it starts from",
                 hint="give --out and --decay-steps alone",
             )
-        from mobilellm.cli.live_view import live_view
         from mobilellm.distributed.world import World
+        from mobilellm.terminal.live_view import live_view
         from mobilellm.train import start
 
         run = self.out if self.resume in (None, "auto") else Path(str(self.resume))

@@ -11,10 +11,10 @@ import textwrap
 import typing
 from typing import Any
 
-from mobilellm.cli.field_docs import field_docs, type_name
-from mobilellm.cli.notes import flag
 from mobilellm.cli.train import SECTIONS, Train
 from mobilellm.recipe.recipe import Recipe
+from mobilellm.terminal.field_docs import field_docs, type_name
+from mobilellm.terminal.notes import flag
 
 HELP_ALL = "--help-all"
 FIRST = (

@@ -25,7 +25,7 @@ class Verb:
 
     def load(self) -> Any:
         """The verb's class, its fields explained to tyro."""
-        from mobilellm.cli.field_docs import explain
+        from mobilellm.terminal.field_docs import explain
 
         module, name = self.home.split(":")
         verb = getattr(importlib.import_module(f"mobilellm.cli.{module}"), name)

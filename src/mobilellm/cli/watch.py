@@ -10,9 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from mobilellm.cli.terminal import duration
 from mobilellm.errors import UserError
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import duration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ class Evaluation:
 
     def tasks(self, step: int) -> dict[str, float]:
         """Zero-shot scores of the recipe's tasks as metrics, by rank 0 while the others wait."""
-        from mobilellm.evaluate.task_scores import score_tasks
+        from mobilellm.tasks.task_scores import score_tasks
 
         section = self.recipe.eval
         found: dict[str, float] = {}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mobilellm.errors import unknown_name
-from mobilellm.evaluate.harness_tasks import Document, HarnessTask
-from mobilellm.evaluate.requests import Result
+from mobilellm.tasks.harness_tasks import Document, HarnessTask
+from mobilellm.tasks.requests import Result
 
 Protocol = Literal["harness", "paper"]
 RELATIVE = ("openbookqa", "boolq")

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine
 from mobilellm.evaluate.held_out import read_text
-from mobilellm.evaluate.requests import Encoder, Request, request
 from mobilellm.files import sha256_file
+from mobilellm.tasks.engine import Engine
+from mobilellm.tasks.requests import Encoder, Request, request
 
 FILE = "wikitext2_raw/wiki.test.raw"
 SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"

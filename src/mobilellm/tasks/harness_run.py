@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.harness_tasks import Document, HarnessTask, quiet
-from mobilellm.evaluate.requests import Result
+from mobilellm.tasks.harness_tasks import Document, HarnessTask, quiet
+from mobilellm.tasks.requests import Result
 
 try:
     import lm_eval

@@ -12,12 +12,12 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine
-from mobilellm.evaluate.requests import Encoder, encode
-from mobilellm.evaluate.result_cache import Progress, ResultCache, score_cached
-from mobilellm.evaluate.rolling import rolling_requests
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
+from mobilellm.tasks.engine import Engine
+from mobilellm.tasks.requests import Encoder, encode
+from mobilellm.tasks.result_cache import Progress, ResultCache, score_cached
+from mobilellm.tasks.rolling import rolling_requests
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 try:

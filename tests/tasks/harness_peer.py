@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm.evaluate.requests import Result
+from mobilellm.tasks.requests import Result
 
 CONTEXT = 48
 PAIRS = [

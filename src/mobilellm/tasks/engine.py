@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.requests import Item, Request, Result, group
 from mobilellm.model.attention_mask import Span
 from mobilellm.model.linear import linear
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.tasks.requests import Item, Request, Result, group
 
 LOGITS_AT_ONCE = 1 << 21  # numbers, 8 MiB: the logits that exist at a time on a CPU
 LOGITS_AT_ONCE_ON_ACCELERATOR = 1 << 26

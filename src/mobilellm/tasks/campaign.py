@@ -18,14 +18,14 @@ from typing import Any
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine
-from mobilellm.evaluate.harness_tasks import HarnessTask
-from mobilellm.evaluate.paired import Paired, mcnemar
-from mobilellm.evaluate.protocols import Sample
-from mobilellm.evaluate.requests import Encoder
-from mobilellm.evaluate.result_cache import Progress, ResultCache
-from mobilellm.evaluate.task_scores import average, score_task
 from mobilellm.files import write_file
+from mobilellm.tasks.engine import Engine
+from mobilellm.tasks.harness_tasks import HarnessTask
+from mobilellm.tasks.paired import Paired, mcnemar
+from mobilellm.tasks.protocols import Sample
+from mobilellm.tasks.requests import Encoder
+from mobilellm.tasks.result_cache import Progress, ResultCache
+from mobilellm.tasks.task_scores import average, score_task
 
 OpenProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
 

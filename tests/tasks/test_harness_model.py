@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.harness_peer import CONTEXT, PAIRS
+from tests.tasks.harness_peer import CONTEXT, PAIRS
 
 import mobilellm
 from mobilellm.cli.eval import register_with_harness
@@ -137,8 +137,8 @@ def test_the_harness_shows_no_bars_and_keeps_those_of_others(
 ) -> None:
     from tqdm import tqdm
 
-    from mobilellm.evaluate.harness_run import items
-    from mobilellm.evaluate.harness_tasks import load_tasks
+    from mobilellm.tasks.harness_run import items
+    from mobilellm.tasks.harness_tasks import load_tasks
 
     (task,) = load_tasks(["openbookqa"], shared / "eval").values()
     assert len(items(task, 3)) == 3

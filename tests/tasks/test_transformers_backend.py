@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.harness_peer import PAIRS, agree, harness_results, items_of
+from tests.tasks.harness_peer import PAIRS, agree, harness_results, items_of
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine
-from mobilellm.evaluate.requests import encode
-from mobilellm.evaluate.transformers_backend import load_transformers
+from mobilellm.tasks.engine import Engine
+from mobilellm.tasks.requests import encode
+from mobilellm.tasks.transformers_backend import load_transformers
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 SIZES = {
@@ -133,10 +133,10 @@ def test_mobillama_has_one_feed_forward_for_all_layers(
     import transformers
     from safetensors.torch import save_model
 
-    from mobilellm.evaluate.engine import NetworkBackend
-    from mobilellm.evaluate.requests import OwnEncoder
     from mobilellm.files import read_json, write_json
     from mobilellm.interop.load import load
+    from mobilellm.tasks.engine import NetworkBackend
+    from mobilellm.tasks.requests import OwnEncoder
 
     torch.manual_seed(3)
     config = transformers.LlamaConfig(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mobilellm.evaluate.harness_tasks import load_tasks
-from mobilellm.evaluate.protocols import more_pairs, sample
-from mobilellm.evaluate.requests import Result
+from mobilellm.tasks.harness_tasks import load_tasks
+from mobilellm.tasks.protocols import more_pairs, sample
+from mobilellm.tasks.requests import Result
 
 
 def results(count: int, seed: int) -> list[Result]:
@@ -19,7 +19,7 @@ def test_a_choice_in_the_context_is_not_divided_by(shared: Path) -> None:
     """WinoGrande's choices stand before what is scored, which is the same for both: per
     character changes nothing."""
     pytest.importorskip("lm_eval")
-    from mobilellm.evaluate.harness_run import items
+    from mobilellm.tasks.harness_run import items
 
     (task,) = load_tasks(["winogrande"], shared / "eval").values()
     for number, document in enumerate(items(task, 50)):
@@ -32,7 +32,7 @@ def test_a_choice_in_the_context_is_not_divided_by(shared: Path) -> None:
 
 def test_the_papers_rules(shared: Path) -> None:
     pytest.importorskip("lm_eval")
-    from mobilellm.evaluate.harness_run import items
+    from mobilellm.tasks.harness_run import items
 
     tasks = load_tasks(["openbookqa", "hellaswag"], shared / "eval")
     for name, task in tasks.items():
@@ -56,7 +56,7 @@ def test_the_papers_rules(shared: Path) -> None:
 def test_the_harness_scores_answers_that_are_known(shared: Path) -> None:
     """Its metrics of given answers are what they come to by hand, with the error of a mean."""
     pytest.importorskip("lm_eval")
-    from mobilellm.evaluate.harness_run import items, metrics
+    from mobilellm.tasks.harness_run import items, metrics
 
     (task,) = load_tasks(["arc_easy"], shared / "eval").values()
     documents = items(task, 30)

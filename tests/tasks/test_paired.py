@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.paired import mcnemar
+from mobilellm.tasks.paired import mcnemar
 
 
 @pytest.mark.parametrize(("size", "drop"), [(10, 0.5), (300, 0.1), (9000, 0.2), (10, 0.0)])

@@ -8,12 +8,12 @@ import torch
 from tests.conftest import without_data
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate.engine import Engine, NetworkBackend
-from mobilellm.evaluate.requests import OwnEncoder
-from mobilellm.evaluate.wikitext import FILE, joined, overlapping, wikitext_perplexity
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.tasks.engine import Engine, NetworkBackend
+from mobilellm.tasks.requests import OwnEncoder
+from mobilellm.tasks.wikitext import FILE, joined, overlapping, wikitext_perplexity
 from mobilellm.tokenizer.tokenizer import train_bpe
 
 

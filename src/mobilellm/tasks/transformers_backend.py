@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError, first_line
-from mobilellm.evaluate.engine import collect, from_logits
-from mobilellm.evaluate.requests import Item, Result
 from mobilellm.files import read_json
+from mobilellm.tasks.engine import collect, from_logits
+from mobilellm.tasks.requests import Item, Result
 
 DEFAULT_LENGTH = 2048  # the harness's, where neither model nor tokenizer names one
 NO_LENGTH = 10**15  # what a tokenizer says that has no limit lies above this

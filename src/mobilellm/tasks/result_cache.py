@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import orjson
 
-from mobilellm.evaluate.engine import Engine
-from mobilellm.evaluate.requests import Request, Result
 from mobilellm.files import disk_errors
+from mobilellm.tasks.engine import Engine
+from mobilellm.tasks.requests import Request, Result
 
 Progress = Callable[[int, int], None]
 

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from mobilellm.errors import UserError
-from mobilellm.evaluate import protocols
-from mobilellm.evaluate.engine import Engine, NetworkBackend
-from mobilellm.evaluate.harness_tasks import HarnessTask, load_tasks
-from mobilellm.evaluate.protocols import Sample
-from mobilellm.evaluate.requests import Encoder, OwnEncoder, Result, encode
-from mobilellm.evaluate.result_cache import Progress, ResultCache, score_cached
 from mobilellm.model.network import Network
+from mobilellm.tasks import protocols
+from mobilellm.tasks.engine import Engine, NetworkBackend
+from mobilellm.tasks.harness_tasks import HarnessTask, load_tasks
+from mobilellm.tasks.protocols import Sample
+from mobilellm.tasks.requests import Encoder, OwnEncoder, Result, encode
+from mobilellm.tasks.result_cache import Progress, ResultCache, score_cached
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from mobilellm.evaluate.harness_model import EngineModel
+    from mobilellm.tasks.harness_model import EngineModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def score_task(
     `progress(done, total)` counts items. `UserError` for a limit below 1, a task that generates
     text, and a task without choices where the protocol needs them.
     """
-    from mobilellm.evaluate.harness_model import EngineModel
-    from mobilellm.evaluate.harness_run import run_harness
+    from mobilellm.tasks.harness_model import EngineModel
+    from mobilellm.tasks.harness_run import run_harness
 
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} items: must be 1 or more")

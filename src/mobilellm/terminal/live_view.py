@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from mobilellm.cli.terminal import say
 from mobilellm.records import MetricsRow
 from mobilellm.report.figures import count
+from mobilellm.terminal.output import say
 from mobilellm.train.loop import Trainer
 from mobilellm.train.rows import Watcher
 
