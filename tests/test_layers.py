@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantize": {"model"},
     "interop": {"model", "tokenizer", "quantize"},
     "export": {"interop", "quantize", "model", "tokenizer"},
-    "runtimes": {"interop", "export", "model", "tokenizer"},
+    "runtimes": {"interop", "export", "model", "quantize", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data"},
     "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes"},
     "plan": {"model", "hardware"},

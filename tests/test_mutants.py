@@ -9,7 +9,7 @@ from tests.mutants import MUTANTS, SURVIVES, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"training": ("train", "recipe", "optimizers"), "data": ("data",), "model": ("model",)}
-ROOMS |= {"evaluation": ("evaluate",)}
+ROOMS |= {"evaluation": ("evaluate", "tasks")}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from mobilellm.errors import UserError
-from mobilellm.interop.writers import NUMBER_TYPES, WRITERS
+from mobilellm.export.targets import NUMBER_TYPES, TARGETS
 from mobilellm.terminal.output import print_json, say
 
 if TYPE_CHECKING:
     Target = str
     NumberType = str
-else:  # the choices that the table of writers has
-    Target = Literal[tuple(WRITERS)]
+else:  # the choices that the table of targets has
+    Target = Literal[tuple(TARGETS)]
     NumberType = Literal[NUMBER_TYPES]
 
 
@@ -39,8 +39,11 @@ class Convert:
     to: Target
     """hf: a plain LlamaForCausalLM, shared layers unrolled; gguf: a file for llama.cpp, unrolled
     too; mobilellm: a Hugging Face folder with layer sharing kept."""
-    precision: NumberType = "F32"
-    """How a GGUF stores its matrices."""
+    precision: NumberType | None = None
+    """How the result stores its matrices; what each target can is named when it cannot."""
+    context: int | None = None
+    """Positions that the result has room for, where the target takes memory for them; the model's
+    own when left out."""
     fold: bool = False
     """Recognize equal neighboring blocks as one block that is repeated."""
     shared_kv: Literal["own", "first"] | None = None
@@ -76,6 +79,7 @@ class Convert:
             self.out,
             self.to,
             precision=self.precision,
+            context=self.context,
             fold=self.fold,
             shared_kv=shared_kv,
             approximate=self.approximate,
@@ -85,7 +89,7 @@ class Convert:
         if self.json:
             print_json(dataclasses.asdict(result) | {"measured_sharing": measured})
             return 0
-        several = len(WRITERS[result.to].number_types) > 1
+        several = len(TARGETS[result.to].number_types) > 1
         print(f"{result.out}: {result.to}" + (f" {result.precision}" if several else ""))
         for note in result.notes:
             print(f"- {note}")

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mobilellm.files import read_json, write_json
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.model.weights import to_named
+from mobilellm.model.weights import to_named, write_tensors
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
@@ -50,20 +49,6 @@ def write_checkpoint(
     if tokenizer is not None:
         tokenizer.save(folder)
     write_json(folder / "mobilellm.json", origin)
-
-
-def write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file with the permissions that umask gives.
-
-    The safetensors library makes its files readable by their owner alone, whatever umask says. So
-    an ordinary file is made first, and its permissions are given to the library's.
-    """
-    path.touch()
-    permissions = path.stat().st_mode
-    save_file(
-        {name: tensor.cpu() for name, tensor in named.items()}, path, metadata={"format": "pt"}
-    )
-    path.chmod(permissions)
 
 
 def read_origin(folder: Path) -> dict[str, Any]:

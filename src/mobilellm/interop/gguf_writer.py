@@ -1,6 +1,6 @@
 """GGUF out: the file llama.cpp and its many users read.
 
-    notes = save(Path("m.gguf"), network, tokenizer, "Q8_0", {"name": "mine"})
+    notes = save(Path("m.gguf"), model)         # a ModelToWrite: network, tokenizer, "Q8_0"
 
 Number types are F32, F16, BF16, Q8_0 and Q4_0, whose blocks of 32 fit every MobileLLM width
 (K-quants need rows of 256, which 576, 960, 1152 and 1600 are not). Tensors are packed and written
@@ -21,25 +21,19 @@ from mobilellm.errors import UserError
 from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
 from mobilellm.interop.gguf_tokenizer import add_keys
 from mobilellm.interop.names import gguf_name, reordered
-from mobilellm.model.network import Network
+from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.weights import to_named
-from mobilellm.tokenizer.tokenizer import Tokenizer
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 VOCABULARY_TYPES = {"Q4_0": "Q8_0"}  # of the vocabulary's matrices, where not that of the others
 
 
-def save(
-    path: Path,
-    network: Network,
-    tokenizer: Tokenizer | None,
-    number_type: str,
-    origin: dict[str, Any],
-) -> list[str]:
-    """Write a plain network with its matrices in `number_type`.
+def save(path: Path, model: ModelToWrite) -> list[str]:
+    """Write a plain network with its matrices in the number type asked for.
 
     Returns a line for each thing that is not as asked. `UserError` for what GGUF cannot say.
     """
+    network, tokenizer, number_type = model.network, model.tokenizer, model.number_type
     gguf = gguf_package()
     config = network.config
     if config.layer_repeats > 1:
@@ -49,7 +43,7 @@ def save(
             "GGUF's llama has no qk_norm", hint="convert --to hf: it is Qwen3's network"
         )
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(str(origin.get("name", path.stem)))
+    writer.add_name(str(model.origin.get("name", path.stem)))
     writer.add_description("made by mobilellm")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -18,6 +18,7 @@ from mobilellm.interop import gguf_reader, huggingface, llama2c
 from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.interop.repeats import folded
 from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.quantize.quantized import read as read_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 READERS: tuple[Reader, ...] = (huggingface.READER, gguf_reader.READER, llama2c.READER)
@@ -63,6 +64,7 @@ def load(
     """
     reader, where = recognize(path)
     network, origin = reader.read(where, shared_kv)
+    quantized = read_quantized(where, network) if where.is_dir() else None
     found: Tokenizer | None
     fault: UserError | None = None
     if tokenizer is not None:
@@ -70,7 +72,10 @@ def load(
     else:
         found, fault = _own_tokenizer(reader, where)
     if fold:
+        blocks = network.config.num_hidden_layers
         network = folded(network)
+        if quantized is not None:
+            quantized = quantized.folded(blocks // network.config.num_hidden_layers)
     if found is not None and found.vocab_size > network.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {found.vocab_size} tokens, "
@@ -78,7 +83,13 @@ def load(
             hint="they belong to different models",
         )
     network.eval()
-    return Loaded(network=network, tokenizer=found, origin=origin, tokenizer_fault=fault)
+    return Loaded(
+        network=network,
+        tokenizer=found,
+        origin=origin,
+        quantized=quantized,
+        tokenizer_fault=fault,
+    )
 
 
 def _own_tokenizer(reader: Reader, where: Path) -> tuple[Tokenizer | None, UserError | None]:

@@ -18,6 +18,7 @@ from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
+from mobilellm.quantize.quantized import Quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,6 +32,8 @@ class Loaded:
     """None where there is none, or where it could not be read (see `tokenizer_fault`)."""
     origin: dict[str, Any]
     """Where the model came from, as far as its files say."""
+    quantized: Quantized | None = None
+    """What of the network lies on the grid, where the checkpoint was quantized."""
     tokenizer_fault: UserError | None = None
     """Why the model's own tokenizer could not be read; its weights can be used all the same."""
 

@@ -38,6 +38,10 @@ class CachedNetwork(Protocol):
         """The last hidden states of (B, T) tokens after those in `cache`, (B, T, C)."""
         ...
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits of last hidden states: (..., C) -> (..., V)."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

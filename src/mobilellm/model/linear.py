@@ -52,3 +52,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
+
+    def first(self, x: Tensor, rows: int) -> Tensor:
+        """The product with the first `rows` rows alone: (..., in) -> (..., rows)."""
+        return linear(x, self.weight[:rows])

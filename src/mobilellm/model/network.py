@@ -95,9 +95,7 @@ class Attention(nn.Module):
             if cache is not None:
                 key, value = cache.append(slot, key, value)
         else:
-            q = linear(x, self.qkv_proj.weight[: self.q_width]).view(
-                B, T, self.heads, self.head_dim
-            )
+            q = self.qkv_proj.first(x, self.q_width).view(B, T, self.heads, self.head_dim)
             q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
             key, value = shared
         out = masked_attention(q.transpose(1, 2), key, value, mask, causal)  # (B, H, T, D)
@@ -223,7 +221,11 @@ class Network(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the next token at every position: (B, T) -> (B, T, V)."""
-        return linear(self.hidden(input_ids, cache), self.output_weight)
+        return self.output(self.hidden(input_ids, cache))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits of last hidden states: (..., C) -> (..., V)."""
+        return linear(hidden, self.output_weight)
 
     def loss(
         self,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mobilellm.errors import UserError
@@ -155,3 +157,17 @@ def grow_vocabulary(
             mean = rows.mean(dim=0, keepdim=True, dtype=torch.float64).to(rows.dtype)
             grown[name] = torch.cat([rows, mean.expand(new, -1)])
     return dataclasses.replace(config, vocab_size=vocab_size), grown
+
+
+def write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file with the permissions that umask gives.
+
+    The safetensors library makes its files readable by their owner alone, whatever umask says. So
+    an ordinary file is made first, and its permissions are given to the library's.
+    """
+    path.touch()
+    permissions = path.stat().st_mode
+    save_file(
+        {name: tensor.cpu() for name, tensor in named.items()}, path, metadata={"format": "pt"}
+    )
+    path.chmod(permissions)

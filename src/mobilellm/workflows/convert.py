@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from mobilellm.errors import UserError, unknown_name
+from mobilellm.export.targets import TARGETS
 from mobilellm.files import disk_errors, new_folder, sync
 from mobilellm.interop.load import load, source_hash
 from mobilellm.interop.repeats import plain
-from mobilellm.interop.writers import WRITERS, Writer
+from mobilellm.interop.writer import ModelToWrite, Writer
 from mobilellm.model.config import SharedKV
 from mobilellm.model.network import Network
 from mobilellm.version import __version__
@@ -38,7 +39,7 @@ class ConvertResult:
     source_sha256: str
     out: str
     to: str
-    """Key of WRITERS."""
+    """Key of TARGETS."""
     precision: str
     """The number type of matrices in the file, one of the writer's `number_types`."""
     origin: dict[str, Any]
@@ -56,25 +57,28 @@ def convert(
     out: Path,
     to: str,
     *,
-    precision: str = "F32",
+    precision: str | None = None,
+    context: int | None = None,
     fold: bool = False,
     shared_kv: SharedKV | None = None,
     approximate: bool = False,
     tokenizer: Path | None = None,
     verify: bool = True,
 ) -> ConvertResult:
-    """Write the model at `source` to `out` in the format `to`, a key of WRITERS.
+    """Write the model at `source` to `out` in the format `to`, a key of TARGETS.
 
     `out` appears only when it is whole and, unless `verify` is off, has been read back and
-    compared. `precision` is how the file stores its matrices. `fold`, `shared_kv` and `tokenizer`
+    compared. `precision` is how the file stores its matrices, the target's first choice when None;
+    `context` is how many positions it has room for. `fold`, `shared_kv` and `tokenizer`
     are those of `load`. `UserError` for sources that are damaged, formats that cannot say what the
     network is, and an `out` that exists.
     """
-    if to not in WRITERS:
-        raise unknown_name("format", to, WRITERS)
-    writer = WRITERS[to]
+    if to not in TARGETS:
+        raise unknown_name("format", to, TARGETS)
+    writer = TARGETS[to]
     if out.exists():
         raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    precision = precision or writer.number_types[0]
     if precision not in writer.number_types:
         raise UserError(
             f"precision {precision}: {to} is written in {' or '.join(writer.number_types)}"
@@ -82,11 +86,13 @@ def convert(
     loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer)
     if loaded.tokenizer_fault is not None:
         raise loaded.tokenizer_fault
-    network, notes = loaded.network, []
+    network, quantized, notes = loaded.network, loaded.quantized, []
+    _check_context(context, network, to)
     repeats = loaded.config.layer_repeats
     inexact = repeats > 1 and loaded.config.shared_kv == "first" and not writer.keeps_repeats
     if not writer.keeps_repeats:
         network = plain(loaded.network, approximate)
+        quantized = None if quantized is None else quantized.unrolled(repeats)
         if repeats > 1:
             notes.append(f"shared layers unrolled: {network.config.num_hidden_layers} blocks")
     if inexact:
@@ -98,6 +104,7 @@ def convert(
     settings = {
         "to": to,
         "precision": precision,
+        "context": context,
         "fold": fold,
         "shared_kv": shared_kv,
         "approximate": approximate,
@@ -112,7 +119,15 @@ def convert(
     before = logits(loaded.network)
     difference = spread = same = None
     with _staged(out, writer) as staging:
-        notes += writer.write(staging, network, loaded.tokenizer, precision, origin)
+        model = ModelToWrite(
+            network=network,
+            tokenizer=loaded.tokenizer,
+            number_type=precision,
+            origin=origin,
+            quantized=quantized,
+            context=context,
+        )
+        notes += writer.write(staging, model)
         if verify:
             after = logits(load(staging).network)
             difference, spread = float((after - before).abs().max()), float(before.std())
@@ -135,6 +150,21 @@ def convert(
         same_first_choice=same,
         notes=notes,
     )
+
+
+def _check_context(context: int | None, network: Network, to: str) -> None:
+    """`UserError` for a context that the target cannot have."""
+    if context is None:
+        return
+    longest = network.config.max_position_embeddings
+    if not TARGETS[to].takes_context:
+        fitting = ", ".join(name for name, target in TARGETS.items() if target.takes_context)
+        raise UserError(
+            f"--context: {to} always has the model's own {longest} positions",
+            hint=f"leave it out; it is for {fitting}",
+        )
+    if not 1 <= context <= longest:
+        raise UserError(f"context {context}: must be from 1 to the model's {longest} positions")
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Programs and files for runtimes: ExecuTorch, ONNX, a web page."""

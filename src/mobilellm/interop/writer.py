@@ -1,0 +1,61 @@
+"""What a writer is given, and the entry by which a format that is written describes itself.
+
+    model = ModelToWrite(network=network, tokenizer=tokenizer, number_type="Q8_0", origin={})
+    WRITERS["gguf"].write(path, model)
+
+Every writer imports this module; nothing here knows a format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mobilellm.model.network import Network
+    from mobilellm.quantize.quantized import Quantized
+    from mobilellm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelToWrite:
+    """What a writer is given."""
+
+    network: Network
+    """Float32; its layer sharing is unrolled where the format does not keep it."""
+    tokenizer: Tokenizer | None
+    number_type: str
+    """How matrices are to be stored: one of the writer's `number_types`."""
+    origin: dict[str, Any]
+    """Where the model came from, as it is to be recorded."""
+    quantized: Quantized | None = None
+    """What of the network lies on the grid; these integers and scales are to be written."""
+    context: int | None = None
+    """Positions that the result is to have room for; the model's own when None."""
+
+
+Write = Callable[["Path", ModelToWrite], "list[str]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A format that can be written."""
+
+    what: str
+    """What comes out, in a few words."""
+    suffix: str
+    """Of the file that is written; empty when it is a folder."""
+    keeps_repeats: bool
+    """Whether layers that are applied several times are stored once; else they are unrolled."""
+    number_types: tuple[str, ...]
+    """How matrices can be stored; the first is used when nothing is asked for."""
+    write: Write
+    """Takes the path and what is to be written; returns a line for each thing that is not as asked.
+    A folder exists already, a file does not. `UserError` for what the format cannot say."""
+    takes_context: bool = False
+    """Whether the result has room for a number of positions that is chosen when it is written."""
+    runtime: str | None = None
+    """Key of RUNTIMES by which the result is run before it appears; None where it is read back by
+    our own reader."""

@@ -1,0 +1,166 @@
+"""A quantized model: which weights lie on the grid, by which scheme and method.
+
+    quantized = read(folder, network)              # None where the checkpoint is not quantized
+    quantized.weights["layers.0.self_attn.qkv_proj.weight"].integers
+    quantized.save(folder, network.config)
+
+A quantized checkpoint is an ordinary one, whose float weights lie on the grid, with two files
+beside them: `quantization.json` says scheme, method, calibration and what lies on which grid, and
+`quantization.safetensors` holds the scales under the names that the weights have on disk. The
+integers follow from weights and scales, exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mobilellm.errors import UserError, first_line, unknown_name
+from mobilellm.files import read_json, write_json
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
+from mobilellm.model.weights import stacks, write_tensors
+from mobilellm.quantize.grid import GridWeight, groups_of, on_grid
+from mobilellm.quantize.schemes import SCHEMES, Scheme
+
+FORMAT_VERSION = 1
+FACTS_FILE, SCALES_FILE = "quantization.json", "quantization.safetensors"
+MAX_FACTS = 16 << 20  # bytes of quantization.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What of a network lies on the grid."""
+
+    scheme: str
+    """Key of SCHEMES."""
+    method: str
+    """How the integers were chosen: round, search, gptq, or training."""
+    weights: Mapping[str, GridWeight]
+    """By the name of the parameter in the network (`layers.0.mlp.down_proj.weight`)."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else is recorded: calibration text and hashes, versions."""
+
+    @property
+    def kind(self) -> Scheme:
+        """The scheme's entry."""
+        return SCHEMES[self.scheme]
+
+    def unrolled(self, repeats: int) -> Quantized:
+        """As the network whose every block is written `repeats` times (interop/repeats.py)."""
+        return self._renumbered(lambda i: range(i * repeats, (i + 1) * repeats))
+
+    def folded(self, repeats: int) -> Quantized:
+        """As the network of which each `repeats` equal neighboring blocks became one."""
+        return self._renumbered(lambda i: range(i // repeats, i // repeats + (i % repeats == 0)))
+
+    def _renumbered(self, places: Callable[[int], range]) -> Quantized:
+        weights: dict[str, GridWeight] = {}
+        for name, weight in self.weights.items():
+            match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+            if match is None:
+                weights[name] = weight
+                continue
+            for i in places(int(match[1])):
+                weights[f"layers.{i}.{match[2]}"] = weight
+        return replace(self, weights=weights)
+
+    def save(self, folder: Path, config: ModelConfig) -> None:
+        """Write both files into a checkpoint's folder."""
+        grids: dict[str, dict[str, int]] = {}
+        scales: dict[str, Tensor] = {}
+        for ours, parts in stacks(config).items():
+            weight = self.weights.get(ours)
+            if weight is None:
+                continue
+            pieces = weight.scales.split([rows for _, rows in parts])
+            for (name, _), piece in zip(parts, pieces, strict=True):
+                grids[name] = {"bits": weight.bits, "group": weight.group}
+                scales[name] = piece.to(torch.bfloat16).contiguous()
+        write_tensors(folder / SCALES_FILE, scales)
+        write_json(
+            folder / FACTS_FILE,
+            {
+                "format_version": FORMAT_VERSION,
+                "scheme": self.scheme,
+                "method": self.method,
+                "facts": self.facts,
+                "grids": grids,
+            },
+        )
+
+
+def read(folder: Path, network: Network) -> Quantized | None:
+    """What of the network read from `folder` lies on the grid; None where nothing says so.
+
+    `UserError` for files that are damaged, or that no longer belong to the weights.
+    """
+    where = folder / FACTS_FILE
+    if not where.is_file():
+        return None
+    said = read_json(where, limit=MAX_FACTS)
+    damaged = UserError(f"{where}: damaged, or of another version", hint="quantize the model again")
+    if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
+        raise damaged
+    scheme, method, grids, facts = (said.get(key) for key in ("scheme", "method", "grids", "facts"))
+    if not (isinstance(scheme, str) and isinstance(method, str) and isinstance(facts, dict)):
+        raise damaged
+    if scheme not in SCHEMES:
+        raise unknown_name("scheme", scheme, SCHEMES, str(where))
+    if not isinstance(grids, dict):
+        raise damaged
+    scales = _read_scales(folder / SCALES_FILE)
+    parameters = dict(network.named_parameters())
+    weights: dict[str, GridWeight] = {}
+    for ours, parts in stacks(network.config).items():
+        names = [name for name, _ in parts]
+        if not any(name in grids for name in names):
+            continue
+        bits = {_bits(grids.get(name)) for name in names}
+        if len(bits) != 1 or (one := bits.pop()) not in (4, 8):
+            raise damaged
+        columns = parameters[ours].shape[1]
+        groups = groups_of(columns, one)
+        for name, count in parts:
+            found = scales.get(name)
+            if found is None or not groups or found.shape != (count, groups):
+                raise UserError(
+                    f"{folder / SCALES_FILE}: the scales of {name} are missing or misshapen",
+                    hint="quantize the model again",
+                )
+        together = torch.cat([scales[name] for name in names]).float()
+        weights[ours] = on_grid(parameters[ours].detach(), together, one, f"{folder}: {ours}")
+    return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
+
+
+def _bits(grid: Any) -> int:
+    """The bits that an entry of `grids` names; 0 where it names none."""
+    bits = grid.get("bits") if isinstance(grid, dict) else None
+    return bits if type(bits) is int else 0
+
+
+def _read_scales(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing", hint="quantize the model again")
+    try:
+        scales = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({first_line(error)})",
+            hint="quantize the model again",
+        ) from None
+    for name, tensor in scales.items():
+        if not tensor.is_floating_point() or tensor.ndim != 2 or not bool((tensor > 0).all()):
+            raise UserError(
+                f"{path}: the scales of {name} are not positive numbers",
+                hint="quantize the model again",
+            )
+    return scales
