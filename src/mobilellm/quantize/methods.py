@@ -1,0 +1,69 @@
+"""A whole network put onto the grid.
+
+    quantized = quantized_network(network, scheme="int4", method="search")
+    quantized.weights["layers.0.mlp.down_proj.weight"].integers
+
+The matrices of the blocks are put onto the scheme's grid. The embedding and the output layer get 8
+bits, a scale a row, with every scheme: at 4 bits they cost SmolLM2-135M more than all its blocks do
+(docs/quantization.md). Norms stay as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mobilellm.errors import UserError, unknown_name
+from mobilellm.model.network import Network
+from mobilellm.quantize.grid import GROUP, GridWeight, groups_of
+from mobilellm.quantize.quantized import Quantized
+from mobilellm.quantize.rounding import ROUNDINGS
+from mobilellm.quantize.schemes import EMBEDDINGS, SCHEMES
+from mobilellm.version import __version__
+
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
+
+
+def quantized_network(
+    network: Network,
+    scheme: str = "int4",
+    method: str = "search",
+    embedding: str = "int8",
+) -> Quantized:
+    """Put the network's matrices onto the grid, and say where they lie.
+
+    **The network's own parameters are changed**: afterwards they are what integers and scales
+    stand for, exactly. A tied embedding is one matrix, and a block that is applied several times
+    one block. `embedding` "float" leaves the embedding and the output layer as they are.
+    `UserError` for a width that the scheme's groups do not divide, before anything is changed.
+    """
+    if scheme not in SCHEMES:
+        raise unknown_name("scheme", scheme, SCHEMES)
+    if method not in ROUNDINGS:
+        raise unknown_name("method", method, ROUNDINGS)
+    if embedding not in EMBEDDINGS:
+        raise unknown_name("embedding", embedding, EMBEDDINGS)
+    bits = {
+        name: 8 if name in VOCABULARY else SCHEMES[scheme].bits
+        for name, parameter in network.named_parameters()
+        if parameter.ndim == 2 and (embedding == "int8" or name not in VOCABULARY)
+    }
+    check_widths(network, bits)
+    weights: dict[str, GridWeight] = {}
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in bits:
+                weights[name] = ROUNDINGS[method](parameter, bits[name])
+                parameter.copy_(weights[name].dequantized())
+    facts = {"embedding": embedding, "made_by": f"mobilellm {__version__}"}
+    return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
+
+
+def check_widths(network: Network, bits: dict[str, int]) -> None:
+    """`UserError` for a matrix whose columns the groups of its grid do not divide."""
+    for name, parameter in network.named_parameters():
+        if name in bits and not groups_of(parameter.shape[1], bits[name]):
+            fitting = " or ".join(key for key, scheme in SCHEMES.items() if scheme.bits == 8)
+            raise UserError(
+                f"{name}: its {parameter.shape[1]} columns do not divide into groups of {GROUP}",
+                hint=f"use a scheme with a scale a row: {fitting}",
+            )
