@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
+from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
+from mobilellm.gguf.tokenizer_keys import read_keys
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
-from mobilellm.interop.gguf_header import GGUFHeader, TensorInfo, read_header
-from mobilellm.interop.gguf_tokenizer import read_keys
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.model.config import ModelConfig, SharedKV

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mobilellm.errors import UserError
+from mobilellm.gguf.tokenizer_keys import add_keys
 from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
-from mobilellm.interop.gguf_tokenizer import add_keys
 from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.weights import to_named

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.interop.tokenizer_parts import (
+from mobilellm.gguf.tokenizer_parts import (
     ByteLevelParts,
     byte_level_parts,
     byte_level_tokenizer,
