@@ -458,4 +458,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "if request_ not in seen:", "if True:",
         f"{ENGINE}::test_equal_requests_are_computed_once",
     ),
+    # --- runtimes ---
+    fault(
+        "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",
+        "self.api.memory_clear(self.api.get_memory(self.context_handle), True)", "pass",
+        "runtimes/test_llama_cpp.py::test_a_prompt_its_parts_and_single_tokens_give_our_logits",
+    ),
 )  # fmt: skip

@@ -170,18 +170,21 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
             tie_word_embeddings="output.weight" not in header.tensors,
             bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=_end_tokens(keys, embedding.shape[0]),
+            eos_token_id=_one_or_several(end_tokens(keys, embedding.shape[0])),
         )
     except UserError as error:
         raise UserError(f"{path}: {error.what}", hint=error.hint) from None
 
 
-def _end_tokens(keys: dict[str, Any], rows: int) -> int | list[int] | None:
-    """The end of text, and the end of a turn where the file names one."""
+def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
+    """The end of text, and the end of a turn where the file names one, of a vocabulary of `rows`."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [keys.get(f"tokenizer.ggml.{name}") for name in names]
     others = [token for token in found[1:] if isinstance(token, int) and 0 <= token < rows]
-    tokens = list(dict.fromkeys([*([] if found[0] is None else [found[0]]), *others]))
+    return list(dict.fromkeys([*([] if found[0] is None else [found[0]]), *others]))
+
+
+def _one_or_several(tokens: list[int]) -> int | list[int] | None:
     return tokens if len(tokens) > 1 else tokens[0] if tokens else None
 
 

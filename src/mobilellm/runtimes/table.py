@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.runtimes import ours
+from mobilellm.runtimes import llama_cpp, ours
 from mobilellm.runtimes.session import Runtime, Session
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (ours.RUNTIME,)}
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime for runtime in (llama_cpp.RUNTIME, ours.RUNTIME)
+}
 
 
 def runtimes_of(path: Path) -> list[Runtime]:
