@@ -60,3 +60,25 @@ def small_data(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Pa
     (folder / "text.txt").write_text(sample_text[:60_000])
     prepare([Source("text", [folder / "text.txt"])], folder / "data", vocab_size=300, held_out=0.1)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
+    """A SentencePiece model of Llama's kind with 600 pieces."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("sp")
+    (folder / "text.txt").write_text(sample_text[:200_000])
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        split_digits=True,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"

@@ -27,28 +27,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
-    """A SentencePiece model of Llama's kind with 600 pieces."""
-    import sentencepiece
-
-    folder = tmp_path_factory.mktemp("sp")
-    (folder / "text.txt").write_text(sample_text[:200_000])
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        split_digits=True,
-        minloglevel=2,
-    )
-    return folder / "tokenizer.model"
-
-
 def saved_by_transformers(folder: Path, tokenizer: Tokenizer) -> None:
     """The tokenizer as transformers' own Llama class writes it."""
     from transformers import AutoTokenizer

@@ -16,7 +16,8 @@ from mobilellm.cli.eval import register_with_harness
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
-from mobilellm.tokenizer.tokenizer import train_bpe
+from mobilellm.tasks.requests import OwnEncoder, encode
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,33 @@ def test_the_registered_model_answers_as_the_hugging_face_backend(
             [("First Citizen:", {"until": until, "max_gen_toks": 12, "do_sample": False})],
         )
         assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+@pytest.mark.parametrize("context", ["Question: what?", "<s>Question: what?", "one</s>two ", ""])
+def test_special_tokens_that_a_text_spells_out_are_tokens_as_in_the_harness(
+    tmp_path: Path, sentencepiece_model: Path, context: str
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    ours = Tokenizer.load(sentencepiece_model)
+    ours.save(tmp_path)
+    shape = {"vocab_size": 600, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2))
+    theirs = HFLM(
+        pretrained=model,
+        tokenizer=AutoTokenizer.from_pretrained(tmp_path),
+        backend="causal",
+        device="cpu",
+    )
+    for continuation in (" yes", "</s>", " a<s>b", "<s> no"):
+        (mine,) = encode([(context, continuation)], OwnEncoder(ours), 256)
+        if context:
+            before, after = theirs._encode_pair(context, continuation)
+        else:
+            after = theirs.tok_encode(continuation, add_special_tokens=False)
+            before, after = ([1], after) if after[0] != 1 else ([1], after[1:])
+        assert (list(mine.tokens), mine.scored) == (before + after, len(after)), continuation
 
 
 @pytest.mark.long

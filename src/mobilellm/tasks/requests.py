@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
 
 class OwnEncoder:
-    """Our tokenizers."""
+    """Our tokenizers. A special token that a text spells out is that token, as in the harness."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -56,18 +56,12 @@ class OwnEncoder:
 
     def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
         """As `Encoder` says."""
-        if not special:
-            return self.tokenizer.encode_batch(texts)
-        # A text that spells out BOS at its beginning gets no second one.
+        found = self.tokenizer.encode_batch(texts, parse_special=True, alone=special)
         opening = self.tokenizer.token(self.tokenizer.bos_id)
-        found = [
-            encoding.ids
-            for encoding in self.tokenizer.fast.encode_batch_fast(texts, add_special_tokens=True)
-        ]
-        if opening:
+        if special and opening and self.tokenizer.add_bos:
             for i, text in enumerate(texts):
-                if text.startswith(opening):
-                    found[i] = self.tokenizer.fast.encode(text, add_special_tokens=False).ids
+                if text.startswith(opening):  # it spells out its BOS, and gets no second one
+                    found[i] = self.tokenizer.encode(text, parse_special=True)
         return found
 
 

@@ -5,11 +5,13 @@
     Tokenizer.load(Path("folder"))
 
 `encode` adds nothing: BOS and EOS are put where a document begins and ends, by whoever knows.
-The text of a special token inside a document ("</s>") is text, never the token.
+The text of a special token inside a document ("</s>") is text, never the token, unless whoever
+encodes it says that it is markup (`parse_special`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -76,17 +78,31 @@ class Tokenizer:
         where there is one, else EOS. None for a tokenizer without either."""
         return self.eos_id if self.bos_id is None else self.bos_id
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added. `UserError` as for `encode_batch`."""
-        return self.encode_batch([text])[0]
+    @functools.cached_property
+    def parsing(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, for text in which a special token that is spelled out is that token:
+        chat markup, prompts of the harness."""
+        from tokenizers import Tokenizer as Fast
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts, on all cores. `UserError` when the vocabulary has no token
-        for some of it."""
+        return Fast.from_str(self.fast.to_str())
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added. Arguments and `UserError` as for `encode_batch`."""
+        return self.encode_batch([text], parse_special=parse_special)[0]
+
+    def encode_batch(
+        self, texts: list[str], *, parse_special: bool = False, alone: bool = False
+    ) -> list[list[int]]:
+        """Token ids of several texts, on all cores.
+
+        With `parse_special` a special token that a text spells out is that token; else it is text.
+        With `alone` a text gets what the tokenizer puts around a text by itself (BOS). `UserError`
+        when the vocabulary has no token for some of it.
+        """
+        fast = self.parsing if parse_special else self.fast
         try:
             return [
-                encoding.ids
-                for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)
+                encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=alone)
             ]
         except TypeError:  # not text, or half of a surrogate pair: the caller's mistake
             raise
