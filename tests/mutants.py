@@ -449,6 +449,16 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
     ),
     fault(
+        "a program's chunks not run before it appears", "workflows/verification.py",
+        "for chunks in ([count], _chunks(count), [1] * count):", "for chunks in ([count],):",
+        "workflows/test_verification.py::test_chunks_and_single_tokens_are_tried",
+    ),
+    fault(
+        "another tokenizer in the result goes unseen", "workflows/verification.py",
+        "if differences := compare_tokens(wanted, found):", "if differences := []:",
+        "workflows/test_verification.py::test_another_result_is_refused",
+    ),
+    fault(
         "wikitext drops the last whole window", "tasks/wikitext.py",
         "range(length, len(tokens) + 1, length)", "range(length, len(tokens) - length, length)",
         "tasks/test_wikitext.py::test_it_is_the_plain_loops",

@@ -57,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else _native_code(error)
         reason = os.strerror(code) if code else ""
         if code in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(path)).free
+            free = shutil.disk_usage(existing_parent(path)).free
             raise UserError(
                 f"{path}: no space left while writing ({free / 2**20:.0f} MiB free)",
                 hint="free some space and run again",
@@ -80,8 +80,8 @@ def _native_code(error: Exception) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _existing(path: Path) -> Path:
-    """The nearest existing parent."""
+def existing_parent(path: Path) -> Path:
+    """`path` itself or the nearest folder above it that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

@@ -14,6 +14,8 @@ from mobilellm.export.targets import NUMBER_TYPES, TARGETS
 from mobilellm.terminal.output import print_json, say
 
 if TYPE_CHECKING:
+    from mobilellm.workflows.convert import ConvertResult
+
     Target = str
     NumberType = str
 else:  # the choices that the table of targets has
@@ -25,8 +27,8 @@ else:  # the choices that the table of targets has
 class Convert:
     """Convert a model into a Hugging Face folder, a GGUF file or our own checkpoint.
 
-    The source's format is recognized. What was written is read back and its logits are compared,
-    before it appears under its name.
+    The source's format is recognized. What was written is read back, or run by the runtime that it
+    is for, and compared, before it appears under its name.
 
     Example: mobilellm convert runs/demo demo.gguf --to gguf --precision Q8_0
     """
@@ -42,8 +44,8 @@ class Convert:
     precision: NumberType | None = None
     """How the result stores its matrices; what each target can is named when it cannot."""
     context: int | None = None
-    """Positions that the result has room for, where the target takes memory for them; the model's
-    own when left out."""
+    """Positions that the result has room for, where the target takes memory for them; the target's
+    usual number when left out, at most the model's own."""
     fold: bool = False
     """Recognize equal neighboring blocks as one block that is repeated."""
     shared_kv: Literal["own", "first"] | None = None
@@ -57,7 +59,7 @@ class Convert:
     """Tokenizer to use instead of the source's own: a folder, a tokenizer.json, a tokenizer.model,
     or llama2.c's tok*.bin."""
     verify: bool = True
-    """Read the result back and compare logits."""
+    """Read the result back, or run it, and compare logits and tokens before it appears."""
     json: bool = False
     """Print one JSON object."""
 
@@ -94,10 +96,16 @@ class Convert:
         for note in result.notes:
             print(f"- {note}")
         if result.largest_difference is not None:
+            how = "read back" if result.runtime is None else f"run by {result.runtime}"
             print(
-                f"read back: logits differ by at most {result.largest_difference:.3g} "
+                f"{how}: logits differ by at most {result.largest_difference:.3g} "
                 f"(their spread is {result.logit_std:.3g}), "
                 f"the first choice is the same at {result.same_first_choice:.1%} of positions"
+            )
+        if result.kl is not None:
+            print(
+                f"divergence from what was written: {result.kl:.2g} nats a token"
+                + _loss_words(result)
             )
         return 0
 
@@ -116,3 +124,10 @@ class Convert:
                 hint="leave out --text",
             )
         return measure_sharing(loaded.network, loaded.require_tokenizer(), read_text(text))
+
+
+def _loss_words(result: ConvertResult) -> str:
+    """The loss before and after, as the end of a line."""
+    if result.loss_before is None or result.loss_after is None:
+        return ""
+    return f"; loss on a short text {result.loss_before:.4f} before, {result.loss_after:.4f} after"

@@ -33,7 +33,7 @@ class ModelToWrite:
     quantized: Quantized | None = None
     """What of the network lies on the grid; these integers and scales are to be written."""
     context: int | None = None
-    """Positions that the result is to have room for; the model's own when None."""
+    """Positions that the result is to have room for; None where the format does not choose."""
 
 
 Write = Callable[["Path", ModelToWrite], "list[str]"]
@@ -56,6 +56,10 @@ class Writer:
     A folder exists already, a file does not. `UserError` for what the format cannot say."""
     takes_context: bool = False
     """Whether the result has room for a number of positions that is chosen when it is written."""
+    usual_context: int | None = None
+    """That number when none is asked for, at most the model's own; the model's own when None."""
+    cache_bytes: int = 4
+    """Bytes of one number in the cache of the program that is written."""
     runtime: str | None = None
     """Key of RUNTIMES by which the result is run before it appears; None where it is read back by
     our own reader."""

@@ -1,4 +1,4 @@
-"""Conversion: read any format, write another, reload what was written and compare.
+"""Conversion: read any format, write another, and read or run what was written to compare.
 
 result = convert(Path("runs/demo"), Path("demo.gguf"), "gguf", precision="Q8_0")
 result.largest_difference        # of logits, on a fixed prompt
@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.export.targets import TARGETS
-from mobilellm.files import disk_errors, new_folder, sync
+from mobilellm.files import disk_errors, existing_parent, new_folder, sync
 from mobilellm.interop.load import load, source_hash
 from mobilellm.interop.repeats import plain
 from mobilellm.interop.writer import ModelToWrite, Writer
-from mobilellm.model.config import SharedKV
-from mobilellm.model.network import Network
+from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.costs import ModelCosts
+from mobilellm.runtimes.session import Runtime
+from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.version import __version__
+from mobilellm.workflows.verification import Comparison, compare, logits, run_and_compare
 
-# Float32 logits may differ by this much; the same products in another order differ by far less.
+# Float32 logits that are read back may differ by this much; the same products in another order
+# differ by far less.
 EXACT = 1e-3
-PROMPT_TOKENS = 32
+# Bytes a parameter in a file, at the least; the embedding of 4-bit types has 8 bits.
+LEAST_BYTES = {"F16": 2.0, "BF16": 2.0, "Q8_0": 1.06, "INT8": 1.0, "Q4_0": 0.56, "INT4": 0.56}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,17 @@ class ConvertResult:
     """Spread of the logits, to set the difference against."""
     same_first_choice: float | None
     """Share of positions where the likeliest token is the same."""
+    kl: float | None
+    """Mean Kullback-Leibler divergence of the distributions after from those before, nats a token;
+    of programs, which are run."""
+    loss_before: float | None
+    """On a short text, nats a token: of the network that was written (of programs)."""
+    loss_after: float | None
+    """On the same text, of the file as its runtime computes it."""
+    runtime: str | None
+    """What the file was run by before it appeared; None where it was read back, or not verified."""
+    context: int | None
+    """Positions that the result has room for, where that is chosen when it is written."""
     notes: list[str]
 
 
@@ -67,9 +82,10 @@ def convert(
 ) -> ConvertResult:
     """Write the model at `source` to `out` in the format `to`, a key of TARGETS.
 
-    `out` appears only when it is whole and, unless `verify` is off, has been read back and
-    compared. `precision` is how the file stores its matrices, the target's first choice when None;
-    `context` is how many positions it has room for. `fold`, `shared_kv` and `tokenizer`
+    `out` appears only when it is whole and, unless `verify` is off, has been read back, or run by
+    the runtime that it is for, and compared. `precision` is how the file stores its matrices, the
+    target's first choice when None; `context` is how many positions it has room for, the target's
+    usual number when None. `fold`, `shared_kv` and `tokenizer`
     are those of `load`. `UserError` for sources that are damaged, formats that cannot say what the
     network is, and an `out` that exists.
     """
@@ -83,11 +99,14 @@ def convert(
         raise UserError(
             f"precision {precision}: {to} is written in {' or '.join(writer.number_types)}"
         )
+    runtime = None if writer.runtime is None else RUNTIMES[writer.runtime]
+    if verify and runtime is not None:
+        _check_installed(runtime, to)
     loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer)
     if loaded.tokenizer_fault is not None:
         raise loaded.tokenizer_fault
     network, quantized, notes = loaded.network, loaded.quantized, []
-    _check_context(context, network, to)
+    context = _context(context, network.config, to)
     repeats = loaded.config.layer_repeats
     inexact = repeats > 1 and loaded.config.shared_kv == "first" and not writer.keeps_repeats
     if not writer.keeps_repeats:
@@ -100,6 +119,9 @@ def convert(
             "approximate: each application computes K and V of its own, "
             "which the weights were not trained for"
         )
+    _check_room(out, network.config, precision)
+    if context is not None:
+        notes.append(context_note(network.config, context, writer.cache_bytes))
     sha256 = source_hash(source)
     settings = {
         "to": to,
@@ -117,7 +139,7 @@ def convert(
         "came_from": loaded.origin,
     }
     before = logits(loaded.network)
-    difference = spread = same = None
+    found: Comparison | None = None
     with _staged(out, writer) as staging:
         model = ModelToWrite(
             network=network,
@@ -128,14 +150,17 @@ def convert(
             context=context,
         )
         notes += writer.write(staging, model)
-        if verify:
-            after = logits(load(staging).network)
-            difference, spread = float((after - before).abs().max()), float(before.std())
-            same = float((after.argmax(-1) == before.argmax(-1)).float().mean())
+        if verify and runtime is not None:
+            found = run_and_compare(
+                staging, runtime, network, loaded.tokenizer, exact=precision == "F32"
+            )
+        elif verify:
+            found = compare(before, logits(load(staging).network))
             exact = precision == "F32" and not inexact
-            if exact and difference > EXACT * max(1.0, spread):
+            if exact and found.largest_difference > EXACT * max(1.0, found.logit_std):
                 raise UserError(
-                    f"{out}: reads back with logits that differ by {difference:.3g}: not written",
+                    f"{out}: reads back with logits that differ by "
+                    f"{found.largest_difference:.3g}: not written",
                     hint="this is a bug, report it",
                 )
     return ConvertResult(
@@ -145,35 +170,65 @@ def convert(
         to=to,
         precision=precision,
         origin=origin,
-        largest_difference=difference,
-        logit_std=spread,
-        same_first_choice=same,
+        largest_difference=None if found is None else found.largest_difference,
+        logit_std=None if found is None else found.logit_std,
+        same_first_choice=None if found is None else found.same_first_choice,
+        kl=None if found is None else found.kl,
+        loss_before=None if found is None else found.loss_before,
+        loss_after=None if found is None else found.loss_after,
+        runtime=None if found is None else writer.runtime,
+        context=context,
         notes=notes,
     )
 
 
-def _check_context(context: int | None, network: Network, to: str) -> None:
-    """`UserError` for a context that the target cannot have."""
-    if context is None:
-        return
-    longest = network.config.max_position_embeddings
-    if not TARGETS[to].takes_context:
+def _check_installed(runtime: Runtime, to: str) -> None:
+    """`UserError` that names what is missing to run the result."""
+    try:
+        runtime.require()
+    except UserError as error:
+        raise UserError(
+            f"{to}: the result is run before it appears, and {error.what}",
+            hint=f"{error.hint}, or write it unseen with --no-verify",
+        ) from None
+
+
+def _context(context: int | None, config: ModelConfig, to: str) -> int | None:
+    """Positions that the result will have room for; None where the target does not choose.
+
+    `UserError` for a context that the target cannot have.
+    """
+    longest, writer = config.max_position_embeddings, TARGETS[to]
+    if not writer.takes_context:
+        if context is None:
+            return None
         fitting = ", ".join(name for name, target in TARGETS.items() if target.takes_context)
         raise UserError(
             f"--context: {to} always has the model's own {longest} positions",
             hint=f"leave it out; it is for {fitting}",
         )
+    if context is None:
+        return min(longest, writer.usual_context or longest)
     if not 1 <= context <= longest:
         raise UserError(f"context {context}: must be from 1 to the model's {longest} positions")
+    return context
 
 
-@torch.inference_mode()
-def logits(network: Network) -> torch.Tensor:
-    """Logits (T, V) on a prompt that is the same for every format: tokens over the vocabulary."""
-    config = network.config
-    count = min(PROMPT_TOKENS, config.max_position_embeddings)
-    ids = (torch.arange(count) * 7919 + 1) % config.vocab_size
-    return network(ids[None])[0].float()
+def context_note(config: ModelConfig, context: int, bytes_per_number: int) -> str:
+    """How much memory keys and values of a whole context take while the file runs."""
+    size = context * ModelCosts.of(config).kv_cache_bytes_per_token(bytes_per_number)
+    return f"context: {context:,} tokens, whose keys and values take {size / 1e6:,.1f} MB of memory"
+
+
+def _check_room(out: Path, config: ModelConfig, precision: str) -> None:
+    """`UserError` when the disk has less room than the parameters alone take."""
+    needed = ModelCosts.of(config).parameters["total"] * LEAST_BYTES.get(precision, 4.0)
+    free = shutil.disk_usage(existing_parent(out)).free
+    if needed > free:
+        raise UserError(
+            f"{out}: takes at least {needed / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB free",
+            hint="free some space, or choose a smaller number type with --precision",
+        )
 
 
 @contextlib.contextmanager
