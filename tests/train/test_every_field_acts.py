@@ -137,6 +137,15 @@ ENTRIES: dict[str, Acts] = {
         optimizer={"reference_batch_tokens": 2048},
     ),
     "optimizer.z_loss": of("grad_norms", "optimizer.z_loss", 0.0, 1e-2),
+    "distill.teacher": of("losses", "distill.teacher", "", "{run}"),
+    "distill.weight": of("losses", "distill.weight", 0.5, 0.9, distill={"teacher": "{run}"}),
+    "distill.temperature": of(
+        "losses", "distill.temperature", 1.0, 2.0, distill={"teacher": "{run}"}
+    ),
+    "quantize.scheme": of("losses", "quantize.scheme", "", "int4"),
+    "quantize.embedding": of(
+        "losses", "quantize.embedding", "int8", "float", quantize={"scheme": "int4"}
+    ),
     "eval.tasks": of("asked keys", "eval.tasks", [], ["piqa"]),
     "eval.every": of("tested", "eval.every", 2, 3, eval=TASKS),
     "eval.limit": of("asked", "eval.limit", 200, 0, eval=TASKS),

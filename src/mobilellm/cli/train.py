@@ -17,10 +17,12 @@ import tyro
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import (
     DataSection,
+    DistillSection,
     EvalSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
+    QuantizeSection,
     Recipe,
     StartSection,
     TrackSection,
@@ -65,6 +67,8 @@ class Train:
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    distill: DistillSection = field(default_factory=DistillSection)
+    quantize: QuantizeSection = field(default_factory=QuantizeSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     eval: EvalSection = field(default_factory=EvalSection)
     track: TrackSection = field(default_factory=TrackSection)

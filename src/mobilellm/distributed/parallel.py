@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
-from mobilellm.model.loss import NextToken
+from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import Recipe
@@ -27,7 +27,7 @@ from mobilellm.recipe.recipe import Recipe
 class Step(nn.Module):
     """The share of one micro-batch in the step's loss."""
 
-    def __init__(self, network: Network, precision: Precision, objective: NextToken) -> None:
+    def __init__(self, network: Network, precision: Precision, objective: Objective) -> None:
         super().__init__()
         self.network, self.precision, self.objective = network, precision, objective
 
@@ -40,11 +40,13 @@ class Step(nn.Module):
 class Parallel:
     """The loss of a micro-batch, whose gradients end up the same in every process."""
 
-    def __init__(self, network: Network, recipe: Recipe, world: World) -> None:
+    def __init__(
+        self, network: Network, recipe: Recipe, world: World, objective: Objective | None = None
+    ) -> None:
+        """`objective` is the cross-entropy of the next token when not given."""
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
-        self.step: nn.Module = Step(
-            network, Precision(recipe.train.precision), NextToken(recipe.optimizer.z_loss)
-        )
+        objective = objective or NextToken(recipe.optimizer.z_loss)
+        self.step: nn.Module = Step(network, Precision(recipe.train.precision), objective)
         self.sharded = self.kind == "fsdp" and world.size > 1
         if recipe.train.compile == "block":
             for layer in network.layers:

@@ -56,3 +56,19 @@ class Linear(nn.Linear):
     def first(self, x: Tensor, rows: int) -> Tensor:
         """The product with the first `rows` rows alone: (..., in) -> (..., rows)."""
         return linear(x, self.weight[:rows])
+
+    @property
+    def used_weight(self) -> Tensor:
+        """The matrix that enters products, (out, in); a module that rounds has another than
+        `weight`."""
+        return self.weight
+
+
+class Embedding(nn.Embedding):
+    """A row for each token."""
+
+    @property
+    def used_weight(self) -> Tensor:
+        """The matrix whose rows are taken, (V, C); a module that rounds has another than
+        `weight`."""
+        return self.weight

@@ -37,6 +37,16 @@ ChunkLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 wanted) -> (the sum of the rows' losses, its gradient by the logits (n, V) or None)."""
 
 
+class Objective(Protocol):
+    """What a training step minimizes."""
+
+    def __call__(
+        self, network: Predictor, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> Tensor:
+        """A sum over `targets` (B, T), -100 where none, after `inputs` (B, T)."""
+        ...
+
+
 class Predictor(Protocol):
     """What an objective asks of a network."""
 
@@ -128,13 +138,13 @@ def output_walk(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor
 
     Under autocast the products run in its precision; `chunk_loss` always sees float32.
     """
-    dtype = _products(hidden)
+    dtype = products_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         total: Tensor = _OutputWalk.apply(hidden, weight, dtype, chunk_loss)
     return total
 
 
-def _products(hidden: Tensor) -> torch.dtype:
+def products_dtype(hidden: Tensor) -> torch.dtype:
     """The type that products run in here: autocast's where it is on."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -177,7 +187,7 @@ def linear_cross_entropy(
     """
     if reduction == "none":
         with torch.no_grad():
-            rows, dtype = chunk_rows(weight.shape[0]), _products(hidden)
+            rows, dtype = chunk_rows(weight.shape[0]), products_dtype(hidden)
             w = weight.to(dtype)
             pieces = [
                 F.cross_entropy(

@@ -22,7 +22,7 @@ from mobilellm.model.cache import KeyValue, KVCache
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.generation import Sampling, generate
-from mobilellm.model.linear import Linear, linear
+from mobilellm.model.linear import Embedding, Linear, linear
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin
 
@@ -152,7 +152,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig, initialized: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = (
@@ -171,7 +171,7 @@ class Network(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """(V, C): the embedding itself when tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).used_weight
 
     def hidden(
         self,

@@ -29,6 +29,7 @@ class Scheme:
 
 SCHEMES = {
     "int4": Scheme(what="4-bit blocks, groups of 32", bits=4, activations="float"),
+    "8da4w": Scheme(what="4-bit blocks and 8-bit activations", bits=4, activations="int8"),
     "int8": Scheme(what="8-bit blocks, a scale a row", bits=8, activations="float"),
     "w8a8": Scheme(what="8-bit blocks and 8-bit activations", bits=8, activations="int8"),
 }

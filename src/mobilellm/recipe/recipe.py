@@ -189,6 +189,32 @@ class OptimizerSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillSection:
+    """A teacher whose distributions the network learns from, beside the text."""
+
+    teacher: str = ""
+    """A model with the data's tokenizer: a run, a checkpoint, a Hugging Face folder, a GGUF. The
+    word start names the network of start.from as it was given, for quantization-aware training.
+    Empty is none."""
+    weight: Annotated[float, Between(0, 1)] = 0.5
+    """Share of the teacher in the loss; the rest is the cross-entropy of the text."""
+    temperature: Annotated[float, Above(0)] = 1.0
+    """Divides the logits of both before they are compared; above 1 unlikely tokens count more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSection:
+    """Training for a grid of integers: every product sees the weights as `mobilellm quantize
+    --method round` will leave them, and the gradients pass through to float32 ones."""
+
+    scheme: Literal["", "int4", "8da4w", "int8", "w8a8"] = ""
+    """The grid, as `mobilellm quantize` names it; 8da4w is int4 with 8-bit activations, as
+    ExecuTorch computes. Empty trains for none."""
+    embedding: Literal["int8", "float"] = "int8"
+    """What becomes of the embedding and the output layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelSection:
     """Several processes, as `torchrun` starts them."""
 
@@ -244,6 +270,10 @@ class Recipe:
     """The loop."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     """The optimizer and its schedule."""
+    distill: DistillSection = field(default_factory=DistillSection)
+    """A teacher."""
+    quantize: QuantizeSection = field(default_factory=QuantizeSection)
+    """Quantization-aware training."""
     parallel: ParallelSection = field(default_factory=ParallelSection)
     """Several processes."""
     eval: EvalSection = field(default_factory=EvalSection)

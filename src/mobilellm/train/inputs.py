@@ -7,7 +7,11 @@ for batch, state in batches(recipe, data, state, rank=0, world_size=1): ...
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState, Loader
@@ -21,6 +25,16 @@ from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 MAX_VERIFIED_BYTES = 32 << 30  # of tokens whose checksums are verified at every start, at 1 GB/s
 
 Data = TokenFolder | SampleFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """First weights from elsewhere, under their names on disk, with the configuration of their
+    network."""
+
+    config: ModelConfig
+    named: Mapping[str, Tensor] | None
+    """None where a checkpoint of that shape is loaded afterwards."""
 
 
 def open_data(recipe: Recipe, world: World | None = None) -> Data:

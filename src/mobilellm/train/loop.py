@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,33 +26,24 @@ from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
 from mobilellm.hardware.probes import peak_flops, pick_device
 from mobilellm.hardware.profiler import profiler
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import load_weights
+from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train import checkpoint
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.evaluation import Evaluation
-from mobilellm.train.inputs import Data, batches, model_config
+from mobilellm.train.inputs import Data, Weights, batches, model_config
 from mobilellm.train.interrupts import SIGNALS, StopRequest
+from mobilellm.train.objective import build_objective
 from mobilellm.train.rows import Recorder, SkippedTooOften, Watcher, stopped
 from mobilellm.train.step import TrainStep
 
 FIRST_PROFILED = 10  # steps of this process before the profile begins: compilation is over
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """First weights from elsewhere, under their names on disk, with the configuration of their
-    network."""
-
-    config: ModelConfig
-    named: Mapping[str, Tensor] | None
-    """None where a checkpoint of that shape is loaded afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +95,12 @@ class Trainer:
         elif weights.named is not None:
             load_weights(self.network, weights.named)
         self.network.to(self.device)
+        if recipe.quantize.scheme:
+            fake_quantize(self.network, recipe.quantize.scheme, recipe.quantize.embedding)
         masked = data.masked
-        self.step = TrainStep(self.network, recipe, self.world, masked, self.watcher.said)
+        objective = build_objective(recipe, self.config, data, self.device)
+        said = self.watcher.said
+        self.step = TrainStep(self.network, recipe, self.world, masked, said, objective)
         self.evaluation = Evaluation(
             self.network, data, recipe, self.world, self.step.parallel.sharded
         )
@@ -337,6 +331,13 @@ class Fit:
             "data_fingerprint": trainer.data.fingerprint,
             "preset": self.recipe.model.preset,
         }
+        if self.recipe.quantize.scheme:
+            # The weights are those before rounding: this says how they are meant to be rounded.
+            origin["trained_for"] = {
+                "scheme": self.recipe.quantize.scheme,
+                "method": "round",
+                "embedding": self.recipe.quantize.embedding,
+            }
         if self.recipe.start.from_:
             origin["started_from"] = self.recipe.start.from_
         with self.world.waiting():

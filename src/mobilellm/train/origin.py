@@ -15,8 +15,7 @@ from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.model.weights import grow_vocabulary, to_named
 from mobilellm.tokenizer.tokenizer import Tokenizer
-from mobilellm.train.inputs import Data
-from mobilellm.train.loop import Weights
+from mobilellm.train.inputs import Data, Weights
 
 # Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts,
 # code, line breaks.
@@ -37,15 +36,15 @@ class Origin:
     """For environment.json: the path, what the files say of their origin, and rows added."""
 
 
-def read_origin(path: Path, data: Data) -> Origin:
-    """Read the model at `path` for a training on `data`.
+def read_origin(path: Path, data: Data, where: str = "") -> Origin:
+    """Read the model at `path` for a training on `data`; errors call it `where`.
 
     The data's tokenizer must be the model's, or the model's with more tokens after its own.
     `UserError` when it is another, or the model has none to compare.
     """
     loaded = load(path)
     config = loaded.config
-    where = f"start.from = {str(path)!r}"
+    where = where or f"start.from = {str(path)!r}"
     tokenizer = data.tokenizer()
     own = loaded.require_tokenizer(where)  # without it nothing says that the data fit the model
     if own.sha256 != tokenizer.sha256:

@@ -24,9 +24,9 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.optimizers import schedule
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train import checkpoint
-from mobilellm.train.inputs import Data, open_data
+from mobilellm.train.inputs import Data, Weights, open_data
 from mobilellm.train.interrupts import StopRequest
-from mobilellm.train.loop import Outcome, Trainer, Weights
+from mobilellm.train.loop import Outcome, Trainer
 from mobilellm.train.origin import Origin, read_origin
 from mobilellm.train.resolve import resolve
 from mobilellm.train.rows import Watcher

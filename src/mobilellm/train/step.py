@@ -19,7 +19,7 @@ from mobilellm.distributed.sharded import full
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
-from mobilellm.model.loss import IGNORED
+from mobilellm.model.loss import IGNORED, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.optimizers.guard import Guard
@@ -41,15 +41,16 @@ class TrainStep:
         world: World,
         masked: bool = False,
         say: Callable[[str], None] = lambda _: None,
+        objective: Objective | None = None,
     ) -> None:
-        """`masked` says that some targets do not count, so that they must be counted anew each
-        step."""
+        """`objective` is the cross-entropy of the next token when not given. `masked` says that
+        some targets do not count, so that they must be counted anew each step."""
         self.network, self.recipe, self.world = network, recipe, world
         self.masked, self.say = masked, say
         self.batching = recipe.batching(world.size)
         if world.device.type == "cuda" and not recipe.train.micro_batch_size:
-            self.batching = find_micro_batch(network, recipe, world)
-        self.parallel = Parallel(network, recipe, world)
+            self.batching = find_micro_batch(network, recipe, world, objective)
+        self.parallel = Parallel(network, recipe, world, objective)
         self.optimizers = build(
             network,
             recipe.optimizer,
@@ -129,14 +130,16 @@ class TrainStep:
         return peak * factor(step, self.recipe.train.steps, section)
 
 
-def find_micro_batch(network: Network, recipe: Recipe, world: World) -> Batching:
+def find_micro_batch(
+    network: Network, recipe: Recipe, world: World, objective: Objective | None = None
+) -> Batching:
     """The division with the largest micro-batch whose forward and backward pass fit into the
     device's memory, found by trying. Room is kept for gradients and moments. `UserError` when one
     sequence does not fit."""
     batching = recipe.batching(world.size)
     length = batching.sequence_length
     batching = batching.with_micro_batch(max(1, MAX_TRIED_TOKENS // length))
-    step = Parallel(network, recipe, World(device=world.device))
+    step = Parallel(network, recipe, World(device=world.device), objective)
     reserve = 3 * sum(p.numel() * p.element_size() for p in network.parameters())
     while True:
         size = batching.micro_batch_size
