@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tests.golden.cases import BASE, make_data
 
+from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
+from mobilellm.evaluate.held_out import held_out
 from mobilellm.interop.load import load
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
@@ -106,15 +109,10 @@ def test_a_run_trains_for_the_grid_and_goes_on_to_the_bit(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     loaded = load(last)
     quantized_network(loaded.network, "int4", "round")
-    from mobilellm.data.token_folder import TokenFolder
-    from mobilellm.evaluate.held_out import held_out
-
     data = TokenFolder.open(Path(recipe.data.path))
     score = held_out(loaded.network, data, sequence_length=64)
     assert rows[-1]["held_out_loss"] == pytest.approx(score.loss, rel=1e-6)
     # Stopped after four steps and gone on with, it ends with the same bits.
-    import shutil
-
     shutil.copytree(run, tmp_path / "again")
     shutil.rmtree(tmp_path / "again/checkpoints/step-00000008")
     resume(tmp_path / "again")
