@@ -474,4 +474,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "self.api.memory_clear(self.api.get_memory(self.context_handle), True)", "pass",
         "runtimes/test_llama_cpp.py::test_a_prompt_its_parts_and_single_tokens_give_our_logits",
     ),
+    fault(
+        "a context read twice goes on where the last choice ended", "tasks/session_backend.py",
+        "                    held = (*held, token)\n", "",
+        "runtimes/test_running.py::test_a_session_scores_items_as_the_network_does",
+    ),
 )  # fmt: skip

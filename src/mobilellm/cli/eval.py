@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -32,8 +33,8 @@ class Eval:
     """
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs, checkpoints, Hugging Face folders (with --tasks any causal model of transformers) or
-    GGUF files."""
+    """Runs, checkpoints, Hugging Face folders (with --tasks any causal model of transformers), GGUF
+    files, or files that another runtime runs (.pte, ONNX folders)."""
     data: Path | None = None
     """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when
     neither this nor --text is given. With --tasks, a folder of the eight task files; without it
@@ -45,6 +46,13 @@ class Eval:
     at most 2,048)."""
     stride: int = 0
     """Tokens from one window to the next; 0 is sequence_length, so that windows do not overlap."""
+    max_tokens: int | None = None
+    """Score no more than so many tokens of --text."""
+    runtime: str | None = None
+    """What runs the models: our own network for what it reads, else the file's runtime. A GGUF file
+    also runs by llama.cpp. Other runtimes score --text token by token."""
+    threads: int | None = None
+    """Threads; when not given, as many as the runtime takes."""
     json: bool = False
     """Print one JSON object."""
     tasks: tuple[str, ...] = ()
@@ -90,6 +98,11 @@ class Eval:
             )
         if self.data and self.text:
             raise UserError("--data and --text are both given", hint="give one of them")
+        if self.max_tokens is not None and (self.max_tokens < 2 or not self.text):
+            raise UserError(
+                f"--max-tokens {self.max_tokens}: must be 2 or more, of a text",
+                hint="give --text FILE, or leave it out",
+            )
         if self.sequence_length < 0:
             raise UserError(
                 f"--sequence-length {self.sequence_length}: must be 1 or more, or 0 for the default"
@@ -108,12 +121,54 @@ class Eval:
             )
         return 0
 
+    def foreign(self, model: Path) -> bool:
+        """Whether another runtime than our own network runs it."""
+        from mobilellm.runtimes.running import default_runtime
+        from mobilellm.runtimes.table import OURS
+
+        return model.exists() and default_runtime(model, self.runtime).name != OURS
+
+    @staticmethod
+    def no_precision(model: Path) -> UserError:
+        """The error for --precision with a file whose runtime has its own."""
+        return UserError(
+            f"{model}: is computed in the precision that it was written in",
+            hint="leave out --precision",
+        )
+
+    def score_session(self, model: Path) -> Score:
+        """A model's loss on a text, by its runtime."""
+        from mobilellm.runtimes.running import open_model
+        from mobilellm.tasks.session_backend import session_score
+
+        if self.text is None:
+            raise UserError(
+                f"{model}: nothing to score it on", hint="give --text FILE or --tasks TASKS"
+            )
+        if self.precision is not None:
+            raise self.no_precision(model)
+        with (
+            open_model(model, self.runtime, threads=self.threads) as running,
+            progress(f"scoring by {running.runtime}", "tokens") as update,
+        ):
+            return session_score(
+                running.session,
+                running.tokenizer,
+                self.text,
+                sequence_length=self.sequence_length,
+                stride=self.stride,
+                max_tokens=self.max_tokens,
+                progress=update,
+            )
+
     def score_text(self, model: Path) -> Score:
         """A model's loss on held-out data or a text."""
         from mobilellm.evaluate.held_out import score_data, score_text
         from mobilellm.interop.load import load
         from mobilellm.recipe.recipe import Recipe
 
+        if self.foreign(model):
+            return self.score_session(model)
         recipe = next(
             (
                 Recipe.read(folder / "recipe.toml")
@@ -144,10 +199,17 @@ class Eval:
             if data is not None:
                 return score_data(loaded.network, tokenizer, data, **options)
             assert self.text is not None
-            return score_text(loaded.network, tokenizer, self.text, **options)
+            return score_text(
+                loaded.network, tokenizer, self.text, max_tokens=self.max_tokens, **options
+            )
 
     def run_tasks(self) -> int:
         """Score the models on tasks; print, and write what --out asks for."""
+        with contextlib.ExitStack() as sessions:
+            return self.print_tasks(sessions)
+
+    def print_tasks(self, sessions: contextlib.ExitStack) -> int:
+        """As `run_tasks`; `sessions` closes what other runtimes opened."""
         from mobilellm.files import cache_folder, write_json
         from mobilellm.report.score_table import measured_row
         from mobilellm.report.scores_page import write_tables
@@ -179,7 +241,7 @@ class Eval:
         samples: dict[str, list[Sample]] = {}
         sizes: dict[str, int] = {}
         for name, model in zip(names, self.models, strict=True):
-            subject = open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
+            subject = self.open_subject(name, model, sessions)
             sizes[name] = subject.parameters
             scores[name], samples[name] = run_tasks(
                 subject,
@@ -229,6 +291,18 @@ class Eval:
         if self.explain:
             self.print_differences(samples)
         return 0
+
+    def open_subject(self, name: str, model: Path, sessions: contextlib.ExitStack) -> Subject:
+        """A model ready to be scored on tasks, by the runtime that the flags name."""
+        if not self.foreign(model):
+            return open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
+        from mobilellm.runtimes.running import open_model
+        from mobilellm.tasks.session_backend import session_subject
+
+        if self.precision is not None:
+            raise self.no_precision(model)
+        running = sessions.enter_context(open_model(model, self.runtime, threads=self.threads))
+        return session_subject(name, model, running)
 
     def all_rows(self, rows: list[Row]) -> list[Row]:
         """The measured rows, with --compare among the published."""

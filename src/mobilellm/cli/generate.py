@@ -25,7 +25,8 @@ class Generate:
     """
 
     model: tyro.conf.Positional[Path]
-    """A run, a checkpoint, a Hugging Face folder or a GGUF file."""
+    """A run, a checkpoint, a Hugging Face folder or a GGUF file; or a file that another runtime
+    runs (.pte, ONNX folder)."""
     prompt: str = ""
     """Text to continue; when empty, the model begins from its BOS or end-of-text token."""
     max_new_tokens: int = 200
@@ -38,41 +39,49 @@ class Generate:
     """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit."""
     seed: int = 0
     """Seeds the draw: the same seed gives the same text."""
+    runtime: str | None = None
+    """What runs the model: our own network for what it reads, else the file's runtime. A GGUF file
+    also runs by llama.cpp."""
+    threads: int | None = None
+    """Threads; when not given, as many as the runtime takes."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
-        from mobilellm.interop.load import load
+        from mobilellm.interop.loaded import continuation, prompt_ids
         from mobilellm.model.generation import Sampling
+        from mobilellm.runtimes.running import generate, open_model
 
         sampling = Sampling(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
         )
-        loaded = load(self.model)
         tokens: list[int] = []
-        prompt = loaded.prompt_ids(self.prompt)
-        shown, start = "", time.perf_counter()
-        if not self.json:
-            sys.stdout.write(self.prompt)
-        for token in loaded.network.generate(prompt, self.max_new_tokens, sampling):
-            tokens.append(token)
+        shown = ""
+        with open_model(self.model, self.runtime, threads=self.threads) as model:
+            prompt = prompt_ids(model.tokenizer, self.prompt)
+            start = time.perf_counter()
             if not self.json:
-                # Decoded from the start each time: a character can span tokens, and an unfinished
-                # one must wait.
-                text = loaded.continuation(prompt, tokens)
-                if not text.endswith("�"):
-                    sys.stdout.write(text[len(shown) :])
-                    sys.stdout.flush()
-                    shown = text
-        seconds = time.perf_counter() - start
-        text = loaded.continuation(prompt, tokens)
+                sys.stdout.write(self.prompt)
+            for token in generate(model.session, prompt, self.max_new_tokens, sampling):
+                tokens.append(token)
+                if not self.json:
+                    # Decoded from the start each time: a character can span tokens, and an
+                    # unfinished one must wait.
+                    text = continuation(model.tokenizer, prompt, tokens)
+                    if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                        sys.stdout.write(text[len(shown) :])
+                        sys.stdout.flush()
+                        shown = text
+            seconds = time.perf_counter() - start
+        text = continuation(model.tokenizer, prompt, tokens)
         if self.json:
             facts = {
                 "prompt": self.prompt,
                 "text": text,
                 "tokens": tokens,
                 "prompt_tokens": len(prompt),
+                "runtime": model.runtime,
                 "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1),
             }
             print_json(facts)

@@ -116,21 +116,36 @@ def score_text(
     sequence_length: int,
     stride: int = 0,
     precision: Precision = Precision.FP32,
+    max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Score a text file (UTF-8), as one text after the tokenizer's prefix token."""
-    text = read_text(path)
-    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)
+    """Score a text file (UTF-8), as one text after the tokenizer's prefix token.
+
+    `max_tokens` ends the text after so many.
+    """
+    ids, text_bytes = text_tokens(tokenizer, path, max_tokens)
     return perplexity(
         network,
-        TokenList(tokens),
-        len(text.encode()),
+        TokenList(ids),
+        text_bytes,
         sequence_length=sequence_length,
         stride=stride,
         prefix=tokenizer.prefix_id,
         precision=precision,
         progress=progress,
     )
+
+
+def text_tokens(
+    tokenizer: Tokenizer, path: Path, max_tokens: int | None = None
+) -> tuple[np.ndarray, int]:
+    """The tokens of a text file, no more than `max_tokens`, and the bytes that they stand for."""
+    text = read_text(path)
+    ids = tokenizer.encode(text)
+    if max_tokens is not None and max_tokens < len(ids):
+        ids = ids[:max_tokens]
+        text = tokenizer.decode(ids)
+    return np.asarray(ids, dtype=np.int64), len(text.encode())
 
 
 def read_text(path: Path) -> str:

@@ -208,6 +208,11 @@ def perplexity(
         processes=processes,
         progress=progress,
     )
+    return score_of(nats, counted, text_bytes)
+
+
+def score_of(nats: float, counted: int, text_bytes: int) -> Score:
+    """The score of `counted` tokens that stand for `text_bytes` bytes. `UserError` for none."""
     if not counted or not text_bytes:
         raise UserError("no text to score", hint="give a text of at least two tokens")
     mean = nats / counted

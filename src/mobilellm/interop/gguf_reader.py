@@ -177,7 +177,7 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
 
 
 def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
-    """The end of text, and the end of a turn where the file names one, of a vocabulary of `rows`."""
+    """The tokens that end a text or a turn, as a file with a vocabulary of `rows` names them."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [keys.get(f"tokenizer.ggml.{name}") for name in names]
     others = [token for token in found[1:] if isinstance(token, int) and 0 <= token < rows]

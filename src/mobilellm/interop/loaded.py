@@ -22,6 +22,26 @@ from mobilellm.quantize.quantized import Quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a prompt, with BOS before it where the tokenizer puts one.
+
+    An empty prompt becomes BOS, or the end-of-text token where there is no BOS.
+    """
+    begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
+    ids = begin + tokenizer.encode(text)
+    alone = tokenizer.prefix_id
+    return ids or ([] if alone is None else [alone])
+
+
+def continuation(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
+    """The text that `tokens` add to the prompt's.
+
+    Both are decoded together, since pieces can join where the one ends and the other begins.
+    """
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    return tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)[len(before) :]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model read from disk."""
@@ -43,16 +63,8 @@ class Loaded:
         return self.network.config
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt, with BOS before it where the tokenizer puts one.
-
-        An empty prompt becomes BOS, or the end-of-text token where there is no BOS. `UserError`
-        when the model has no tokenizer.
-        """
-        tokenizer = self.require_tokenizer()
-        begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
-        ids = begin + tokenizer.encode(text)
-        alone = tokenizer.prefix_id
-        return ids or ([] if alone is None else [alone])
+        """Token ids of a prompt, as the function of this name. `UserError` without a tokenizer."""
+        return prompt_ids(self.require_tokenizer(), text)
 
     def require_tokenizer(self, where: str | Path = "the model") -> Tokenizer:
         """The tokenizer. `UserError` when there is none, or with the reason why it was not read."""
@@ -66,13 +78,8 @@ class Loaded:
         return self.tokenizer
 
     def continuation(self, prompt: list[int], tokens: list[int]) -> str:
-        """The text that `tokens` add to the prompt's.
-
-        Both are decoded together, since pieces can join where the one ends and the other begins.
-        """
-        tokenizer = self.require_tokenizer()
-        before = tokenizer.decode(prompt, skip_special_tokens=True)
-        return tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)[len(before) :]
+        """The text that `tokens` add to the prompt's, as the function of this name."""
+        return continuation(self.require_tokenizer(), prompt, tokens)
 
     def generate(
         self,

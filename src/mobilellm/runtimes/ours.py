@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from mobilellm.errors import UserError
+from mobilellm.interop.huggingface import weight_files
 from mobilellm.interop.load import load, recognize
 from mobilellm.model.cache import KVCache
 from mobilellm.model.network import Network
 from mobilellm.runtimes.session import Runtime, check_ids
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 class NetworkSession:
@@ -51,11 +53,18 @@ class NetworkSession:
 
 
 def _recognizes(path: Path) -> bool:
+    """Whether a model of ours lies there; a folder needs weights beside its config.json, since the
+    folders of other runtimes have such a file, too."""
     try:
-        recognize(path)
+        _, where = recognize(path)
+        return not where.is_dir() or bool(weight_files(where))
     except UserError:
         return False
-    return True
+
+
+def _read_tokenizer(path: Path) -> Tokenizer | None:
+    reader, where = recognize(path)
+    return reader.read_tokenizer(where)
 
 
 def _open(path: Path, context: int | None, threads: int | None) -> NetworkSession:
@@ -71,5 +80,5 @@ RUNTIME = Runtime(
     extra="",
     recognizes=_recognizes,
     open=_open,
-    read_tokenizer=lambda path: load(path).tokenizer,
+    read_tokenizer=_read_tokenizer,
 )

@@ -18,6 +18,7 @@ from mobilellm.errors import UserError, unknown_name
 from mobilellm.runtimes import llama_cpp, ours
 from mobilellm.runtimes.session import Runtime, Session
 
+OURS = ours.RUNTIME.name
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime for runtime in (llama_cpp.RUNTIME, ours.RUNTIME)
 }

@@ -1,0 +1,109 @@
+"""A model file that runs, with its tokenizer: what `generate`, `chat` and `eval` ask of a file.
+
+    with open_model(Path("model.pte"), threads=2) as model:
+        ids = prompt_ids(model.tokenizer, "Once upon")
+        for token in generate(model.session, ids, 50, Sampling(temperature=0.8, seed=1)):
+            ...
+
+Tokens are drawn here for every runtime alike, so that files of the same numbers write the same
+greedy text, and one seed gives one text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mobilellm.errors import UserError
+from mobilellm.model.generation import Sampling, draw
+from mobilellm.runtimes import ours
+from mobilellm.runtimes.session import Runtime, Session
+from mobilellm.runtimes.table import runtime_for
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningModel:
+    """A session, the tokenizer of its file, and what runs it."""
+
+    session: Session
+    tokenizer: Tokenizer
+    runtime: str
+    """Key of RUNTIMES."""
+
+
+def default_runtime(path: Path, name: str | None = None) -> Runtime:
+    """The runtime called `name`; without one our own network where it reads what lies at `path`,
+    else the first installed one that is for it. `UserError` when there is none."""
+    if name is None and path.exists() and ours.RUNTIME.recognizes(path):
+        return ours.RUNTIME
+    return runtime_for(path, name)
+
+
+@contextlib.contextmanager
+def open_model(
+    path: Path,
+    runtime: str | None = None,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+) -> Iterator[RunningModel]:
+    """The file at `path`, running by `default_runtime`; closed when the block ends.
+
+    `UserError` when it has no tokenizer in it or beside it.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"threads {threads}: must be 1 or more")
+    chosen = default_runtime(path, runtime)
+    chosen.require()
+    tokenizer = chosen.read_tokenizer(path)
+    if tokenizer is None:
+        raise UserError(
+            f"{path}: has no tokenizer",
+            hint="put its tokenizer.json or tokenizer.model beside it",
+        )
+    session = chosen.open(path, context, threads)
+    try:
+        yield RunningModel(session=session, tokenizer=tokenizer, runtime=chosen.name)
+    finally:
+        session.close()
+
+
+def generate(
+    session: Session,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[int] | None = None,
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` tokens that continue `prompt`, appended to what the session
+    holds, ending before a token of `stop`.
+
+    `stop` is the file's end-of-text tokens when not given. `UserError` when the prompt is empty, or
+    prompt and new tokens together exceed the session's context.
+    """
+    if not prompt:
+        raise UserError(
+            "the prompt is empty and the model has no BOS token", hint="give at least one token"
+        )
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens {max_new_tokens}: must be 0 or more")
+    if len(prompt) + max_new_tokens > session.context:
+        raise UserError(
+            f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
+            f"context of {session.context}",
+            hint=f"at most {max(0, session.context - len(prompt))} new ones fit",
+        )
+    stop = session.end_tokens if stop is None else stop
+    generator = torch.Generator().manual_seed(sampling.seed)
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        token = draw(torch.from_numpy(session.feed(ids)), sampling, generator)
+        if token in stop:
+            return
+        yield token
+        ids = [token]
