@@ -468,6 +468,32 @@ MUTANTS: tuple[Mutant, ...] = (
         "if request_ not in seen:", "if True:",
         f"{ENGINE}::test_equal_requests_are_computed_once",
     ),
+    # --- after pretraining ---
+    fault(
+        "the temperature's square is forgotten", "model/distillation.py",
+        "value = weight * temperature**2 * distance", "value = weight * temperature * distance",
+        "model/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
+    ),
+    fault(
+        "masked targets pull toward the teacher", "model/distillation.py",
+        "pull = weight * temperature * counted.unsqueeze(1)", "pull = weight * temperature",
+        "model/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
+    ),
+    fault(
+        "queries of shared blocks are not rounded", "quantize/training.py",
+        "on_grid(self.weight[:rows], self.bits)", "self.weight[:rows]",
+        "quantize/test_training.py::test_products_see_what_quantizing_leaves",
+    ),
+    fault(
+        "an average is not put back", "train/average.py",
+        "            torch._foreach_copy_(self._own(), own)", "            pass",
+        "train/test_average.py::test_the_training_itself_is_left_as_it_is",
+    ),
+    fault(
+        "own weights beside an average are not saved", "train/checkpoint.py",
+        "        if state.averaged:\n            tensors |= _own_weights(network)\n", "",
+        "train/test_average.py::test_a_resumed_run_ends_with_the_same_bits",
+    ),
     # --- runtimes ---
     fault(
         "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",

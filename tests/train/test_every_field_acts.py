@@ -146,6 +146,14 @@ ENTRIES: dict[str, Acts] = {
     "quantize.embedding": of(
         "losses", "quantize.embedding", "int8", "float", quantize={"scheme": "int4"}
     ),
+    "average.kind": of("held_out", "average.kind", "ema", "tail", train={"evaluate_every": 2}),
+    "average.decay": of(
+        "held_out", "average.decay", 0.1, 0.5,
+        train={"evaluate_every": 2}, average={"kind": "ema"},
+    ),
+    "average.start": of(
+        "held_out", "average.start", 0, 2, train={"evaluate_every": 2}, average={"kind": "tail"}
+    ),
     "eval.tasks": of("asked keys", "eval.tasks", [], ["piqa"]),
     "eval.every": of("tested", "eval.every", 2, 3, eval=TASKS),
     "eval.limit": of("asked", "eval.limit", 200, 0, eval=TASKS),
@@ -270,6 +278,7 @@ def trace(given: Recipe, run: Path) -> dict[str, Any]:
         "grad_norms": [row["grad_norm"] for row in rows],
         "skipped": [row["skipped"] for row in rows],
         "evaluated": [row["step"] for row in rows if "held_out_loss" in row],
+        "held_out": [row["held_out_loss"] for row in rows if "held_out_loss" in row],
         "tested": [row["step"] for row in rows if "piqa/acc" in row],
         "keys": sorted({key for row in rows for key in row}),
         "checkpoints": [path.name for path in checkpoint.complete(run)],

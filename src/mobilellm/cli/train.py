@@ -16,6 +16,7 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import (
+    AverageSection,
     DataSection,
     DistillSection,
     EvalSection,
@@ -69,6 +70,7 @@ class Train:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     distill: DistillSection = field(default_factory=DistillSection)
     quantize: QuantizeSection = field(default_factory=QuantizeSection)
+    average: AverageSection = field(default_factory=AverageSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     eval: EvalSection = field(default_factory=EvalSection)
     track: TrackSection = field(default_factory=TrackSection)

@@ -215,6 +215,20 @@ class QuantizeSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageSection:
+    """An average of the weights. Where there is one, it is what checkpoints hold for others to
+    load, and what held-out losses and tasks measure."""
+
+    kind: Literal["", "ema", "tail"] = ""
+    """ema forgets old weights at a fixed rate; tail gives all weights from a step on equal shares.
+    Empty keeps none."""
+    decay: Annotated[float, Between(0, 1)] = 0.999
+    """With ema: the share of the old average that stays at each step; less of it at first."""
+    start: Annotated[int, AtLeast(0)] = 0
+    """Steps before the first weights that are taken in."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelSection:
     """Several processes, as `torchrun` starts them."""
 
@@ -274,6 +288,8 @@ class Recipe:
     """A teacher."""
     quantize: QuantizeSection = field(default_factory=QuantizeSection)
     """Quantization-aware training."""
+    average: AverageSection = field(default_factory=AverageSection)
+    """An average of the weights."""
     parallel: ParallelSection = field(default_factory=ParallelSection)
     """Several processes."""
     eval: EvalSection = field(default_factory=EvalSection)

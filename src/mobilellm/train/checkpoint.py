@@ -14,6 +14,7 @@ checkpoint is read only after its checksums hold.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import warnings
@@ -52,6 +53,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named
 from mobilellm.optimizers.optimizer import empty_state
+from mobilellm.train.average import Average
 
 if TYPE_CHECKING:
     from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -77,6 +79,8 @@ class TrainState:
     """Statistics by which steps are skipped (optimizers/guard.py)."""
     skipped: int = 0
     """Steps skipped so far."""
+    averaged: int = 0
+    """Steps whose weights the average is made of, where there is one."""
     tokenizer_sha256: str = ""
     """Of the tokenizer that the data was made with."""
 
@@ -112,9 +116,14 @@ class Saver:
         optimizers: list[torch.optim.Optimizer],
         tokenizer: Tokenizer,
         origin: dict[str, Any],
+        average: Average | None = None,
     ) -> str | None:
         """Take a copy of everything, and write it. All processes call this; rank 0 gets the failure
-        of the one before, if any."""
+        of the one before, if any.
+
+        With an average, that is what model.safetensors holds, and train_state has the network's
+        own weights too.
+        """
         failure = self.settle()
         path = checkpoint_folder(self.run, state.step)
         staging = path.with_name(f".{path.name}{PARTIAL}saving")
@@ -122,11 +131,14 @@ class Saver:
         begun = self.world.broadcast(self._begin(path, staging) if self.world.main else None)
         if begun != "ready":
             return failure or (begun or None)
-        named = self._copy_weights(network)
+        with average.applied() if average is not None else contextlib.nullcontext():
+            named = self._copy_weights(network)
         # Each process writes what it holds; replicated tensors are divided among them. The copy is
         # made before this returns.
         writer = HuggingFaceStorageWriter(str(staging / "train_state"), save_distributed=True)
         tensors = _optimizer_tensors(network, optimizers) | {"torch_rng": torch.get_rng_state()}
+        if state.averaged:
+            tensors |= _own_weights(network)
         group = {"process_group": self.world.saving, "no_dist": self.world.size == 1}
         wait: Callable[[], Any]
         try:
@@ -269,8 +281,13 @@ def read_state(path: Path) -> TrainState:
     )
 
 
-def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Put a verified checkpoint's weights, moments and random state in place.
+def load(
+    path: Path,
+    network: Network,
+    optimizers: list[torch.optim.Optimizer],
+    average: Average | None = None,
+) -> None:
+    """Put a verified checkpoint's weights, moments, average and random state in place.
 
     `UserError` for a checkpoint of another model or another optimizer.
     """
@@ -291,10 +308,15 @@ def load(path: Path, network: Network, optimizers: list[torch.optim.Optimizer]) 
         for name, parameter in network.named_parameters():
             local(parameter).copy_(share(state[name].to(parameter.device), parameter))
     del state
+    averaged = read_state(path).averaged
+    if average is not None:
+        average.restore(averaged)
     empty_state(optimizers)
     tensors = _optimizer_tensors(network, optimizers) | {
         "torch_rng": torch.empty_like(torch.get_rng_state())
     }
+    if averaged:
+        tensors |= _own_weights(network)
     try:
         load_tensors(
             tensors,
@@ -345,6 +367,11 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
             doomed
         )  # gone from its name at once, so that no half-removed checkpoint is ever found
         shutil.rmtree(doomed)
+
+
+def _own_weights(network: Network) -> dict[str, Tensor]:
+    """ "PARAMETER/value" -> the network's weights themselves, beside an average of them."""
+    return {f"{name}/value": p.detach() for name, p in network.named_parameters()}
 
 
 def _optimizer_tensors(

@@ -18,6 +18,7 @@ from mobilellm.evaluate.held_out import held_out, held_out_of_source
 from mobilellm.evaluate.perplexity import ALONE, Score
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.inputs import Data
 
@@ -96,4 +97,6 @@ class Evaluation:
         with torch.no_grad():
             for mine, gathered in zip(copy.parameters(), self.network.parameters(), strict=True):
                 mine.copy_(full(gathered.detach()))
+        if self.recipe.quantize.scheme:
+            fake_quantize(copy, self.recipe.quantize.scheme, self.recipe.quantize.embedding)
         return copy

@@ -10,6 +10,7 @@ several in a row stop the run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train import checkpoint
+from mobilellm.train.average import Average
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.evaluation import Evaluation
@@ -101,6 +103,7 @@ class Trainer:
         objective = build_objective(recipe, self.config, data, self.device)
         said = self.watcher.said
         self.step = TrainStep(self.network, recipe, self.world, masked, said, objective)
+        self.average = Average(self.network, recipe.average) if recipe.average.kind else None
         self.evaluation = Evaluation(
             self.network, data, recipe, self.world, self.step.parallel.sharded
         )
@@ -163,8 +166,12 @@ class Trainer:
                 fingerprint=data.fingerprint,
             )
             state = dataclasses.replace(state, data=fresh)
-        checkpoint.load(path, self.network, self.step.optimizers)
+        checkpoint.load(path, self.network, self.step.optimizers, self.average)
         self.state = state
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """In this block the network has its averaged weights, where an average is kept."""
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
     def fit(self, run: Path, stop: StopRequest) -> Outcome:
         """Train from where the run stands to its last step, or until stopped."""
@@ -242,6 +249,8 @@ class Fit:
         loss = trainer.step.forward_backward(inputs, targets, documents)
         watch.mark("optimizer")
         norm, skipped = trainer.step.update(step, loss)
+        if trainer.average is not None:
+            trainer.average.update(step + 1)
         self.made += 1
         tokens = trainer.state.tokens + self.recipe.train.batch_tokens
         trainer.state = dataclasses.replace(
@@ -265,14 +274,15 @@ class Fit:
         if not (evaluating or saving or testing or step % train.log_every == 0):
             return
         rows = self.collect()
-        if evaluating:
-            self.score = self.trainer.evaluation.held_out()
-            rows[-1]["held_out_loss"] = self.score.loss
-            rows[-1]["held_out_perplexity"] = self.score.perplexity
-            rows[-1]["held_out_bits_per_byte"] = self.score.bits_per_byte
-            add_figures(rows[-1], self.trainer.evaluation.sources())
-        if testing:
-            add_figures(rows[-1], self.trainer.evaluation.tasks(step))
+        with self.trainer.averaged():
+            if evaluating:
+                self.score = self.trainer.evaluation.held_out()
+                rows[-1]["held_out_loss"] = self.score.loss
+                rows[-1]["held_out_perplexity"] = self.score.perplexity
+                rows[-1]["held_out_bits_per_byte"] = self.score.bits_per_byte
+                add_figures(rows[-1], self.trainer.evaluation.sources())
+            if testing:
+                add_figures(rows[-1], self.trainer.evaluation.tasks(step))
         if saving:
             start = time.perf_counter()
             self.save()
@@ -323,7 +333,8 @@ class Fit:
         if self.world.main:
             self.recorder.metrics.sync()
         guard = tuple(trainer.step.guard.state.tolist())
-        trainer.state = dataclasses.replace(trainer.state, guard=guard)
+        averaged = trainer.average.count if trainer.average is not None else 0
+        trainer.state = dataclasses.replace(trainer.state, guard=guard, averaged=averaged)
         origin = {
             "made_by": "mobilellm train",
             "run": self.run.name,
@@ -347,6 +358,7 @@ class Fit:
                 trainer.step.optimizers,
                 trainer.data.tokenizer(),
                 origin,
+                trainer.average,
             )
         if line:
             self.not_written(line)
