@@ -44,6 +44,7 @@ VERBS = {
     "eval": Verb("eval:Eval", "loss and bits a byte on any text, or scores on tasks"),
     "generate": Verb("generate:Generate", "continue a prompt"),
     "info": Verb("info:Info", "parameters, FLOPs and memory of a model or a size"),
+    "profile": Verb("profile:Profile", "how fast model files run here, all runtimes in turns"),
     "convert": Verb("convert:Convert", "Hugging Face, GGUF and llama2.c, in and out"),
 }
 

@@ -1,0 +1,89 @@
+"""`mobilellm profile`: how fast files run here, all runtimes in turns."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from mobilellm.errors import UserError
+from mobilellm.terminal.output import print_json, progress, say
+
+if TYPE_CHECKING:
+    from mobilellm.workflows.device_profile import DeviceProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Load, first token, tokens a second, memory and share of the memory bound of model files.
+
+    Each file runs in every installed runtime that is for it, each repeat in a process of its own,
+    all in turns. With --out the figures are a device profile that `plan --device` reads.
+
+    Example: mobilellm profile demo.gguf runs/demo --out profile
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs, checkpoints, GGUF files, ONNX files or folders, and ExecuTorch .pte files."""
+    prompt: int = 512
+    """Tokens of the prompt."""
+    generate: int = 128
+    """Tokens written after it, one after the other."""
+    repeats: int = 5
+    """How often each is measured; medians are printed."""
+    threads: int = 0
+    """Threads of every runtime; 0 is all processors that this process may use."""
+    runtime: tuple[str, ...] = ()
+    """Runtimes to use, where several are for a file; all but our own network, which runs what no
+    other does, when left out."""
+    operators: bool = False
+    """Measure once more where the time goes, by operator, where the runtime tells."""
+    out: Path | None = None
+    """A folder for profile.json and profile.html."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Measure and print: 0, 1 when a file failed while others ran, 130 after Ctrl-C."""
+        from mobilellm.workflows.profile import profile
+
+        if not self.files:
+            raise UserError(
+                "no file given", hint="give a run, a GGUF file, an ONNX folder or a .pte file"
+            )
+        with progress("measuring") as update:
+            found = profile(
+                self.files,
+                prompt=self.prompt,
+                generate=self.generate,
+                repeats=self.repeats,
+                threads=self.threads or None,
+                runtimes=self.runtime,
+                operators=self.operators,
+                say=say,
+                progress=update,
+            )
+        self.show(found)
+        if found["interrupted"]:
+            say("mobilellm: interrupted: the repeats that were finished are shown")
+            return 130
+        return 1 if any(row["error"] is not None for row in found["rows"]) else 0
+
+    def show(self, found: DeviceProfile) -> None:
+        """Write the files that were asked for, and print."""
+        from mobilellm.report.profile_page import write_profile_page
+        from mobilellm.terminal.profile_table import profile_lines
+        from mobilellm.workflows.device_profile import write_profile
+
+        if self.out is not None:
+            write_profile(self.out / "profile.json", found)
+            write_profile_page(self.out / "profile.html", found)
+        if self.json:
+            print_json(found)
+            return
+        print("\n".join(profile_lines(found, shutil.get_terminal_size().columns)))
+        if self.out is not None:
+            print(f"\n{self.out / 'profile.json'}\n{self.out / 'profile.html'}")
