@@ -14,6 +14,7 @@ from tests.report.pages import ENVIRONMENT, make_run, metrics, parsed, result
 from mobilellm.report import frame
 from mobilellm.report.comparison_page import write_comparison
 from mobilellm.report.data_page import write_data_page
+from mobilellm.report.profile_page import write_profile_page
 from mobilellm.report.run_page import write_report
 from mobilellm.report.score_table import measured_row, published_rows
 from mobilellm.report.scores_page import page as scores_page
@@ -51,6 +52,23 @@ FIGURES: dict[str, Any] = {
             }
         },
     },
+}  # fmt: skip
+
+FIGURE = {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+PROFILE: dict[str, Any] = {
+    "format": "mobilellm device profile",
+    "made_by": "x",
+    "date": "today",
+    "machine": {"device": "d", "memory_bytes": 5, "cache_bytes": {"L2": 1024}},
+    "settings": {"prompt": 8, "generate": 4, "repeats": 2, "threads": 1},
+    "bandwidth": {"read": FIGURE},
+    "interrupted": True,
+    "rows": [
+        {"name": "n", "runtime": "r", "bytes": 5, "bandwidth_share": 0.5, "error": None,
+         "figures": {"load_ms": FIGURE, "decode_tokens_per_second": FIGURE},
+         "operators": [{"phase": "decode", "name": "o", "ms": 1.5, "share": 0.5, "calls": 3}]},
+        {"name": "n", "runtime": "r", "bytes": 5, "figures": {}, "error": "why"},
+    ],
 }  # fmt: skip
 
 
@@ -120,6 +138,11 @@ def data_page(folder: Path, figures: Any) -> list[str]:
     return [(folder / "page.html").read_text()]
 
 
+def profile_page(folder: Path, profile: Any) -> list[str]:
+    write_profile_page(folder / "page.html", profile)
+    return [(folder / "page.html").read_text()]
+
+
 INPUTS: dict[str, tuple[Any, Callable[[Path, Any], list[str]]]] = {
     "result": (result(), lambda folder, value: run_pages(folder, result=value)),
     "metrics": (metrics(3), lambda folder, value: run_pages(folder, rows=value)),
@@ -129,6 +152,7 @@ INPUTS: dict[str, tuple[Any, Callable[[Path, Any], list[str]]]] = {
         lambda folder, value: run_pages(folder, recipe="\n".join(map(str, value))),
     ),
     "data": (FIGURES, data_page),
+    "profile": (PROFILE, profile_page),
 }
 
 
@@ -146,6 +170,8 @@ def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
     assert HOSTILE in parsed(pages[0]).text
     assert parsed(pages[0]).text.count(HOSTILE) > 25
     assert HOSTILE in parsed(data_page(tmp_path, poisoned(FIGURES, list(leaves(FIGURES))))[0]).text
+    page = profile_page(tmp_path, poisoned(PROFILE, list(leaves(PROFILE))))[0]
+    assert parsed(page).text.count(HOSTILE) > 10
 
 
 def test_no_tag_of_theirs_is_in_the_page_of_scores() -> None:
@@ -158,7 +184,8 @@ def test_no_tag_of_theirs_is_in_the_page_of_scores() -> None:
 
 
 def test_the_frame_lets_nothing_in_but_its_own_script(tmp_path: Path) -> None:
-    for page in [*run_pages(tmp_path), *data_page(tmp_path, FIGURES), scores_page([])]:
+    pages = [*run_pages(tmp_path), *data_page(tmp_path, FIGURES), *profile_page(tmp_path, PROFILE)]
+    for page in [*pages, scores_page([])]:
         (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
         rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
         assert rules["default-src"] == "'none'"

@@ -61,6 +61,7 @@ def cache_bytes(folder: Path = CACHES) -> dict[str, int]:
             if (index / "type").read_text().strip() == "Instruction":
                 continue
             size = (index / "size").read_text().strip()
-            unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1:]] if size[-1:] > "9" else 1
-            found[f"L{int((index / 'level').read_text())}"] = int(size.rstrip("KMG")) * unit
+            unit = {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0)
+            level = int((index / "level").read_text())
+            found[f"L{level}"] = int(size[:-1] if unit else size) << unit
     return found

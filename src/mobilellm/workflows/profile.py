@@ -10,6 +10,7 @@ what else the machine does meets each alike. The bandwidth of memory is measured
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -302,6 +303,7 @@ def model_folder(path: Path) -> Path:
         return path
 
 
+@functools.cache
 def version_of(package: str) -> str | None:
     """Version of an installed package, by the name that is imported."""
     names = importlib.metadata.packages_distributions().get(package, [package])
