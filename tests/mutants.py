@@ -125,7 +125,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "guard not saved", "train/loop.py",
-        "dataclasses.replace(trainer.state, guard=guard)", "trainer.state",
+        "guard=guard, averaged=averaged", "averaged=averaged",
         f"{LOOP}::test_interrupted_and_resumed_equals_undisturbed[7-adamw]",
     ),
     fault(
