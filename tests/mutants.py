@@ -58,6 +58,18 @@ ENGINE = "tasks/test_engine.py"
 PERPLEXITY = "evaluate/test_perplexity.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # --- conversations ---
+    fault(
+        "special tokens spelled out in a conversation become tokens", "tokenizer/conversation.py",
+        "lambda found: found.group()[0] + breaker + found.group()[1:]",
+        "lambda found: found.group()",
+        "tokenizer/test_chat_template.py::test_a_marker_that_is_spelled_out_stays_text",
+    ),
+    fault(
+        "a turn's mask ends before the token that ends it", "tokenizer/conversation.py",
+        "return begin, last.end()", "return begin, last.start()",
+        "tokenizer/test_chat_template.py::test_without_generation_tags_the_mask_is_derived",
+    ),
     # --- the six that once passed every fast test ---
     fault(
         "clipping ignored", "train/step.py",

@@ -137,3 +137,19 @@ def test_weights_open_without_their_tokenizer(tmp_path: Path, sentencepiece_mode
     convert(folder, tmp_path / "hf", "hf", tokenizer=sentencepiece_model)
     expected = Tokenizer.load(sentencepiece_model).encode("the king")
     assert load(tmp_path / "hf").tokenizer.encode("the king") == expected
+
+
+def test_chat_templates_go_through_every_format(tmp_path: Path, sample_text: str) -> None:
+    """The tokenizer's own, and those that have names."""
+    templates = {"default": "{{ 'Größe' }}\n", "tool_use": "{{ tools }}"}
+    tokenizer = train_bpe([sample_text[:20_000]], 300).replaced(chat_template=templates["default"])
+    tokenizer.named_templates["tool_use"] = templates["tool_use"]
+    at = checkpoint(tmp_path / "start", network(vocab_size=300), tokenizer)
+    for to in ("hf", "gguf", "mobilellm", "gguf", "hf"):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.{to}"
+        convert(at, out, to)
+        found = load(out).tokenizer
+        assert found is not None
+        assert found.chat_template == templates["default"]
+        assert found.named_templates == {"tool_use": templates["tool_use"]}
+        at = out

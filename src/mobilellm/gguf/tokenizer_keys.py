@@ -29,7 +29,7 @@ from mobilellm.tokenizer.sentencepiece import (
     SentencePieceModel,
     to_fast_tokenizer,
 )
-from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.tokenizer.tokenizer import Tokenizer, templates_of
 
 # llama.cpp's name of a way to cut text before BPE -> whether each digit stands alone.
 PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True}
@@ -48,8 +48,7 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
             raise UserError(
                 f"{path}: a special token of its tokenizer is not among its {len(pieces)} tokens"
             )
-    template = keys.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) else None
+    templates = _templates(keys)
     name = str(keys.get("general.name", path.stem))
     if kind == "llama":
         model = _sentencepiece(keys, pieces, types, ids, path)
@@ -58,7 +57,7 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
             name=name,
             bos_id=ids["bos"],
             eos_id=ids["eos"],
-            chat_template=template,
+            **templates,
         )
     pre = keys.get("tokenizer.ggml.pre", "gpt-2")
     merges = keys.get("tokenizer.ggml.merges")
@@ -82,8 +81,20 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
         bos_id=ids["bos"],
         eos_id=ids["eos"],
         add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=template,
+        **templates,
     )
+
+
+def _templates(keys: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Tokenizer` that hold its chat templates: the one, and the named ones."""
+    prefix = "tokenizer.chat_template"
+    named = {key[len(prefix) + 1 :]: keys[key] for key in keys if key.startswith(f"{prefix}.")}
+    named = templates_of(named)
+    template = keys.get(prefix)
+    return {
+        "chat_template": template if isinstance(template, str) else named.pop("default", None),
+        "named_templates": named,
+    }
 
 
 def _pieces(keys: dict[str, Any], path: Path) -> tuple[list[str], list[int]]:
@@ -160,7 +171,8 @@ def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str
     writer.add_add_bos_token(tokenizer.add_bos)
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+        named = {"default": tokenizer.chat_template} | tokenizer.named_templates
+        writer.add_chat_template([{"name": n, "template": t} for n, t in named.items()])
     notes = dropped_settings(tokenizer)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     others = [token for token in ends if token not in (None, tokenizer.eos_id)]

@@ -227,6 +227,7 @@ def byte_level_tokenizer(
     eos_id: int | None,
     add_bos: bool,
     chat_template: str | None,
+    named_templates: dict[str, str] | None = None,
 ) -> Tokenizer:
     """The tokenizer that has these parts. `UserError` when they contradict each other."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
@@ -260,4 +261,11 @@ def byte_level_tokenizer(
             if t == kind
         ]
         (fast.add_special_tokens if special else fast.add_tokens)(found)
-    return Tokenizer(fast, name=name, bos_id=bos_id, eos_id=eos_id, chat_template=chat_template)
+    return Tokenizer(
+        fast,
+        name=name,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        chat_template=chat_template,
+        named_templates=named_templates,
+    )

@@ -11,10 +11,12 @@ encodes it says that it is markup (`parse_special`).
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
+RESERVED = "<|reserved_{}|>"  # a row that a later special token takes over
+MAX_RESERVED = 4096
+TEMPLATE_FILE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 LARGEST_FILE = 256 << 20  # bytes of tokenizer.json; the largest known are a tenth of that
 LARGEST_VOCABULARY = (
     1 << 22
@@ -44,7 +49,9 @@ class Tokenizer:
         bos_id: int | None,
         eos_id: int | None,
         chat_template: str | None = None,
+        named_templates: Mapping[str, str] | None = None,
     ) -> None:
+        """`named_templates` are chat templates beside the first one: "tool_use", for instance."""
         fast.encode_special_tokens = (
             True  # a document that spells out a special token does not get that token
         )
@@ -57,6 +64,7 @@ class Tokenizer:
             eos_id,
             chat_template,
         )
+        self.named_templates: dict[str, str] = dict(named_templates or {})
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
         self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [
             bos_id
@@ -85,6 +93,20 @@ class Tokenizer:
         from tokenizers import Tokenizer as Fast
 
         return Fast.from_str(self.fast.to_str())
+
+    def replaced(
+        self, fast: tokenizers.Tokenizer | None = None, *, chat_template: str | None = None
+    ) -> Tokenizer:
+        """A copy with another of the library's tokenizers, or another chat template; its BOS and
+        EOS keep their ids."""
+        return Tokenizer(
+            copy.deepcopy(self.fast) if fast is None else fast,
+            name=self.name,
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
+            chat_template=self.chat_template if chat_template is None else chat_template,
+            named_templates=self.named_templates if chat_template is None else None,
+        )
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, nothing added. Arguments and `UserError` as for `encode_batch`."""
@@ -120,8 +142,8 @@ class Tokenizer:
         return None if token_id is None else self.fast.id_to_token(token_id)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and the two files beside it that make transformers' AutoTokenizer
-        give the same ids."""
+        """Write tokenizer.json and the files beside it that make transformers' AutoTokenizer give
+        the same ids and the same text of a conversation."""
         write_file(folder / "tokenizer.json", self._json)
         special = {
             "bos_token": self.token(self.bos_id),
@@ -137,7 +159,9 @@ class Tokenizer:
             "name_or_path": self.name,
         }
         if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
+            write_file(folder / TEMPLATE_FILE, self.chat_template.encode())
+        for name, template in self.named_templates.items():
+            write_file(folder / NAMED_TEMPLATES / f"{name}.jinja", template.encode())
         write_json(folder / "tokenizer_config.json", settings | special)
         write_json(folder / "special_tokens_map.json", special)
 
@@ -165,13 +189,12 @@ class Tokenizer:
             for kind in ids:
                 if f"{kind}_token" in settings:
                     ids[kind] = _special_id(fast, settings, kind)
-            template = settings.get("chat_template")
             return cls(
                 fast,
                 name=_folder_name(path),
                 bos_id=ids["bos"],
                 eos_id=ids["eos"],
-                chat_template=template if isinstance(template, str) else None,
+                **_templates(settings),
             )
         from tokenizers import Tokenizer as Fast
 
@@ -197,13 +220,12 @@ class Tokenizer:
             "eos_token_id",
         }:  # a file on its own
             ids["eos"] = fast.token_to_id(END_OF_TEXT)
-        template = settings.get("chat_template")
         return cls(
             fast,
             name=str(settings.get("name_or_path") or _folder_name(path)),
             bos_id=ids["bos"],
             eos_id=ids["eos"],
-            chat_template=template if isinstance(template, str) else None,
+            **_templates(settings),
         )
 
 
@@ -273,7 +295,6 @@ def _special_id(fast: tokenizers.Tokenizer, settings: dict[str, Any], kind: str)
 def _settings(folder: Path) -> dict[str, Any]:
     """What the files beside a tokenizer say, the most telling last."""
     found: dict[str, Any] = {}
-    template = folder / "chat_template.jinja"
     for name in ("config.json", "special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name, limit=16 << 20)
@@ -288,33 +309,69 @@ def _settings(folder: Path) -> dict[str, Any]:
                     "name_or_path",
                 )
                 found.update({key: values[key] for key in keys if values.get(key) is not None})
-    if template.is_file():  # where transformers has kept it since 4.52
+    files = {"default": folder / TEMPLATE_FILE}  # where transformers has kept it since 4.52
+    if (folder / NAMED_TEMPLATES).is_dir():
+        files |= {path.stem: path for path in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))}
+    for name, path in files.items():
+        if not path.is_file():
+            continue
         try:
-            found["chat_template"] = template.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{template}: cannot be read ({first_line(error)})") from None
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+        before = templates_of(found.get("chat_template"))
+        found["chat_template"] = {**before, name: text}
     return found
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE") -> Tokenizer:
+def templates_of(value: Any) -> dict[str, str]:
+    """The templates of a `chat_template` in any of its forms: a text, which is "default", a list
+    of objects with `name` and `template`, or name -> text. Names that are no file names are left
+    out."""
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list):
+        value = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}
+    if not isinstance(value, dict):
+        return {}
+    return {
+        name: text
+        for name, text in value.items()
+        if isinstance(name, str) and re.fullmatch(r"[\w-]{1,60}", name) and isinstance(text, str)
+    }
+
+
+def _templates(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Tokenizer` that hold its chat templates."""
+    named = templates_of(settings.get("chat_template"))
+    return {"chat_template": named.pop("default", None), "named_templates": named}
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE", reserved: int = 0
+) -> Tokenizer:
     """Train a byte-level BPE; every text decodes to itself. `<|endoftext|>` has id 0.
 
-    `UserError` when the vocabulary cannot hold all 256 bytes and the end-of-text token.
+    `reserved` rows, from id 1 on, are kept free for special tokens that come later. `UserError`
+    when the vocabulary cannot hold all 256 bytes, the end-of-text token and these.
     """
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if not 257 <= vocab_size <= 1 << 20:
+    if not 0 <= reserved <= MAX_RESERVED:
+        raise UserError(f"{reserved} reserved tokens: must be from 0 to {MAX_RESERVED}")
+    if not 257 + reserved <= vocab_size <= 1 << 20:
+        rows = f", {reserved} reserved tokens" if reserved else ""
         raise UserError(
-            f"a vocabulary of {vocab_size}: must be from 257 (all bytes and the end-of-text "
-            f"token) to {1 << 20}"
+            f"a vocabulary of {vocab_size}: must be from {257 + reserved} (all bytes{rows} and "
+            f"the end-of-text token) to {1 << 20}"
         )
     fast = Fast(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *(RESERVED.format(i) for i in range(reserved))],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
