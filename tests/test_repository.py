@@ -88,9 +88,14 @@ def test_the_wheel_holds_what_is_not_python(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     assert wheel.name.startswith(f"mobilellm-{__version__}-")
-    for name in ("py.typed", "configs/125M/config.json", "recipes/laptop.toml"):
+    for name in (
+        "py.typed",
+        "configs/125M/config.json",
+        "recipes/laptop.toml",
+        "export/npm_packages.json",
+    ):
         assert f"mobilellm/{name}" in held
-    for folder in ("report/templates", "sample"):
+    for folder in ("export/templates", "report/templates", "sample"):
         inside = {p.name for p in (ROOT / "src/mobilellm" / folder).iterdir() if p.is_file()}
         assert inside
         assert {f"mobilellm/{folder}/{name}" for name in inside} <= held

@@ -37,10 +37,11 @@ class Convert:
     """A run, a checkpoint, a Hugging Face folder (the original MobileLLM's too), a GGUF file or a
     llama2.c .bin."""
     out: tyro.conf.Positional[Path]
-    """Folder (hf, mobilellm) or file (gguf) to make."""
+    """Folder (hf, mobilellm) or file (gguf, web) to make."""
     to: Target
     """hf: a plain LlamaForCausalLM, shared layers unrolled; gguf: a file for llama.cpp, unrolled
-    too; mobilellm: a Hugging Face folder with layer sharing kept."""
+    too; mobilellm: a Hugging Face folder with layer sharing kept; web: one .html that writes in a
+    browser, without a network."""
     precision: NumberType | None = None
     """How the result stores its matrices; what each target can is named when it cannot."""
     context: int | None = None

@@ -8,9 +8,36 @@ needs when it is called, so that the command line takes its choices from here.
 
 from __future__ import annotations
 
-from mobilellm.interop.writer import Writer
+from pathlib import Path
+
+from mobilellm.interop.writer import ModelToWrite, Writer
 from mobilellm.interop.writers import WRITERS
 
-PROGRAMS: dict[str, Writer] = {}
+
+def _write_web_page(path: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.web import save_page
+
+    return save_page(path, model)
+
+
+def _model_within_web_page(path: Path) -> Path:
+    from mobilellm.export.web_page import model_within
+
+    return model_within(path)
+
+
+PROGRAMS: dict[str, Writer] = {
+    "web": Writer(
+        what="a page that writes in a browser, without a network; shared layers unrolled",
+        suffix=".html",
+        keeps_repeats=False,
+        number_types=("Q8_0", "Q4_0", "F16", "F32"),
+        write=_write_web_page,
+        takes_context=True,
+        usual_context=2048,
+        cache_bytes=2,
+        model_within=_model_within_web_page,
+    ),
+}
 TARGETS: dict[str, Writer] = WRITERS | PROGRAMS
 NUMBER_TYPES = tuple(dict.fromkeys(t for target in TARGETS.values() for t in target.number_types))

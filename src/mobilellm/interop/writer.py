@@ -63,3 +63,8 @@ class Writer:
     runtime: str | None = None
     """Key of RUNTIMES by which the result is run before it appears; None where it is read back by
     our own reader."""
+    model_within: Callable[[Path], Path] | None = None
+    """Takes the result and gives the file or folder in it that is read back or run, written beside
+    the result where it must be unpacked; None where the result is that itself."""
+    as_folder: Writer | None = None
+    """What writes a folder instead, when the name asked for has not got the suffix."""

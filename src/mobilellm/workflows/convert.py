@@ -92,6 +92,8 @@ def convert(
     if to not in TARGETS:
         raise unknown_name("format", to, TARGETS)
     writer = TARGETS[to]
+    if writer.as_folder is not None and out.suffix != writer.suffix:
+        writer = writer.as_folder
     if out.exists():
         raise UserError(f"{out}: exists already", hint="choose another name or remove it")
     precision = precision or writer.number_types[0]
@@ -106,7 +108,7 @@ def convert(
     if loaded.tokenizer_fault is not None:
         raise loaded.tokenizer_fault
     network, quantized, notes = loaded.network, loaded.quantized, []
-    context = _context(context, network.config, to)
+    context = _context(context, network.config, to, writer)
     repeats = loaded.config.layer_repeats
     inexact = repeats > 1 and loaded.config.shared_kv == "first" and not writer.keeps_repeats
     if not writer.keeps_repeats:
@@ -150,12 +152,15 @@ def convert(
             context=context,
         )
         notes += writer.write(staging, model)
+        written = staging
+        if verify and writer.model_within is not None:
+            written = writer.model_within(staging)
         if verify and runtime is not None:
             found = run_and_compare(
-                staging, runtime, network, loaded.tokenizer, exact=precision == "F32"
+                written, runtime, network, loaded.tokenizer, exact=precision == "F32"
             )
         elif verify:
-            found = compare(before, logits(load(staging).network))
+            found = compare(before, logits(load(written).network))
             exact = precision == "F32" and not inexact
             if exact and found.largest_difference > EXACT * max(1.0, found.logit_std):
                 raise UserError(
@@ -193,12 +198,12 @@ def _check_installed(runtime: Runtime, to: str) -> None:
         ) from None
 
 
-def _context(context: int | None, config: ModelConfig, to: str) -> int | None:
+def _context(context: int | None, config: ModelConfig, to: str, writer: Writer) -> int | None:
     """Positions that the result will have room for; None where the target does not choose.
 
     `UserError` for a context that the target cannot have.
     """
-    longest, writer = config.max_position_embeddings, TARGETS[to]
+    longest = config.max_position_embeddings
     if not writer.takes_context:
         if context is None:
             return None

@@ -1,0 +1,67 @@
+// The engine of the page that is one file: llama.cpp by wllama. Its parts lie in the page as base64, all but the model gzipped.
+async function partOf(element) {
+  const answer = await fetch('data:application/octet-stream;base64,' + element.textContent);
+  element.remove();
+  return answer.blob();
+}
+
+async function unpacked(id) {
+  const packed = await partOf(document.getElementById(id));
+  return new Response(packed.stream().pipeThrough(new DecompressionStream('gzip')));
+}
+
+// As a data: address, since a worker of a page from file:// may read nothing else.
+async function addressOf(id, type) {
+  const bytes = new Blob([await (await unpacked(id)).arrayBuffer()], {type});
+  return new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(bytes);
+  });
+}
+
+function has64BitMemory() {
+  try { return !!new WebAssembly.Memory({address: 'i64', initial: 1n}); } catch { return false; }
+}
+
+async function openEngine(facts, progress) {
+  if (!globalThis.WebAssembly || !globalThis.DecompressionStream) throw new Error('this browser is too old for it (it lacks WebAssembly or DecompressionStream)');
+  // Chromium and Firefox have what the faster build needs; all others take the one that needs less.
+  const firefox = navigator.userAgent.includes('Firefox/');
+  const fast = has64BitMemory() && (firefox || !!WebAssembly.Suspending);
+  const wasm = addressOf(fast ? 'wasm' : 'wasm-compat', 'application/wasm');
+  const code = await (await unpacked('engine')).text();
+  const {Wllama} = await import(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
+  const parts = [...document.querySelectorAll('script.model')], blobs = [];
+  for (const part of parts) {
+    blobs.push(await partOf(part));
+    progress(blobs.length / (parts.length + 1));
+  }
+  const silent = () => {};
+  const llama = new Wllama({default: await wasm}, {
+    suppressNativeLog: true, allowOffline: true, logger: {debug: silent, log: silent, warn: silent, error: console.error},
+  });
+  llama.setCompat(fast ? null : {worker: {code: await (await unpacked('worker-compat')).text()}, wasm: await wasm});
+  for (const id of ['wasm', 'wasm-compat', 'worker-compat']) document.getElementById(id)?.remove();
+  await llama.loadModel([new Blob(blobs)], {n_ctx: facts.context, n_gpu_layers: 0, n_threads: 1, n_parallel: 1, warmup: false});
+  progress(1);
+  return {
+    name: fast ? 'wllama' : 'wllama, compatible build',
+    async write(pieces, settings, show, signal) {
+      const end = {};
+      await llama.createCompletion({
+        prompt: pieces.some(Number.isInteger) ? pieces : pieces.join(''),
+        max_tokens: settings.tokens, temperature: settings.temperature, top_p: settings.top_p, seed: settings.seed,
+        top_k: 0, min_p: 0, repeat_penalty: 1, samplers: ['temperature', 'top_p'], stop: facts.stop, cache_prompt: true,
+        stream: true, abortSignal: signal,
+        onData: chunk => {
+          const choice = chunk.choices?.[0];
+          if (choice?.finish_reason) Object.assign(end, {reason: choice.finish_reason, tokens: chunk.usage?.completion_tokens});
+          else if (choice) show(choice.text);
+        },
+      });
+      return end;
+    },
+  };
+}

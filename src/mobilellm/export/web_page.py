@@ -1,0 +1,208 @@
+"""The page itself: what it says of the model, its frame, and the parts that it is made of.
+
+    facts = facts_of(model, context=512)
+    write_page(Path("demo.html"), facts, Path("demo.gguf"))
+
+All text that comes from the model (its name, its chat template, what it writes) is text in the
+page: Jinja escapes it here, and page.js sets nothing but `textContent`. The page's
+Content-Security-Policy lets it connect to nothing, and run no script but its own, which is named
+by its hash, and the engine that it unpacks.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import gzip
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mobilellm.errors import UserError
+from mobilellm.export.npm_client import read_pins
+from mobilellm.export.npm_packages import package_files
+from mobilellm.export.turns import special_tokens, turns_of
+from mobilellm.interop.writer import ModelToWrite
+from mobilellm.model.costs import ModelCosts
+from mobilellm.version import __version__
+
+WLLAMA, WLLAMA_COMPAT = "@wllama/wllama", "@wllama/wllama-compat"
+PART_BYTES = 6 << 20  # of the model in one element of the page; divides by 3, as base64 needs
+# Chromium starts no worker that is a module from file://, and this one needs not be a module.
+MODULE_WORKER, PLAIN_WORKER = '{type:"module"}', "{}"
+OPENING = "Once upon a time"
+GGML = "llama.cpp: Copyright (c) 2023-2026 The ggml authors; under the same terms."
+HERE = (
+    "The model, the program that runs it and this page are one file; what you write and what the "
+    "model answers stays in this tab and is sent nowhere."
+)
+
+
+@functools.cache
+def environment() -> Environment:
+    """The page's templates, everything escaped."""
+    return Environment(
+        loader=PackageLoader("mobilellm.export", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def source(name: str) -> str:
+    """The text of a file in templates/."""
+    loader = environment().loader
+    assert loader is not None
+    return loader.get_source(environment(), name)[0]
+
+
+def facts_of(model: ModelToWrite, notes: list[str]) -> dict[str, Any]:
+    """What the page's script needs to know. A line is added to `notes` where there is no chat.
+
+    `UserError` when the model has no tokenizer.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            "a page needs the model's tokenizer", hint="give it with --tokenizer, or put it beside"
+        )
+    turns = None
+    try:
+        turns = turns_of(tokenizer)
+        if turns is None:
+            notes.append("no chat in the page: the tokenizer has no chat template")
+    except UserError as error:
+        notes.append(f"no chat in the page: {error.what}")
+    alone = tokenizer.prefix_id
+    return {
+        "name": str(model.origin.get("name") or model.origin.get("source") or "model"),
+        "context": model.context or model.network.config.max_position_embeddings,
+        "begin": [tokenizer.bos_id] if tokenizer.add_bos else [],
+        "alone": [] if alone is None else [alone],
+        # How each is encoded where it is not meant: as the text that it is.
+        "specials": [[text, tokenizer.encode(text)] for text in special_tokens(tokenizer)],
+        "turns": None if turns is None else dataclasses.asdict(turns),
+        "stop": [] if turns is None else turns.stop,
+        "opening": OPENING,
+    }
+
+
+def rows_of(model: ModelToWrite, facts: dict[str, Any], size: int, engine: str) -> list[Any]:
+    """What the page tells of the model, as names and texts."""
+    config, costs = model.network.config, ModelCosts.of(model.network.config)
+    cache = facts["context"] * costs.kv_cache_bytes_per_token(2)
+    rows = [
+        ("Parameters", f"{costs.parameters['total']:,}"),
+        ("Layers", f"{config.num_hidden_layers}, {config.hidden_size} wide"),
+        ("Attention", f"{config.num_attention_heads} heads, {config.num_key_value_heads} for keys"),
+        ("Feed-forward", f"{config.intermediate_size} wide"),
+        ("Vocabulary", f"{config.vocab_size:,} tokens"),
+        ("Context", f"{facts['context']:,} tokens, {cache / 1e6:,.1f} MB of memory"),
+        ("Weights", f"{model.number_type}, {size / 1e6:,.1f} MB"),
+        ("Engine", engine),
+    ]
+    if model.quantized is not None:
+        method = f"{model.quantized.scheme}, by {model.quantized.method}"
+        rows.insert(7, ("Quantized", method))
+    return rows
+
+
+def summary_of(model: ModelToWrite) -> str:
+    """One line under the name."""
+    total = ModelCosts.of(model.network.config).parameters["total"]
+    size = f"{total / 1e9:.2f} billion" if total >= 1e9 else f"{total / 1e6:.1f} million"
+    return f"A language model of {size} parameters that runs in this page, without a network."
+
+
+def engine_name() -> str:
+    """The engine and its version."""
+    return f"llama.cpp in WebAssembly (wllama {read_pins()[WLLAMA].version})"
+
+
+@functools.cache
+def engine_parts() -> tuple[dict[str, bytes], str]:
+    """The engine's files, gzipped, by the ids that they have in the page, and its licence.
+
+    `UserError` when the engine cannot be had.
+    """
+    fast = package_files(WLLAMA, "LICENCE", "esm/index.min.js", "esm/wasm/wllama.wasm")
+    compatible = package_files(WLLAMA_COMPAT, "wasm/wllama.js", "wasm/wllama.wasm")
+    script = fast["esm/index.min.js"].decode()
+    if script.count(MODULE_WORKER) != 1:
+        raise UserError(f"{WLLAMA}: starts its worker in another way than expected")
+    parts = {
+        "engine": script.replace(MODULE_WORKER, PLAIN_WORKER).encode(),
+        "wasm": fast["esm/wasm/wllama.wasm"],
+        "wasm-compat": compatible["wasm/wllama.wasm"],
+        "worker-compat": compatible["wasm/wllama.js"],
+    }
+    packed = {name: gzip.compress(data, 6, mtime=0) for name, data in parts.items()}
+    return packed, fast["LICENCE"].decode()
+
+
+def write_page(
+    path: Path,
+    model: ModelToWrite,
+    facts: dict[str, Any],
+    file: Path,
+    parts: dict[str, bytes],
+    licence: str,
+) -> None:
+    """Write the page at `path` around the GGUF file `file` and the engine's parts."""
+    script = source("engine_llama_cpp.js") + source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    mark = "<!-- parts -->"
+    page = environment().get_template("page.html.j2").render(
+        policy=Markup(
+            f"default-src 'none'; script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'; "
+            "worker-src blob:; connect-src data:; style-src 'unsafe-inline'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        version=__version__,
+        name=facts["name"],
+        summary=summary_of(model),
+        style=Markup(source("page.css")),
+        script=Markup(script),
+        parts=Markup(mark),
+        facts=facts,
+        rows=rows_of(model, facts, file.stat().st_size, engine_name()),
+        notices=[{"what": f"{engine_name()}, MIT", "text": f"{GGML}\n\n{licence}"}],
+        place=HERE,
+    )  # fmt: skip
+    before, after = page.encode("utf-8", "replace").rsplit(mark.encode(), 1)
+    with open(path, "xb") as out:
+        out.write(before)
+        for piece in _elements(parts, file):
+            out.write(piece)
+        out.write(after)
+
+
+def _elements(parts: dict[str, bytes], file: Path) -> Iterator[bytes]:
+    """The engine's parts and the model as elements that hold base64."""
+    for name, data in parts.items():
+        yield f'<script type="text/plain" id="{name}">'.encode()
+        yield base64.b64encode(data)
+        yield b"</script>\n"
+    with open(file, "rb") as model:
+        while piece := model.read(PART_BYTES):
+            yield b'<script type="text/plain" class="model">'
+            yield base64.b64encode(piece)
+            yield b"</script>\n"
+
+
+def model_within(page: Path) -> Path:
+    """The model's file as it lies in a page, written beside the page."""
+    path = page.with_name("within.gguf")
+    opening, closing = b'<script type="text/plain" class="model">', b"</script>"
+    with open(page, "rb") as lines, open(path, "wb") as out:
+        for line in lines:
+            if line.startswith(opening):
+                out.write(base64.b64decode(line[len(opening) :].partition(closing)[0]))
+    return path
