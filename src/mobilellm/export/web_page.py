@@ -1,7 +1,7 @@
 """The page itself: what it says of the model, its frame, and the parts that it is made of.
 
-    facts = facts_of(model, context=512)
-    write_page(Path("demo.html"), facts, Path("demo.gguf"))
+    facts = facts_of(model, notes)
+    write_page(Path("demo.html"), model, facts, Path("demo.gguf"), *engine_parts())
 
 All text that comes from the model (its name, its chat template, what it writes) is text in the
 page: Jinja escapes it here, and page.js sets nothing but `textContent`. The page's
