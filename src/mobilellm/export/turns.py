@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Piece = str | int
@@ -78,20 +79,11 @@ def turns_of(tokenizer: Tokenizer) -> Turns | None:
 
 def _render(tokenizer: Tokenizer, messages: list[tuple[str, str]]) -> str:
     """The conversation as the template writes it, with the opening of an answer at its end."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    values = {
-        "messages": [{"role": role, "content": content} for role, content in messages],
-        "bos_token": tokenizer.token(tokenizer.bos_id) or "",
-        "eos_token": tokenizer.token(tokenizer.eos_id) or "",
-        "add_generation_prompt": True,
-    }
+    talk = [{"role": role, "content": content} for role, content in messages]
     try:
-        return environment.from_string(tokenizer.chat_template or "").render(values)
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"the chat template cannot be rendered ({error})") from None
+        return ChatTemplate.of(tokenizer).render(talk, add_generation_prompt=True).text
+    except UserError as error:
+        raise UserError(f"the chat template cannot be rendered ({error.what})") from None
 
 
 def _between(text: str, *marks: str) -> list[str]:
