@@ -14,6 +14,12 @@ from mobilellm.interop.writer import ModelToWrite, Writer
 from mobilellm.interop.writers import WRITERS
 
 
+def _write_onnx(path: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.onnx_folder import write
+
+    return write(path, model)
+
+
 def _write_web_page(path: Path, model: ModelToWrite) -> list[str]:
     from mobilellm.export.web import save_page
 
@@ -27,6 +33,15 @@ def _model_within_web_page(path: Path) -> Path:
 
 
 PROGRAMS: dict[str, Writer] = {
+    "onnx": Writer(
+        what="a folder for onnxruntime, onnxruntime-genai and transformers.js",
+        suffix="",
+        keeps_repeats=True,
+        number_types=("ALL", "F32", "INT4", "INT8"),
+        write=_write_onnx,
+        takes_context=True,
+        runtime="onnxruntime",
+    ),
     "web": Writer(
         what="a page that writes in a browser, without a network; shared layers unrolled",
         suffix=".html",

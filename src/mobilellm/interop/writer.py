@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mobilellm.quantize.quantized import Quantized
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
+Check = Callable[["Path", "Network", bool], str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelToWrite:
@@ -34,6 +36,11 @@ class ModelToWrite:
     """What of the network lies on the grid; these integers and scales are to be written."""
     context: int | None = None
     """Positions that the result is to have room for; None where the format does not choose."""
+    check: Check | None = None
+    """Runs a file that was just written by the writer's runtime, compares it with the network that
+    it holds, and says how well it came out; True where all its numbers are float32. `UserError`
+    when it is another network. None where nothing is to be run; who writes one file alone need not
+    call it."""
 
 
 Write = Callable[["Path", ModelToWrite], "list[str]"]

@@ -15,12 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.runtimes import llama_cpp, ours
+from mobilellm.runtimes import llama_cpp, onnxruntime, onnxruntime_genai, ours
 from mobilellm.runtimes.session import Runtime, Session
 
 OURS = ours.RUNTIME.name
 RUNTIMES: dict[str, Runtime] = {
-    runtime.name: runtime for runtime in (llama_cpp.RUNTIME, ours.RUNTIME)
+    runtime.name: runtime
+    for runtime in (
+        llama_cpp.RUNTIME,
+        onnxruntime.RUNTIME,
+        onnxruntime_genai.RUNTIME,
+        ours.RUNTIME,
+    )
 }
 
 

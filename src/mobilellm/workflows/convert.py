@@ -23,6 +23,7 @@ from mobilellm.interop.repeats import plain
 from mobilellm.interop.writer import ModelToWrite, Writer
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.costs import ModelCosts
+from mobilellm.model.network import Network
 from mobilellm.runtimes.session import Runtime
 from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.version import __version__
@@ -142,6 +143,13 @@ def convert(
     }
     before = logits(loaded.network)
     found: Comparison | None = None
+    checked: list[Comparison] = []
+
+    def check(file: Path, holds: Network, exact: bool) -> str:
+        assert runtime is not None
+        checked.append(run_and_compare(file, runtime, holds, loaded.tokenizer, exact=exact))
+        return str(checked[-1])
+
     with _staged(out, writer) as staging:
         model = ModelToWrite(
             network=network,
@@ -150,12 +158,15 @@ def convert(
             origin=origin,
             quantized=quantized,
             context=context,
+            check=check if verify and runtime is not None else None,
         )
         notes += writer.write(staging, model)
         written = staging
         if verify and writer.model_within is not None:
             written = writer.model_within(staging)
-        if verify and runtime is not None:
+        if checked:
+            found = checked[0]
+        elif verify and runtime is not None:
             found = run_and_compare(
                 written, runtime, network, loaded.tokenizer, exact=precision == "F32"
             )

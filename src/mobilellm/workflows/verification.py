@@ -61,6 +61,18 @@ class Comparison:
     context: int | None = None
     """Positions that the file has room for, as its runtime says."""
 
+    def __str__(self) -> str:
+        """In a few words, for notes."""
+        said = (
+            f"logits differ by at most {self.largest_difference:.3g} (their spread is "
+            f"{self.logit_std:.3g}), the first choice is the same at {self.same_first_choice:.1%}"
+        )
+        if self.kl is not None:
+            said += f", KL {self.kl:.3g} nats"
+        if self.loss_before is not None and self.loss_after is not None:
+            said += f", loss {self.loss_before:.3f} -> {self.loss_after:.3f}"
+        return said
+
 
 def prompt(network: Network) -> list[int]:
     """A prompt that is the same for every format: tokens from all over the vocabulary."""
