@@ -20,6 +20,7 @@ from mobilellm.quantize.schemes import SCHEMES
 from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.start import resume, train
+from mobilellm.workflows.convert import convert
 
 CONFIG = ModelConfig(
     vocab_size=97,
@@ -112,6 +113,15 @@ def test_a_run_trains_for_the_grid_and_goes_on_to_the_bit(tmp_path: Path) -> Non
     data = TokenFolder.open(Path(recipe.data.path))
     score = held_out(loaded.network, data, sequence_length=64)
     assert rows[-1]["held_out_loss"] == pytest.approx(score.loss, rel=1e-6)
+    # A file with the grid's integers computes what the training's products did.
+    ids = torch.arange(40)[None]
+    faked = load(last).network
+    fake_quantize(faked, "int4")
+    result = convert(last, tmp_path / "run.gguf", "gguf", precision="Q4_0")
+    assert "int4: the grid that the model was trained for" in result.notes
+    with torch.no_grad():
+        difference = (load(tmp_path / "run.gguf").network(ids) - faked(ids)).abs().max()
+    assert difference < 1e-4
     # Stopped after four steps and gone on with, it ends with the same bits.
     shutil.copytree(run, tmp_path / "again")
     shutil.rmtree(tmp_path / "again/checkpoints/step-00000008")

@@ -10,6 +10,8 @@ bits, a scale a row, with every scheme: at 4 bits they cost SmolLM2-135M more th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mobilellm.errors import UserError, unknown_name
@@ -56,6 +58,19 @@ def quantized_network(
                 parameter.copy_(weights[name].dequantized())
     facts = {"embedding": embedding, "made_by": f"mobilellm {__version__}"}
     return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
+
+
+def quantized_as_trained(network: Network, origin: dict[str, Any]) -> Quantized | None:
+    """Put a network that was trained for the grid onto it, as its products saw it in training.
+
+    `origin` is what its checkpoint says of itself (mobilellm.json); None, and nothing is changed,
+    where that names no scheme.
+    """
+    trained = origin.get("trained_for")
+    if not isinstance(trained, dict):
+        return None
+    scheme, method, embedding = (str(trained.get(key)) for key in ("scheme", "method", "embedding"))
+    return quantized_network(network, scheme, method, embedding)
 
 
 def check_widths(network: Network, bits: dict[str, int]) -> None:
