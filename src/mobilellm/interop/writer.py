@@ -8,8 +8,8 @@ Every writer imports this module; nothing here knows a format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,9 @@ class Writer:
     write: Write
     """Takes the path and what is to be written; returns a line for each thing that is not as asked.
     A folder exists already, a file does not. `UserError` for what the format cannot say."""
+    of_scheme: Mapping[str, str] = field(default_factory=dict)
+    """Of a quantized model: the number type that holds its integers, by its scheme. It is used when
+    nothing is asked for; a scheme that is not named here takes the first of `number_types`."""
     takes_context: bool = False
     """Whether the result has room for a number of positions that is chosen when it is written."""
     usual_context: int | None = None
@@ -75,3 +78,8 @@ class Writer:
     the result where it must be unpacked; None where the result is that itself."""
     as_folder: Writer | None = None
     """What writes a folder instead, when the name asked for has not got the suffix."""
+
+    def number_type(self, asked: str | None, quantized: Quantized | None) -> str:
+        """How matrices are to be stored: as asked for, else as fits the model."""
+        fitting = None if quantized is None else self.of_scheme.get(quantized.scheme)
+        return asked or fitting or self.number_types[0]

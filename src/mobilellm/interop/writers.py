@@ -42,6 +42,7 @@ WRITERS: dict[str, Writer] = {
         keeps_repeats=False,
         # Blocks of 32 fit every MobileLLM width. K-quants need rows of 256 numbers.
         number_types=("F32", "F16", "BF16", "Q8_0", "Q4_0"),
+        of_scheme={"int4": "Q4_0", "8da4w": "Q4_0", "int8": "Q8_0", "w8a8": "Q8_0"},
         write=_write_gguf,
     ),
     "mobilellm": Writer(

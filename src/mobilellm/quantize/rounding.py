@@ -23,7 +23,7 @@ SHARES = (0.75, 1.02)
 """The range of scales that `search` tries, as shares of the smallest that clips nothing."""
 STEPS = 32
 """How many of them; scales of 8 significant bits are hardly more."""
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Numbers of a matrix that are worked on at a time."""
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from mobilellm.errors import unknown_name
 from mobilellm.model.linear import Embedding, Linear, linear
 from mobilellm.model.network import Block, Network, RMSNorm
+from mobilellm.quantize.activations import fake_int8
 from mobilellm.quantize.grid import dequantized, portable, rounded
 from mobilellm.quantize.methods import check_widths
 from mobilellm.quantize.rounding import unclipped
@@ -42,19 +43,10 @@ class _Rounded(torch.autograd.Function):
         return grads[0], None
 
 
-def rounded_activations(x: Tensor) -> Tensor:
-    """x (..., C) with each token on 256 even steps between its lowest and highest number, 0 among
-    them: what XNNPACK does to what enters a product."""
-    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).eps)
-    zero = (-128 - low / scale).round().clamp(-128, 127)
-    return ((x / scale + zero).round().clamp(-128, 127) - zero) * scale
-
-
 class _RoundedActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return rounded_activations(x)
+        return fake_int8(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

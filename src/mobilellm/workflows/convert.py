@@ -24,6 +24,7 @@ from mobilellm.interop.writer import ModelToWrite, Writer
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
+from mobilellm.quantize.methods import quantized_as_trained
 from mobilellm.runtimes.session import Runtime
 from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.version import __version__
@@ -32,6 +33,8 @@ from mobilellm.workflows.verification import Comparison, compare, logits, run_an
 # Float32 logits that are read back may differ by this much; the same products in another order
 # differ by far less.
 EXACT = 1e-3
+FLOATS = ("F32", "F16", "BF16")
+"""Number types that are no grid: a model keeps the weights that it has."""
 # Bytes a parameter in a file, at the least; the embedding of 4-bit types has 8 bits.
 LEAST_BYTES = {"F16": 2.0, "BF16": 2.0, "Q8_0": 1.06, "INT8": 1.0, "Q4_0": 0.56, "INT4": 0.56}
 
@@ -85,10 +88,10 @@ def convert(
 
     `out` appears only when it is whole and, unless `verify` is off, has been read back, or run by
     the runtime that it is for, and compared. `precision` is how the file stores its matrices, the
-    target's first choice when None; `context` is how many positions it has room for, the target's
-    usual number when None. `fold`, `shared_kv` and `tokenizer`
-    are those of `load`. `UserError` for sources that are damaged, formats that cannot say what the
-    network is, and an `out` that exists.
+    target's choice for such a model when None: of a quantized one, what holds its integers.
+    `context` is how many positions it has room for, the target's usual number when None. `fold`,
+    `shared_kv` and `tokenizer` are those of `load`. `UserError` for sources that are damaged,
+    formats that cannot say what the network is, and an `out` that exists.
     """
     if to not in TARGETS:
         raise unknown_name("format", to, TARGETS)
@@ -97,8 +100,7 @@ def convert(
         writer = writer.as_folder
     if out.exists():
         raise UserError(f"{out}: exists already", hint="choose another name or remove it")
-    precision = precision or writer.number_types[0]
-    if precision not in writer.number_types:
+    if precision is not None and precision not in writer.number_types:
         raise UserError(
             f"precision {precision}: {to} is written in {' or '.join(writer.number_types)}"
         )
@@ -110,13 +112,21 @@ def convert(
         raise loaded.tokenizer_fault
     network, quantized, notes = loaded.network, loaded.quantized, []
     context = _context(context, network.config, to, writer)
+    precision = writer.number_type(precision, quantized)
+    if quantized is None and precision not in FLOATS:
+        quantized = quantized_as_trained(network, loaded.origin)
+        if quantized is not None:
+            notes.append(f"{quantized.scheme}: the grid that the model was trained for")
     repeats = loaded.config.layer_repeats
     inexact = repeats > 1 and loaded.config.shared_kv == "first" and not writer.keeps_repeats
     if not writer.keeps_repeats:
         network = plain(loaded.network, approximate)
         quantized = None if quantized is None else quantized.unrolled(repeats)
         if repeats > 1:
-            notes.append(f"shared layers unrolled: {network.config.num_hidden_layers} blocks")
+            notes.append(
+                f"shared layers unrolled: {network.config.num_hidden_layers} blocks, "
+                f"for {to} cannot store one once that is applied {repeats} times"
+            )
     if inexact:
         notes.append(
             "approximate: each application computes K and V of its own, "
@@ -173,7 +183,10 @@ def convert(
         elif verify:
             found = compare(before, logits(load(written).network))
             exact = precision == "F32" and not inexact
-            if exact and found.largest_difference > EXACT * max(1.0, found.logit_std):
+            # A quantized model's own integers come back as the very numbers they were.
+            grid = quantized is not None and precision == writer.of_scheme.get(quantized.scheme)
+            bound = 0.0 if grid else EXACT * max(1.0, found.logit_std)
+            if (exact or (grid and not inexact)) and found.largest_difference > bound:
                 raise UserError(
                     f"{out}: reads back with logits that differ by "
                     f"{found.largest_difference:.3g}: not written",
