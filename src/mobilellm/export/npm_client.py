@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PINS = Path(__file__).with_name("npm_packages.json")
-SECONDS = 300  # for one package; the largest has 33 MB
+MIN_BYTES_PER_SECOND = 100_000  # a slower network counts as none
 
 
 class NpmError(Exception):
@@ -87,10 +87,15 @@ def fetch(name: str, pin: Pin, folder: Path) -> Path:
             f"{name}: there is no npm to fetch it with ({pin.bytes / 1e6:.0f} MB)",
             "pip install 'mobilellm[web]' (60 MB), or install Node.js",
         )
+    seconds = 20 + pin.bytes // MIN_BYTES_PER_SECOND
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".npm-", dir=folder) as scratch:
         flags = ["--ignore-scripts", "--silent", "--no-update-notifier", "--fetch-retries=1"]
-        flags += ["--fetch-retry-mintimeout=1000", "--loglevel=error"]
+        flags += [
+            "--fetch-retry-mintimeout=1000",
+            "--loglevel=error",
+            f"--fetch-timeout={seconds}000",
+        ]
         try:
             done = subprocess.run(
                 [*command, "pack", f"{name}@{pin.version}", *flags],
@@ -99,12 +104,12 @@ def fetch(name: str, pin: Pin, folder: Path) -> Path:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise NpmError(
-                f"{name}: npm did not fetch it in {SECONDS} s", "try again later"
+                f"{name}: npm did not fetch it in {seconds} s", "try again later"
             ) from None
         except OSError as error:
             raise NpmError(f"{name}: npm cannot run ({error.strerror})", "reinstall it") from None

@@ -26,7 +26,7 @@ def gguf_package() -> ModuleType:
         import gguf
     except ImportError:
         raise UserError(
-            "GGUF needs the gguf package", hint="pip install 'mobilellm[export]'"
+            "GGUF needs the gguf package", hint="pip install 'mobilellm[gguf]' (1 MB)"
         ) from None
     return gguf
 

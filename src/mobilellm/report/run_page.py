@@ -27,6 +27,7 @@ BASELINES = {
     "xz": "xz -9e",
     "xz_after_train": "xz -9e, primed with the training text",
 }
+DEMO_PAGE = "demo.html"  # in a run's folder: the page in which its model writes
 SOURCE_COUNTS = ("documents", "tokens", "bytes")
 SMOOTHING = 50
 """A smoothed curve averages over this part of its points."""
@@ -53,6 +54,7 @@ def write_report(run: Path) -> Path:
         data_facts=data_facts(mapping(result.get("data"))),
         recipe=files.recipe,
         environment=files.environment,
+        page=DEMO_PAGE if (run / DEMO_PAGE).is_file() else None,
     )
     return path
 
