@@ -113,10 +113,14 @@ def test_what_a_byte_level_tokenizer_cannot_say_is_refused_or_noted(
     tmp_path: Path, sample_text: str
 ) -> None:
     plain = train_bpe([sample_text[:30_000]], 300)
-    whole = changed(plain, model={"ignore_merges": True})
+    content = json.loads(plain.fast.to_str())["model"]
+    whole = changed(plain, model={"ignore_merges": True, "merges": content["merges"][:-1]})
     folder = checkpoint(tmp_path / "whole", network(), whole)
     with pytest.raises(UserError, match="ignore_merges"):
         convert(folder, tmp_path / "m.gguf", "gguf")
+    # Where every piece is what its merges lead to, the setting changes nothing.
+    same = checkpoint(tmp_path / "same", network(), changed(plain, model={"ignore_merges": True}))
+    assert convert(same, tmp_path / "same.gguf", "gguf").notes == []
     token = json.loads(plain.fast.to_str())["added_tokens"][0] | {"rstrip": True}
     folder = checkpoint(tmp_path / "strip", network(), changed(plain, added_tokens=[token]))
     notes = convert(folder, tmp_path / "m.gguf", "gguf").notes

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.gguf.pre_tokenizers import named
 from mobilellm.gguf.tokenizer_parts import (
     ByteLevelParts,
     byte_level_parts,
@@ -31,8 +32,6 @@ from mobilellm.tokenizer.sentencepiece import (
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer, templates_of
 
-# llama.cpp's name of a way to cut text before BPE -> whether each digit stands alone.
-PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True}
 FILLER = "[PAD"  # begins the names of rows of the embedding that no token has
 
 
@@ -59,11 +58,12 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
             eos_id=ids["eos"],
             **templates,
         )
-    pre = keys.get("tokenizer.ggml.pre", "gpt-2")
+    pre = keys.get("tokenizer.ggml.pre", "default")
     merges = keys.get("tokenizer.ggml.merges")
+    cut = named(str(pre))
     if (
         kind != "gpt2"
-        or pre not in PRE_TOKENIZERS
+        or cut is None
         or not isinstance(merges, list)
         or not all(isinstance(m, str) for m in merges)
     ):
@@ -72,15 +72,13 @@ def read_keys(keys: dict[str, Any], path: Path) -> Tokenizer | None:
             "which cannot be rebuilt exactly",
             hint="give the model's own with --tokenizer",
         )
-    parts = ByteLevelParts(
-        pieces=pieces, types=types, merges=merges, digits_alone=PRE_TOKENIZERS[pre]
-    )
+    parts = ByteLevelParts(pieces=pieces, types=types, merges=merges, cut=cut)
     return byte_level_tokenizer(
         parts,
         name=name,
         bos_id=ids["bos"],
         eos_id=ids["eos"],
-        add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        add_bos=bool(keys.get("tokenizer.ggml.add_bos_token", cut.names[0] == "llama-bpe")),
         **templates,
     )
 
@@ -131,6 +129,7 @@ def _sentencepiece(
         model_type=BPE_MODEL,
         byte_fallback=True,
         remove_extra_whitespaces=False,
+        added_first=True,
         add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
         unk_id=unknown if isinstance(unknown, int) and unknown < len(pieces) else 0,
         bos_id=ids["bos"] if keys.get("tokenizer.ggml.add_bos_token", True) else None,
@@ -146,7 +145,7 @@ def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str
     Returns a line for each setting that GGUF cannot say. `UserError` where llama.cpp would cut text
     in another way.
     """
-    rows = config.vocab_size
+    rows, notes = config.vocab_size, dropped_settings(tokenizer)
     if is_sentencepiece(tokenizer):
         model = sentencepiece_parts(tokenizer)
         pieces, types, scores = model.pieces, model.types, model.scores
@@ -160,8 +159,9 @@ def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str
         parts = byte_level_parts(tokenizer)
         pieces, types = parts.pieces, parts.types
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm" if parts.digits_alone else "gpt-2")
+        writer.add_tokenizer_pre(parts.cut.names[0])
         writer.add_token_merges(parts.merges)
+        notes += parts.notes
     writer.add_token_list(pieces + [f"{FILLER}{i}]" for i in range(len(pieces), rows)])
     writer.add_token_types(types + [UNUSED] * (rows - len(types)))
     if tokenizer.bos_id is not None:
@@ -173,7 +173,6 @@ def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str
     if tokenizer.chat_template is not None:
         named = {"default": tokenizer.chat_template} | tokenizer.named_templates
         writer.add_chat_template([{"name": n, "template": t} for n, t in named.items()])
-    notes = dropped_settings(tokenizer)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     others = [token for token in ends if token not in (None, tokenizer.eos_id)]
     if others:

@@ -11,10 +11,11 @@ name there is refused, since llama.cpp would give other ids.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.gguf.pre_tokenizers import PreTokenizer, recognized
 from mobilellm.tokenizer.sentencepiece import (
     BPE_MODEL,
     BYTE,
@@ -38,8 +39,10 @@ class ByteLevelParts:
     types: list[int]
     merges: list[str]
     """Two pieces with a space between."""
-    digits_alone: bool
-    """Whether each digit is a piece of its own (SmolLM's way); else as GPT-2."""
+    cut: PreTokenizer
+    """How text is cut before merging."""
+    notes: list[str] = field(default_factory=list)
+    """What GGUF cannot say of the tokenizer."""
 
 
 def is_sentencepiece(tokenizer: Tokenizer) -> bool:
@@ -57,9 +60,20 @@ def dropped_settings(tokenizer: Tokenizer) -> list[str]:
             lines.append(
                 f"GGUF cannot say {name}, which {', '.join(found[:5])} of the tokenizer has"
             )
-    if _metaspace(content):
+    if content.get("normalizer") and (found := _after_normalizing(content)):
+        lines.append(
+            f"GGUF cannot say that {', '.join(found[:5])} is looked for in normalized text"
+        )
+    if (stage := _metaspace(content)) is not None:
         lines.append("llama.cpp puts a space before a text that begins with one, too")
+        if stage.get("prepend_scheme") == "first" and content["added_tokens"]:
+            lines.append("llama.cpp puts a space before a text that follows an added token, too")
     return lines
+
+
+def _after_normalizing(content: dict[str, Any]) -> list[str]:
+    """The added tokens that are looked for in normalized text."""
+    return [token["content"] for token in content["added_tokens"] if token["normalized"]]
 
 
 def _metaspace(content: dict[str, Any]) -> dict[str, Any] | None:
@@ -95,16 +109,38 @@ def _typed_pieces(tokenizer: Tokenizer, content: dict[str, Any]) -> tuple[list[s
     for piece, i in content["model"]["vocab"].items():
         pieces[i] = piece
     for token in content["added_tokens"]:
-        pieces[token["id"]] = token["content"]
+        # llama.cpp looks for it before spaces become "▁".
+        spelled = token["content"].replace(SPACE, " ") if token["normalized"] else token["content"]
+        pieces[token["id"]] = spelled
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     return pieces, types
 
 
-def _check_merging(tokenizer: Tokenizer, model: dict[str, Any]) -> None:
-    """`UserError` for settings of a BPE that llama.cpp's has not."""
-    for name in ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+def _check_merging(
+    tokenizer: Tokenizer, content: dict[str, Any], ignore_merges: bool = False
+) -> None:
+    """`UserError` for settings of a BPE that llama.cpp's has not.
+
+    `ignore_merges` is what llama.cpp does: it takes a word that is a piece as a whole. The
+    tokenizer may say otherwise where every piece is what its own merges lead to.
+    """
+    model = content["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise _unnamed(tokenizer, f"its BPE has {name} = {model[name]!r}")
+    own = bool(model.get("ignore_merges"))
+    if own != ignore_merges and not _merges_reach_all(content):
+        raise _unnamed(tokenizer, f"its BPE has ignore_merges = {own}")
+
+
+def _merges_reach_all(content: dict[str, Any]) -> bool:
+    """Whether the characters of each piece, merged, give that piece; added tokens left out."""
+    from tokenizers import models
+
+    model = content["model"]
+    bpe = models.BPE(vocab=model["vocab"], merges=_merges(model))
+    added = {token["content"] for token in content["added_tokens"]}
+    return all(len(bpe.tokenize(piece)) == 1 for piece in model["vocab"].keys() - added)
 
 
 def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
@@ -117,7 +153,7 @@ def sentencepiece_parts(tokenizer: Tokenizer) -> SentencePieceModel:
     model = content["model"]
     if model["type"] != "BPE" or not model.get("byte_fallback"):
         raise _unnamed(tokenizer, "not of the SentencePiece kind")
-    _check_merging(tokenizer, model)
+    _check_merging(tokenizer, content)
     vocab: dict[str, int] = model["vocab"]
     pieces, types = _typed_pieces(tokenizer, content)
     for piece, i in vocab.items():
@@ -199,24 +235,20 @@ def _puts_space_first(tokenizer: Tokenizer, content: dict[str, Any], words_apart
 
 
 def byte_level_parts(tokenizer: Tokenizer) -> ByteLevelParts:
-    """`UserError` when the pre-tokenizer is not one that llama.cpp calls "gpt-2" or "smollm"."""
+    """`UserError` when the pre-tokenizer is none that llama.cpp has a name for."""
     content = json.loads(tokenizer.fast.to_str())
     model = content["model"]
-    stages = _sequence(content.get("pre_tokenizer"), "pretokenizers")
-    digits = stages[:1] and stages[0]["type"] == "Digits" and stages[0].get("individual_digits")
-    rest = stages[1:] if digits else stages
-    known = (
-        len(rest) == 1
-        and rest[0]["type"] == "ByteLevel"
-        and not rest[0].get("add_prefix_space")
-        and rest[0].get("use_regex", True)
-    )
-    if model["type"] != "BPE" or not known or content.get("normalizer"):
+    cut, notes = recognized(_sequence(content.get("pre_tokenizer"), "pretokenizers"))
+    if model["type"] != "BPE" or cut is None:
         raise _unnamed(tokenizer, "it splits text in a way of its own")
-    _check_merging(tokenizer, model)
+    for stage in _sequence(content.get("normalizer"), "normalizers"):
+        if stage["type"] != "NFC":
+            raise _unnamed(tokenizer, f"its normalizer has a stage {stage['type']}")
+        notes.append("llama.cpp does not normalize text (NFC), which the tokenizer does")
+    _check_merging(tokenizer, content, cut.ignore_merges)
     pieces, types = _typed_pieces(tokenizer, content)
     merges = [f"{left} {right}" for left, right in _merges(model)]
-    return ByteLevelParts(pieces=pieces, types=types, merges=merges, digits_alone=bool(digits))
+    return ByteLevelParts(pieces=pieces, types=types, merges=merges, cut=cut, notes=notes)
 
 
 def byte_level_tokenizer(
@@ -230,7 +262,7 @@ def byte_level_tokenizer(
     named_templates: dict[str, str] | None = None,
 ) -> Tokenizer:
     """The tokenizer that has these parts. `UserError` when they contradict each other."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, decoders, models, processors
     from tokenizers import Tokenizer as Fast
 
     vocab = {piece: i for i, piece in enumerate(parts.pieces)}
@@ -238,16 +270,17 @@ def byte_level_tokenizer(
         raise UserError(f"{name}: a piece of the tokenizer occurs twice")
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in parts.merges)]
     try:
-        fast = Fast(models.BPE(vocab=vocab, merges=merges))
+        fast = Fast(models.BPE(vocab=vocab, merges=merges, ignore_merges=parts.cut.ignore_merges))
     except Exception as error:  # the library's only kind: a merge names a piece that is not there
         raise UserError(
             f"{name}: the tokenizer's merges and pieces contradict each other ({error})"
         ) from None
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    fast.pre_tokenizer = (
-        pre_tokenizers.Sequence([digits, byte_level]) if parts.digits_alone else byte_level
+    stages = parts.cut.stages()
+    content = json.loads(fast.to_str())
+    content["pre_tokenizer"] = (
+        stages[0] if len(stages) == 1 else {"type": "Sequence", "pretokenizers": stages}
     )
+    fast = Fast.from_str(json.dumps(content))
     fast.decoder = decoders.ByteLevel()
     if add_bos and bos_id is not None:
         bos = parts.pieces[bos_id]

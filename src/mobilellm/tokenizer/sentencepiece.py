@@ -57,6 +57,10 @@ class SentencePieceModel:
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
     escape_whitespaces: bool = True
+    added_first: bool = False
+    """Whether control and user-defined pieces are taken out of a text before anything else, so that
+    a space is put before each part that is left. llama.cpp does that, SentencePiece does not. Then
+    a piece of any type can be the result of a merge, too."""
 
 
 def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
@@ -195,19 +199,21 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         # tokens of the tokenizers library are looked for first. Without that space the two come to
         # the same.
         (
-            USER_DEFINED in kinds and model.add_dummy_prefix,
+            USER_DEFINED in kinds and model.add_dummy_prefix and not model.added_first,
             "user-defined pieces together with a space before the text",
         ),
         (
-            any(" " in piece for piece, kind in typed if kind == USER_DEFINED),
+            any(" " in piece for piece, kind in typed if kind == USER_DEFINED)
+            and not model.added_first,
             "a user-defined piece with a plain space",
         ),
-        (UNUSED in kinds, "unused pieces"),
+        (UNUSED in kinds and not model.added_first, "unused pieces"),
         (model.unk_id is None or model.types.count(UNKNOWN) > 1, "no unknown piece, or several"),
         # A character of the text that is itself such a piece is spelt in bytes there, and would be
         # that piece here.
         (
-            any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN)),
+            any(len(piece) == 1 for piece, kind in typed if kind in (CONTROL, UNKNOWN))
+            and not model.added_first,
             "a control piece of one character",
         ),
         (bool(tied(model)), f"pieces of equal score ({', '.join(map(repr, tied(model)[:2]))})"),
@@ -225,6 +231,21 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
         raise UserError(f"{where}: {len(missing)} byte pieces are missing, {missing[0]} the first")
 
 
+def joinable(model: SentencePieceModel) -> dict[str, float]:
+    """The pieces that others can be joined to, and single characters, with their scores."""
+    typed = list(zip(model.pieces, model.scores, model.types, strict=True))
+    found = {piece: score for piece, score, kind in typed if kind == NORMAL}
+    if model.added_first:
+        every = {piece: score for piece, score, _ in typed}
+        found |= {
+            piece: score
+            for piece, score, kind in typed
+            if kind != NORMAL
+            and any(piece[:cut] in every and piece[cut:] in every for cut in range(1, len(piece)))
+        }
+    return found
+
+
 def tied(model: SentencePieceModel) -> list[str]:
     """Pieces that compete with another of the same score; runs of spaces, which `check_runs`
     tries, left out.
@@ -232,11 +253,7 @@ def tied(model: SentencePieceModel) -> list[str]:
     SentencePiece joins the leftmost of equals, merges are taken in their order. The score of a
     single character does not count: nothing is joined into it.
     """
-    scored = [
-        (s, p)
-        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
-        if kind == NORMAL and len(p) > 1
-    ]
+    scored = [(s, p) for p, s in joinable(model).items() if len(p) > 1]
     groups = [
         [p for _, p in group]
         for _, group in itertools.groupby(sorted(scored), key=lambda pair: pair[0])
@@ -268,11 +285,7 @@ def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
     from the left and differ, if they do, in what is left over; so every length up to four times
     the longest piece is tried.
     """
-    score = {
-        p: s
-        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
-        if kind == NORMAL
-    }
+    score = joinable(model)
     longest = max((len(piece) for piece in score if not piece.strip(SPACE)), default=0)
     for length in range(2, 4 * min(longest, 32) + 1):  # pieces of more than 32 spaces: unheard of
         run = SPACE * length
@@ -288,11 +301,7 @@ def check_runs(model: SentencePieceModel, bpe: Any, where: str) -> None:
 
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, the best first."""
-    score = {
-        p: s
-        for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
-        if kind == NORMAL
-    }
+    score = joinable(model)
     ordered = sorted(score, key=lambda piece: -score[piece])
     return [
         (piece[:cut], piece[cut:])
@@ -355,7 +364,8 @@ def to_fast_tokenizer(
         p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED
     ]
     # Normalized: they are looked for where spaces are "▁" already, as the pieces spell them.
-    fast.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in user_defined])
+    late = not model.added_first
+    fast.add_tokens([AddedToken(piece, special=False, normalized=late) for piece in user_defined])
     control = [
         p for p, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, UNKNOWN)
     ]
