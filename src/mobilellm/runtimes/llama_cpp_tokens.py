@@ -1,9 +1,8 @@
 """llama.cpp's own reading of the tokenizer in a GGUF file.
 
-    with llama_cpp_tokens(Path("model.gguf")) as encode:
-        encode("Hello", parse_special=False)     # ids, nothing added
+    with llama_cpp_tokens(Path("model.gguf")) as encode: ...
 
-It is what users of the file get, whatever our reader makes of the same keys.
+`encode("Hello", parse_special=False)` gives ids then, nothing added. It is what users of the file get, whatever our reader makes of the same keys.
 """
 
 from __future__ import annotations
