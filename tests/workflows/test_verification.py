@@ -20,6 +20,7 @@ from mobilellm.runtimes import ours
 from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 from mobilellm.workflows import convert as module
+from mobilellm.workflows import verification
 from mobilellm.workflows.convert import ConvertResult, convert
 from mobilellm.workflows.token_probe import TEXTS, compare_tokens
 
@@ -228,3 +229,16 @@ def test_probes_tell_tokenizers_apart(tokenizer: Tokenizer, sample_text: str) ->
     assert "<|endoftext|>" in str(compare_tokens(tokenizer, again)[0])
     again.eos_id = 5
     assert compare_tokens(tokenizer, again)[0].what == "eos_id"
+
+
+def test_a_file_may_be_as_far_off_as_float32_itself_and_no_further(
+    tmp_path: Path, program: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float64: with a bound of nothing, only our own rounding excuses a difference."""
+    monkeypatch.setattr(verification, "EXACT", 0.0)
+    program()
+    assert converted(tmp_path).largest_difference > 0
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(verification, "NOISE", 0.01)
+    with pytest.raises(UserError, match="not written"):
+        converted(tmp_path)
