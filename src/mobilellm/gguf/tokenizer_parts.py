@@ -71,6 +71,15 @@ def dropped_settings(tokenizer: Tokenizer) -> list[str]:
     return lines
 
 
+def unsayable(tokenizer: Tokenizer) -> list[str]:
+    """A line for each thing of a tokenizer that can change ids and that GGUF cannot say.
+
+    `UserError` for a tokenizer that cannot be written at all.
+    """
+    notes = [] if is_sentencepiece(tokenizer) else byte_level_parts(tokenizer).notes
+    return dropped_settings(tokenizer) + notes
+
+
 def _after_normalizing(content: dict[str, Any]) -> list[str]:
     """The added tokens that are looked for in normalized text."""
     return [token["content"] for token in content["added_tokens"] if token["normalized"]]

@@ -2,7 +2,8 @@
 
     with llama_cpp_tokens(Path("model.gguf")) as encode: ...
 
-`encode("Hello", parse_special=False)` gives ids then, nothing added. It is what users of the file get, whatever our reader makes of the same keys.
+`encode("Hello", parse_special=False)` gives ids then, nothing added. It is what users of the file
+get, whatever our reader makes of the same keys.
 """
 
 from __future__ import annotations

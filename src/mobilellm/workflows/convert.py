@@ -28,7 +28,13 @@ from mobilellm.quantize.methods import quantized_as_trained
 from mobilellm.runtimes.session import Runtime
 from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.version import __version__
-from mobilellm.workflows.verification import Comparison, compare, logits, run_and_compare
+from mobilellm.workflows.verification import (
+    Comparison,
+    check_tokens,
+    compare,
+    logits,
+    run_and_compare,
+)
 
 # Float32 logits that are read back may differ by this much; the same products in another order
 # differ by far less.
@@ -181,7 +187,9 @@ def convert(
                 written, runtime, network, loaded.tokenizer, exact=precision == "F32"
             )
         elif verify:
-            found = compare(before, logits(load(written).network))
+            after = load(written)
+            found = compare(before, logits(after.network))
+            notes += check_tokens(written, after, loaded.tokenizer)
             exact = precision == "F32" and not inexact
             # A quantized model's own integers come back as the very numbers they were.
             grid = quantized is not None and precision == writer.of_scheme.get(quantized.scheme)

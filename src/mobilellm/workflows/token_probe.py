@@ -9,6 +9,7 @@ of given ids stay equal, and the text that a user types becomes other ids.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobilellm.errors import UserError
@@ -52,6 +53,8 @@ class TokenDifference:
     """Ids, text or id by the one."""
     after: object
     """By the other."""
+    is_setting: bool = False
+    """Whether it is a setting, or the ids of a text."""
 
     def __str__(self) -> str:
         return f"{self.what}: {_short(self.before)} became {_short(self.after)}"
@@ -63,12 +66,16 @@ def compare_tokens(before: Tokenizer, after: Tokenizer) -> list[TokenDifference]
     The ids that delimit documents are compared too, and whether BOS is put before a text.
     """
     found = [
-        TokenDifference(what=name, before=getattr(before, name), after=getattr(after, name))
+        TokenDifference(
+            what=name, before=getattr(before, name), after=getattr(after, name), is_setting=True
+        )
         for name in ("vocab_size", "bos_id", "eos_id", "add_bos")
         if getattr(before, name) != getattr(after, name)
     ]
     for text in probes(before):
         ids, theirs = _ids(before, text), _ids(after, text)
+        if ids == theirs:  # and where special tokens that are spelled out are those tokens
+            ids, theirs = _ids(before, text, True), _ids(after, text, True)
         if ids != theirs:
             found.append(TokenDifference(what=repr(text), before=ids, after=theirs))
         elif isinstance(ids, list) and before.decode(ids) != after.decode(ids):
@@ -82,6 +89,24 @@ def compare_tokens(before: Tokenizer, after: Tokenizer) -> list[TokenDifference]
     return found
 
 
+def compare_ids(
+    before: Tokenizer, after: Callable[[str, bool], list[int]]
+) -> list[TokenDifference]:
+    """Where a function from text to ids gives others than the tokenizer.
+
+    Its second argument is whether a special token that the text spells out is that token; both
+    ways are compared.
+    """
+    found = []
+    for text in probes(before):
+        for parse in (False, True):
+            ids = _ids(before, text, parse)
+            if isinstance(ids, list) and ids != (theirs := after(text, parse)):
+                found.append(TokenDifference(what=repr(text), before=ids, after=theirs))
+                break
+    return found
+
+
 def probes(tokenizer: Tokenizer) -> list[str]:
     """The texts, and the tokenizer's own added tokens spelled out within a text."""
     added = [token["content"] for token in json.loads(tokenizer.fast.to_str())["added_tokens"]]
@@ -89,10 +114,10 @@ def probes(tokenizer: Tokenizer) -> list[str]:
     return [*TEXTS, *spelled]
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int] | str:
+def _ids(tokenizer: Tokenizer, text: str, parse: bool = False) -> list[int] | str:
     """Ids, or what the tokenizer says when it has none for a text."""
     try:
-        return tokenizer.encode(text)
+        return tokenizer.encode(text, parse_special=parse)
     except UserError:
         return "no ids"
 

@@ -22,11 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.errors import UserError
+from mobilellm.gguf.tokenizer_parts import unsayable
+from mobilellm.interop import gguf_reader
+from mobilellm.interop.loaded import Loaded
 from mobilellm.model.network import Network
+from mobilellm.runtimes import llama_cpp
+from mobilellm.runtimes.llama_cpp_tokens import llama_cpp_tokens
 from mobilellm.runtimes.session import Runtime, Session
 from mobilellm.runtimes.table import open_session
 from mobilellm.tokenizer.tokenizer import Tokenizer
-from mobilellm.workflows.token_probe import compare_tokens
+from mobilellm.workflows.token_probe import TokenDifference, compare_ids, compare_tokens, probes
 
 # Logits in float32 may differ by this much of their spread: the same products in another order
 # differ by far less.
@@ -209,11 +214,57 @@ def check_tokenizer(found: Tokenizer | None, wanted: Tokenizer | None) -> None:
             hint="this is a bug, report it",
         )
     if differences := compare_tokens(wanted, found):
+        raise _another_tokenizer(differences)
+
+
+def check_tokens(path: Path, read_back: Loaded, wanted: Tokenizer | None) -> list[str]:
+    """Compare the tokens of a file or folder of weights with those that it was written from.
+
+    Ids of a GGUF file are llama.cpp's where it is installed, else those of `read_back`, which is
+    our own reading of `path`. Returns a line where ids differ because the format cannot say what
+    the tokenizer does; `UserError` where they differ and nothing says why.
+    """
+    if wanted is None:
+        return []
+    found, fault = read_back.tokenizer, read_back.tokenizer_fault
+    in_gguf = gguf_reader.recognizes(path)
+    reasons = unsayable(wanted) if in_gguf else []
+    by_llama_cpp = in_gguf and llama_cpp.RUNTIME.installed
+    notes: list[str] = []
+    if found is not None:
+        differences = compare_tokens(wanted, found)
+    elif fault is None or not by_llama_cpp:
+        said = "its tokenizer is missing" if fault is None else fault.what
         raise UserError(
-            f"the result's tokenizer is another one in {len(differences)} of the probes "
-            f"({differences[0]}): not written",
+            f"the result cannot be read back ({said.removeprefix(f'{path}: ')}): not written",
             hint="--no-verify writes it all the same",
         )
+    else:
+        differences = []
+        notes.append(f"mobilellm itself cannot read back the tokenizer in it: {fault.what}")
+    if by_llama_cpp:
+        differences = [one for one in differences if one.is_setting]
+        with llama_cpp_tokens(path) as encode:
+            differences += compare_ids(
+                wanted, lambda text, parse: encode(text, parse_special=parse)
+            )
+    if differences and not (reasons and not any(one.is_setting for one in differences)):
+        raise _another_tokenizer(differences)
+    if differences:
+        reader = "llama.cpp" if by_llama_cpp else "the file"
+        notes.append(
+            f"{reader} has other ids for {len(differences)} of {len(probes(wanted))} texts that "
+            f"were tried, for the reasons above; {differences[0]}"
+        )
+    return notes
+
+
+def _another_tokenizer(differences: Sequence[TokenDifference]) -> UserError:
+    return UserError(
+        f"the result's tokenizer is another one in {len(differences)} of the probes "
+        f"({differences[0]}): not written",
+        hint="--no-verify writes it all the same",
+    )
 
 
 def _another_network(what: str, runtime: Runtime) -> UserError:
