@@ -192,9 +192,9 @@ class Page:
             time.sleep(0.02)
         return value
 
-    def key(self, key: str, code: int, *, shift: bool = False) -> None:
+    def key(self, key: str, code: int, *, shift: bool = False, ctrl: bool = False) -> None:
         """Press a key, as a user does."""
-        values = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 * shift}
+        values = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 * shift + 2 * ctrl}
         if key == "Enter":
             values["text"] = "\r"
         self.call("Input.dispatchKeyEvent", type="keyDown", **values)

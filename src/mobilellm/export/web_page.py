@@ -86,8 +86,7 @@ def facts_of(model: ModelToWrite, notes: list[str]) -> dict[str, Any]:
         "context": model.context or model.network.config.max_position_embeddings,
         "begin": [tokenizer.bos_id] if tokenizer.add_bos else [],
         "alone": [] if alone is None else [alone],
-        # How each is encoded where it is not meant: as the text that it is.
-        "specials": [[text, tokenizer.encode(text)] for text in special_tokens(tokenizer)],
+        "specials": [*special_tokens(tokenizer).items()],
         "turns": None if turns is None else dataclasses.asdict(turns),
         "stop": [] if turns is None else turns.stop,
         "opening": OPENING,

@@ -25,6 +25,16 @@ function has64BitMemory() {
   try { return !!new WebAssembly.Memory({address: 'i64', initial: 1n}); } catch { return false; }
 }
 
+// The engine takes text alone, in which the spelling of a special token is that token. One that is spelled in what is text gets a
+// word joiner, which nobody sees, after its first letter.
+function promptText(pieces, facts) {
+  const names = new Map(facts.specials.map(([text, id]) => [id, text]));
+  const spellings = [...names.values()].sort((a, b) => b.length - a.length).map(text => text.replace(/[.*+?^${}()|[\]\\\/]/g, '\\$&'));
+  const special = spellings.length ? new RegExp(spellings.join('|'), 'g') : null;
+  const plain = text => special ? text.replace(special, found => found[0] + '\u2060' + found.slice(1)) : text;
+  return pieces.map(piece => typeof piece === 'string' ? plain(piece) : names.get(piece)).join('');
+}
+
 async function openEngine(facts, progress) {
   if (!globalThis.WebAssembly || !globalThis.DecompressionStream) throw new Error('this browser is too old for it (it lacks WebAssembly or DecompressionStream)');
   // Chromium and Firefox have what the faster build needs; all others take the one that needs less.
@@ -51,7 +61,7 @@ async function openEngine(facts, progress) {
     async write(pieces, settings, show, signal) {
       const end = {};
       await llama.createCompletion({
-        prompt: pieces.some(Number.isInteger) ? pieces : pieces.join(''),
+        prompt: promptText(pieces, facts),
         max_tokens: settings.tokens, temperature: settings.temperature, top_p: settings.top_p, seed: settings.seed,
         top_k: 0, min_p: 0, repeat_penalty: 1, samplers: ['temperature', 'top_p'], stop: facts.stop, cache_prompt: true,
         stream: true, abortSignal: signal,

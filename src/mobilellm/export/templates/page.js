@@ -2,23 +2,10 @@
 // enters the page as text (textContent), and a special token that the user spells out stays text, too.
 const seen = id => document.getElementById(id);
 const facts = JSON.parse(seen('facts').textContent);
-const spelled = new Map(facts.specials);
-const escaped = [...spelled.keys()].sort((a, b) => b.length - a.length).map(text => text.replace(/[.*+?^${}()|[\]\\\/]/g, '\\$&'));
-const special = escaped.length ? new RegExp(escaped.join('|'), 'g') : null;
 const history = [];
 let engine, stopper;
 
-// A user's text as strings and token ids: each special token in it becomes the ids of its letters.
-function asText(text) {
-  const pieces = [];
-  let at = 0;
-  for (const found of special ? text.matchAll(special) : []) {
-    pieces.push(text.slice(at, found.index), ...spelled.get(found[0]));
-    at = found.index + found[0].length;
-  }
-  return [...pieces, text.slice(at)];
-}
-
+// A prompt is strings and ids of special tokens. What the strings spell is text, whatever it is: the engine sees to that.
 function joined(pieces) {
   const found = [];
   for (const piece of pieces) {
@@ -30,16 +17,16 @@ function joined(pieces) {
 }
 
 function promptOf(text) {
-  const pieces = joined([...facts.begin, ...asText(text)]);
+  const pieces = joined([...facts.begin, text]);
   return pieces.length ? pieces : facts.alone;
 }
 
 function chatOf(messages, system) {
   const {head, reply, next, ask, trim} = facts.turns, told = trim ? system.trim() : system;
-  const pieces = told ? [...facts.turns.system[0], ...asText(told), ...facts.turns.system[1]] : [...head];
+  const pieces = told ? [...facts.turns.system[0], told, ...facts.turns.system[1]] : [...head];
   messages.forEach(({role, content}, number) => {
-    const text = asText(trim ? content.trim() : content), last = number === messages.length - 1;
-    pieces.push(...text, ...(role === 'assistant' ? next : last ? ask : reply));
+    const text = trim ? content.trim() : content, last = number === messages.length - 1;
+    pieces.push(text, ...(role === 'assistant' ? next : last ? ask : reply));
   });
   const all = joined(pieces);
   return all.some(Number.isInteger) ? all : joined([...facts.begin, ...all]);
