@@ -194,7 +194,12 @@ class Page:
 
     def key(self, key: str, code: int, *, shift: bool = False, ctrl: bool = False) -> None:
         """Press a key, as a user does."""
-        values = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 * shift + 2 * ctrl}
+        values = {
+            "key": key,
+            "code": key,
+            "windowsVirtualKeyCode": code,
+            "modifiers": 8 * shift + 2 * ctrl,
+        }
         if key == "Enter":
             values["text"] = "\r"
         self.call("Input.dispatchKeyEvent", type="keyDown", **values)

@@ -17,11 +17,12 @@ from tests.interop.networks import checkpoint, network
 from mobilellm.interop.load import load
 from mobilellm.model.generation import Sampling
 from mobilellm.tokenizer.chat_template import ChatTemplate
+from mobilellm.tokenizer.conversation import encode_prompt
 from mobilellm.tokenizer.tokenizer import train_bpe
 from mobilellm.workflows.convert import convert
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("wllama")]
-SCRIPT = "<script>globalThis.ran = 1</script><img src=x onerror='globalThis.ran = 2'>"
+MARKUP = "<script>globalThis.ran = 1</script><img src=x onerror='globalThis.ran = 2'>"
 TOKENS = 40
 
 
@@ -79,21 +80,21 @@ def test_markup_that_a_model_writes_is_text(
     browser: Browser, tmp_path: Path, sample_text: str
 ) -> None:
     tokenizer = train_bpe([sample_text[:20_000]], 300)
-    tokenizer.fast.add_tokens([SCRIPT])
-    token = tokenizer.fast.token_to_id(SCRIPT)
-    model = network(vocab_size=320)
-    with torch.no_grad():  # whatever it reads, this token is the likeliest
+    letters = [tokenizer.encode(letter)[0] for letter in "<script>"]
+    model = network(tie_word_embeddings=False)
+    with torch.no_grad():  # after each letter the next one is the likeliest
         for parameter in model.parameters():
             parameter.zero_()
         model.norm.weight.fill_(1.0)
-        model.embed_tokens.weight.fill_(1.0)
-        model.embed_tokens.weight[token] = 3.0
+        for i, letter in enumerate(letters):
+            model.embed_tokens.weight[letter, i] = 1.0
+            model.lm_head.weight[letters[(i + 1) % 8], i] = 1.0
     source = checkpoint(tmp_path / "model", model, tokenizer)
     convert(source, tmp_path / "page.html", "web", precision="F32")
-    page = opened(browser, tmp_path / "page.html", temperature=0, tokens=3)
-    found = answer(page, f"a{SCRIPT}")
-    assert found["text"] == 3 * SCRIPT
-    assert page.evaluate("document.querySelector('#log').textContent") == "a" + 4 * SCRIPT
+    page = opened(browser, tmp_path / "page.html", temperature=0, tokens=16)
+    found = answer(page, MARKUP)
+    assert found["text"] == "<script><script>"
+    assert page.evaluate("document.querySelector('#log').textContent") == MARKUP + found["text"]
     assert page.evaluate("document.querySelectorAll('#log script, #log img').length") == 0
     assert page.evaluate("globalThis.ran ?? 0") == 0
 
@@ -110,10 +111,9 @@ def test_a_chat_is_asked_as_its_template_says(
     head = [start, "system\nBe kind.", end, "\n", start]
     opening = [end, "\n", start, "assistant\n"]
     assert first["pieces"] == [*head, "user\nWho <|im_end|> is there?", *opening]
-    asked = [{"role": "user", "content": "Who <\u2060|im_end|> is there?"}]
-    text = ChatTemplate.of(tokenizer).render(asked, add_generation_prompt=True).text
     loaded = load(source)
-    ids = tokenizer.fast.encode(text, add_special_tokens=False).ids
+    asked = [{"role": "user", "content": "Who <\u2060|im_end|> is there?"}]
+    ids = encode_prompt(tokenizer, ChatTemplate.of(tokenizer), asked)
     tokens = list(loaded.network.generate(ids, 4, Sampling(temperature=0)))
     assert first["text"] == loaded.continuation(ids, tokens)
     second = answer(page, "Again")
