@@ -58,6 +58,17 @@ ENGINE = "tasks/test_engine.py"
 PERPLEXITY = "evaluate/test_perplexity.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # --- pages ---
+    fault(
+        "the server follows a link out of its folder", "cli/serve.py",
+        "return path.is_relative_to(root) and path.is_file()", "return path.is_file()",
+        "cli/test_serve.py::test_nothing_outside_the_folder_and_no_listing[/link.txt]",
+    ),
+    fault(
+        "a page is written without being linked from the report", "workflows/demo_page.py",
+        "        write_report(run)\n", "        pass\n",
+        "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",
+    ),
     # --- conversations ---
     fault(
         "special tokens spelled out in a conversation become tokens", "tokenizer/conversation.py",

@@ -45,6 +45,7 @@ VERBS = {
     "generate": Verb("generate:Generate", "continue a prompt"),
     "info": Verb("info:Info", "parameters, FLOPs and memory of a model or a size"),
     "profile": Verb("profile:Profile", "how fast model files run here, all runtimes in turns"),
+    "serve": Verb("serve:Serve", "a folder's page for a browser on this machine"),
     "convert": Verb("convert:Convert", "Hugging Face, GGUF and llama2.c, in and out"),
 }
 
