@@ -55,7 +55,7 @@ class Handler(SimpleHTTPRequestHandler):
         elsewhere that reaches this machine by a name of its own."""
         host = self.headers.get("Host", "").lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if is_loopback(str(self.server.server_address[0])) and name not in LOOPBACK_NAMES:
+        if is_loopback(self.connection.getsockname()[0]) and name not in LOOPBACK_NAMES:
             self.send_error(403, "not a name of this machine")
             return None
         if not self.is_within():
