@@ -9,7 +9,6 @@ tried).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -30,12 +29,9 @@ def save_page(path: Path, model: ModelToWrite) -> list[str]:
     notes: list[str] = []
     facts = facts_of(model, notes)
     parts, licence = engine_parts()
-    spelled = copy.copy(model.tokenizer)  # the page spells out what a prompt begins with
-    if spelled is not None:
-        spelled.add_bos = False
     file = path.with_name("model.gguf")
     try:
-        notes += save_gguf(file, dataclasses.replace(model, context=None, tokenizer=spelled))
+        notes += save_gguf(file, dataclasses.replace(model, context=None))
         size = file.stat().st_size * 4 // 3
         if size > MAX_PAGE_BYTES:
             raise UserError(
