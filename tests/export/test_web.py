@@ -157,7 +157,7 @@ def test_a_model_too_large_for_one_file_is_refused(
     monkeypatch.setattr(web, "MAX_PAGE_BYTES", 100_000)
     with pytest.raises(UserError, match=r"page.html: 1 MB of model in a page, the limit") as error:
         convert(source, tmp_path / "page.html", "web")
-    assert "without .html for a folder" in error.value.hint
+    assert "--precision Q4_0" in error.value.hint
     nothing_written(tmp_path, source)
 
 

@@ -37,7 +37,7 @@ def save_page(path: Path, model: ModelToWrite) -> list[str]:
             raise UserError(
                 f"{path.name}: {size / 1e6:,.0f} MB of model in a page, the limit is "
                 f"{MAX_PAGE_BYTES / 1e6:,.0f}",
-                hint="give a name without .html for a folder, or --precision Q4_0",
+                hint="choose a smaller number type, --precision Q4_0, or --to onnx or gguf",
             )
         write_page(path, model, facts, file, parts, licence)
     finally:
