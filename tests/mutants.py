@@ -69,6 +69,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "        write_report(run)\n", "        pass\n",
         "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",
     ),
+    fault(
+        "escape sequences of a model reach the terminal",
+        "chat/loop.py",
+        "self.show(printable(piece))",
+        "self.show(piece)",
+        "chat/test_chat.py::test_the_loop_shows_no_escape_of_a_model",
+    ),
+    fault(
+        "a dialogue goes on from tokens that are not the conversation's",
+        "chat/dialogue.py",
+        "len(self.held) < len(prompt) and prompt[: len(self.held)] == self.held",
+        "len(self.held) < len(prompt)",
+        "chat/test_chat.py::test_what_the_model_holds_is_checked_before_it_goes_on",
+    ),
     # --- conversations ---
     fault(
         "special tokens spelled out in a conversation become tokens", "tokenizer/conversation.py",

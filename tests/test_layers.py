@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interop": {"model", "tokenizer", "quantize", "gguf"},
     "export": {"interop", "quantize", "model", "tokenizer"},
     "runtimes": {"interop", "export", "model", "quantize", "tokenizer"},
+    "chat": {"model", "runtimes", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data"},
     "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes"},
     "plan": {"model", "hardware"},

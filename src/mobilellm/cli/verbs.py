@@ -43,6 +43,7 @@ VERBS = {
     "report": Verb("report:Report", "the HTML report of a run, or of several together"),
     "eval": Verb("eval:Eval", "loss and bits a byte on any text, or scores on tasks"),
     "generate": Verb("generate:Generate", "continue a prompt"),
+    "chat": Verb("chat:Chat", "talk with a model, in the terminal or over a pipe"),
     "info": Verb("info:Info", "parameters, FLOPs and memory of a model or a size"),
     "profile": Verb("profile:Profile", "how fast model files run here, all runtimes in turns"),
     "serve": Verb("serve:Serve", "a folder's page for a browser on this machine"),

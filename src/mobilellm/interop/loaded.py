@@ -19,6 +19,8 @@ from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
 from mobilellm.quantize.quantized import Quantized
+from mobilellm.tokenizer.chat_template import ChatTemplate, Message
+from mobilellm.tokenizer.conversation import Tools, encode_prompt, ends_of_turn
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
@@ -93,6 +95,24 @@ class Loaded:
         return self.continuation(
             ids, list(self.network.generate(ids, max_new_tokens, sampling, stop))
         )
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 200,
+        sampling: Sampling | None = None,
+        tools: Tools | None = None,
+    ) -> str:
+        """The assistant's next words after `messages`, which are in OpenAI's form, by the model's
+        own chat template or ChatML; greedy unless `sampling` says otherwise."""
+        tokenizer = self.require_tokenizer()
+        template = ChatTemplate.of(tokenizer)
+        ids = encode_prompt(tokenizer, template, messages, tools)
+        eos = self.config.eos_token_id
+        own = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        stop = [*own, *ends_of_turn(tokenizer, template)]
+        tokens = list(self.network.generate(ids, max_new_tokens, sampling, stop))
+        return tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,11 @@ def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
     return None if found is None else special_tokens(tokenizer)[found.group()]
 
 
+def ends_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> set[int]:
+    """Tokens at which an answer ends: the template's end of turn, and the end of text."""
+    return {i for i in (end_of_turn(tokenizer, template), tokenizer.eos_id) if i is not None}
+
+
 def _guarded(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], tools: Tools | None
 ) -> Guarded:

@@ -1,0 +1,150 @@
+"""A dialogue with a running model: what was said, and the model's next words.
+
+    dialogue = Dialogue(model, ChatTemplate.of(model.tokenizer), system="Be brief.")
+    for piece in dialogue.answer("Name a fruit.", 100, Sampling(temperature=0.7)):
+        print(piece, end="")
+    dialogue.messages        # in OpenAI's form, the answer too
+    dialogue.last            # tokens, seconds, why it ended
+
+The model reads only what is new in each turn, as long as the tokens before it are those that it
+holds; else it reads the conversation again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mobilellm.errors import UserError
+from mobilellm.model.generation import Sampling, draw
+from mobilellm.runtimes.running import RunningModel
+from mobilellm.tokenizer.chat_template import ChatTemplate
+from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
+from mobilellm.tokenizer.special_tokens import special_tokens
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a character whose last bytes are still to come
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How an answer went."""
+
+    tokens: int
+    seconds: float
+    """From the question to the last token, reading included."""
+    prompt_tokens: int
+    """Of the whole conversation up to the answer."""
+    read_tokens: int
+    """Of these, the ones that the model had not held."""
+    ended: str
+    """`turn` at an end-of-turn token, `limit` at the most tokens, `stopped` by the user."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class Dialogue:
+    """Messages, and the model that answers them."""
+
+    def __init__(self, model: RunningModel, template: ChatTemplate, system: str = "") -> None:
+        """`system` is said before the first turn. `UserError` for a template that fails."""
+        self.model, self.template, self.system = model, template, system
+        self.messages: list[dict[str, str]] = []
+        self.held: list[int] = []
+        """Tokens that the session holds."""
+        self.last: Answer | None = None
+        self.stop = {*model.session.end_tokens, *ends_of_turn(model.tokenizer, template)}
+        known = special_tokens(model.tokenizer)
+        self.stop_texts = [marker for marker in template.markers() if marker not in known]
+        """What the template spells and the tokenizer has no token for: it ends a turn as text."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, with the system's message alone."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.held = []
+        self.last = None
+        self.model.session.reset()
+
+    def answer(
+        self, text: str, max_new_tokens: int, sampling: Sampling
+    ) -> Generator[str, None, None]:
+        """Yield the answer to `text` piece by piece, and note both in `messages`.
+
+        An answer that the caller breaks off is kept as far as it came. `UserError` for an empty
+        message, and when the conversation leaves no room for an answer; nothing is noted then.
+        """
+        if not text.strip():
+            raise UserError("an empty message", hint="type something")
+        asked = [*self.messages, {"role": "user", "content": text}]
+        session = self.model.session
+        prompt = encode_prompt(self.model.tokenizer, self.template, asked)
+        room = session.context - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"the conversation has {len(prompt):,} tokens, the model's context "
+                f"{session.context:,}",
+                hint="/reset begins a new one",
+            )
+        generator = torch.Generator().manual_seed(sampling.seed + len(asked))
+        decode = self.model.tokenizer.decode
+        tokens: list[int] = []
+        shown, ended, finished, start = "", "stopped", False, time.perf_counter()
+        end: int | None = None
+        fresh = self._new_tokens(prompt)
+        read = len(fresh)
+        try:
+            for _ in range(min(max_new_tokens, room)):
+                logits = session.feed(fresh)
+                self.held += fresh
+                token = draw(torch.from_numpy(logits), sampling, generator)
+                if token in self.stop:
+                    finished = True
+                    break
+                tokens.append(token)
+                fresh = [token]
+                text = decode(tokens, skip_special_tokens=True)
+                cut, finished = _before(text, self.stop_texts)
+                if finished:
+                    end = cut
+                    break
+                if not text.endswith(UNFINISHED) and cut > len(shown):
+                    piece, shown = text[len(shown) : cut], text[:cut]
+                    yield piece
+            text = decode(tokens, skip_special_tokens=True)[:end]
+            if len(text) > len(shown):
+                piece, shown = text[len(shown) :], text
+                yield piece
+            ended = "turn" if finished else "limit"
+        finally:
+            if ended == "stopped":  # the session may hold a part of the last tokens
+                session.reset()
+                self.held = []
+            self.messages = [*asked, {"role": "assistant", "content": shown}]
+            seconds = time.perf_counter() - start
+            self.last = Answer(len(tokens), seconds, len(prompt), read, ended)
+
+    def _new_tokens(self, prompt: list[int]) -> list[int]:
+        """What of the prompt the session does not hold; it forgets when it holds something else."""
+        if len(self.held) < len(prompt) and prompt[: len(self.held)] == self.held:
+            return prompt[len(self.held) :]
+        self.model.session.reset()
+        self.held = []
+        return prompt
+
+
+def _before(text: str, ends: Sequence[str]) -> tuple[int, bool]:
+    """How much of a text can be shown: up to the first of `ends`, and whether one is there; else
+    up to where one could begin."""
+    found = [at for end in ends if (at := text.find(end)) >= 0]
+    if found:
+        return min(found), True
+    for length in range(min(len(text), max(map(len, ends), default=0)), 0, -1):
+        if any(end.startswith(text[-length:]) for end in ends):
+            return len(text) - length, False
+    return len(text), False

@@ -1,0 +1,83 @@
+"""`mobilellm chat`: talk with a model in the terminal, or over a pipe.
+
+mobilellm chat runs/chat --system "Be brief."
+echo "What is a fox?" | mobilellm chat runs/chat
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mobilellm.terminal.output import print_json, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Talk with a model. Answers come token by token; /help lists the commands.
+
+    From a pipe each line is a message, and standard output has the answers alone. A line editor
+    comes with mobilellm[chat]; without it lines are read plainly.
+
+    Example: mobilellm chat runs/chat --system "Be brief."
+    """
+
+    model: tyro.conf.Positional[Path]
+    """A run, a checkpoint, a Hugging Face folder or a GGUF file; or a file that another runtime
+    runs (.pte, ONNX folder)."""
+    system: str = ""
+    """What the model is told before the first message."""
+    template: Path | None = None
+    """Jinja file of a chat template; the model's own when not given, ChatML when it has none."""
+    max_new_tokens: int = 512
+    """Most tokens of an answer."""
+    temperature: float = 0.7
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 is no limit."""
+    top_p: float = 0.95
+    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit."""
+    seed: int = 0
+    """Seeds the draws: the same seed and messages give the same answers."""
+    runtime: str | None = None
+    """What runs the model: our own network for what it reads, else the file's runtime. A GGUF file
+    also runs by llama.cpp."""
+    threads: int | None = None
+    """Threads; when not given, as many as the runtime takes."""
+    json: bool = False
+    """Print one JSON object when the input ends: the messages, and the figures of each answer."""
+
+    def run(self) -> int:
+        """Talk until the input ends."""
+        from mobilellm.chat.dialogue import Dialogue
+        from mobilellm.chat.line_reader import has_editor, line_reader
+        from mobilellm.chat.loop import NAMES, ChatLoop
+        from mobilellm.errors import UserError
+        from mobilellm.model.generation import Sampling
+        from mobilellm.runtimes.running import open_model
+        from mobilellm.tokenizer.chat_template import ChatTemplate
+
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens}: must be 1 or more")
+        sampling = Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
+        )
+        interactive = sys.stdin.isatty() and sys.stdout.isatty() and not self.json
+        with open_model(self.model, self.runtime, threads=self.threads) as model:
+            template = ChatTemplate.of(model.tokenizer, self.template)
+            dialogue = Dialogue(model, template, self.system)
+            if dialogue.stop_texts and not self.json:
+                say(f"note: {self.model} was not made for chat: no token {dialogue.stop_texts[0]}")
+            if interactive:
+                say(f"{self.model.name}, by {model.runtime}; /help lists the commands")
+                if not has_editor():
+                    say("note: pip install 'mobilellm[chat]' brings a line editor (1 MB)")
+            loop = ChatLoop(dialogue, self.max_new_tokens, sampling, interactive, self.json)
+            answers = loop.run(line_reader("> ", NAMES))
+        if self.json:
+            facts = {"messages": dialogue.messages, "answers": answers, "runtime": model.runtime}
+            print_json(facts)
+        return 0
