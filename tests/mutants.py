@@ -491,6 +491,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "workflows/test_verification.py::test_chunks_and_single_tokens_are_tried",
     ),
     fault(
+        "ONNX: later applications of a block mistake keys for values", "export/onnx_network.py",
+        "query[1:] = shared\n", "query[1:] = shared[::-1]\n",
+        "export/test_onnx.py::test_float_files_are_the_network[first]",
+    ),
+    fault(
+        "ONNX: the halves of a byte change places", "export/onnx_network.py",
+        "unsigned[:, 0::2] | unsigned[:, 1::2] << 4", "unsigned[:, 1::2] | unsigned[:, 0::2] << 4",
+        "export/test_onnx.py::test_four_bits_are_the_network_on_its_grid[plain-int8]",
+    ),
+    fault(
+        "onnxruntime: what is held is lost when memory grows", "runtimes/onnxruntime.py",
+        "if self.held:\n                array", "if not self.held:\n                array",
+        "runtimes/test_onnxruntime.py::"
+        "test_chunks_tokens_and_a_second_sequence_give_the_logits_of_the_network[onnxruntime-plain]",
+    ),
+    fault(
         "another tokenizer in the result goes unseen", "workflows/verification.py",
         "if differences := compare_tokens(wanted, found):", "if differences := []:",
         "workflows/test_verification.py::test_another_result_is_refused",

@@ -44,9 +44,10 @@ class OnnxSession:
         said = self.session.get_modelmeta().custom_metadata_map
         try:
             longest, ends = int(said["context"]), json.loads(said["end_tokens"])
-            if not 1 <= longest <= MAX_CONTEXT or not all(type(i) is int for i in ends):
+            known = isinstance(ends, list) and all(type(i) is int for i in ends)
+            if not 1 <= longest <= MAX_CONTEXT or not known:
                 raise ValueError
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, RecursionError):
             raise self._unknown("no context and end tokens in its properties") from None
         if context is not None and not 1 <= context <= longest:
             raise UserError(f"context {context}: must be from 1 to the file's {longest} positions")
