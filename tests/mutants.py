@@ -65,6 +65,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "cli/test_serve.py::test_nothing_outside_the_folder_and_no_listing[/link.txt]",
     ),
     fault(
+        "a page may connect to anything", "export/web_page.py",
+        "connect-src data:{own};", "connect-src *;",
+        "export/test_web.py::test_the_page_asks_for_nothing_and_may_not",
+    ),
+    fault(
         "a page is written without being linked from the report", "workflows/demo_page.py",
         "        write_report(run)\n", "        pass\n",
         "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",

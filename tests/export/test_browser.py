@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.export.browser import CHROMIUM, Browser, Page
 from tests.export.test_turns import CHATML, tokenizer_with
 from tests.interop.networks import checkpoint, network
 
+from mobilellm.cli.serve import Handler, Server
 from mobilellm.interop.load import load
 from mobilellm.model.generation import Sampling
 from mobilellm.tokenizer.chat_template import ChatTemplate
@@ -34,9 +37,9 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-def opened(browser: Browser, file: Path, **settings: object) -> Page:
+def opened(browser: Browser, file: Path | str, **settings: object) -> Page:
     """The page, once its model is loaded; `settings` are values of its fields."""
-    page = browser.open(file.as_uri())
+    page = browser.open(file if isinstance(file, str) else file.as_uri())
     assert page.wait("globalThis.ready || globalThis.failed", 90) == page.evaluate("ready")
     for name, value in settings.items():
         page.evaluate(f"document.getElementById('{name}').value = {json.dumps(value)}")
@@ -146,3 +149,26 @@ def test_it_fits_a_phone_and_the_keyboard_reaches_all(
     assert small == []
     if folder := os.environ.get("MOBILELLM_SCREENSHOTS"):
         page.screenshot(Path(folder, f"page-360-{'dark' if dark else 'light'}.png"))
+
+
+def test_a_folder_writes_the_same_from_a_server(
+    browser: Browser, shared: Path, tmp_path: Path
+) -> None:
+    source = shared / "models/stories260K/stories260K.bin"
+    tokenizer = source.with_name("tok512.bin")
+    convert(source, tmp_path / "page", "web", precision="F32", tokenizer=tokenizer)
+    loaded = load(source, tokenizer=tokenizer)
+    ids = loaded.prompt_ids("Once upon a time")
+    tokens = list(loaded.network.generate(ids, TOKENS, Sampling(temperature=0)))
+    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "page")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        page = opened(browser, address, temperature=0, tokens=TOKENS)
+        assert answer(page, "Once upon a time")["text"] == loaded.continuation(ids, tokens)
+    finally:
+        server.shutdown()
+        server.server_close()
+    outside = [a for a in page.requests if not a.startswith((address, "data:", "blob:"))]
+    assert outside == []
+    assert page.problems == []

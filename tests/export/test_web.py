@@ -147,6 +147,19 @@ def test_the_context_is_chosen(source: Path, tmp_path: Path) -> None:
     assert any(note.startswith("context: 64 tokens") for note in result.notes)
 
 
+def test_a_name_without_html_is_a_folder_of_the_same(source: Path, tmp_path: Path) -> None:
+    result = convert(source, tmp_path / "page", "web")
+    assert result.precision == "Q8_0"
+    files = {str(p.relative_to(tmp_path / "page")) for p in (tmp_path / "page").rglob("*.*")}
+    names = ("engine", "wasm", "wasm-compat", "worker-compat")
+    assert files == {"index.html", "model.gguf", *(f"engine/{name}.gz" for name in names)}
+    text = (tmp_path / "page/index.html").read_text()
+    assert len(text) < 100_000
+    (policy,) = [a["content"] for _, a in Elements(text).tags if a.get("http-equiv")]
+    assert "connect-src data: 'self';" in str(policy)
+    assert not re.search(r"https?:|\*|'unsafe-eval'", str(policy))
+
+
 def nothing_written(folder: Path, source: Path) -> None:
     assert {path.name for path in folder.iterdir()} <= {source.name}
 
@@ -157,7 +170,7 @@ def test_a_model_too_large_for_one_file_is_refused(
     monkeypatch.setattr(web, "MAX_PAGE_BYTES", 100_000)
     with pytest.raises(UserError, match=r"page.html: 1 MB of model in a page, the limit") as error:
         convert(source, tmp_path / "page.html", "web")
-    assert "--precision Q4_0" in error.value.hint
+    assert "without .html for a folder" in error.value.hint
     nothing_written(tmp_path, source)
 
 

@@ -8,6 +8,7 @@ needs when it is called, so that the command line takes its choices from here.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mobilellm.interop.writer import ModelToWrite, Writer
@@ -26,12 +27,29 @@ def _write_web_page(path: Path, model: ModelToWrite) -> list[str]:
     return save_page(path, model)
 
 
+def _write_web_folder(path: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.web import save_folder
+
+    return save_folder(path, model)
+
+
 def _model_within_web_page(path: Path) -> Path:
     from mobilellm.export.web_page import model_within
 
     return model_within(path)
 
 
+_WEB_FOLDER = Writer(
+    what="a page that writes in a browser, without a network; shared layers unrolled",
+    suffix="",
+    keeps_repeats=False,
+    number_types=("Q8_0", "Q4_0", "F16", "F32"),
+    write=_write_web_folder,
+    takes_context=True,
+    usual_context=2048,
+    cache_bytes=2,
+    model_within=lambda folder: folder / "model.gguf",
+)
 PROGRAMS: dict[str, Writer] = {
     "onnx": Writer(
         what="a folder for onnxruntime, onnxruntime-genai and transformers.js",
@@ -42,16 +60,12 @@ PROGRAMS: dict[str, Writer] = {
         takes_context=True,
         runtime="onnxruntime",
     ),
-    "web": Writer(
-        what="a page that writes in a browser, without a network; shared layers unrolled",
+    "web": dataclasses.replace(
+        _WEB_FOLDER,
         suffix=".html",
-        keeps_repeats=False,
-        number_types=("Q8_0", "Q4_0", "F16", "F32"),
         write=_write_web_page,
-        takes_context=True,
-        usual_context=2048,
-        cache_bytes=2,
         model_within=_model_within_web_page,
+        as_folder=_WEB_FOLDER,
     ),
 }
 TARGETS: dict[str, Writer] = WRITERS | PROGRAMS

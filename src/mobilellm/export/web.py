@@ -1,6 +1,7 @@
 """A page that runs the model in a browser: one file, or a folder for what is too large for one.
 
     notes = save_page(Path("demo.html"), model)      # opens from file://, from a phone's downloads
+    notes = save_folder(Path("demo"), model)         # for `mobilellm serve`, or any other server
 
 One file holds everything: llama.cpp in WebAssembly, the model as GGUF, the page. Its size is
 bounded, since a browser keeps a file that it opens as text several times (docs/log.md has what was
@@ -18,6 +19,7 @@ from mobilellm.interop.gguf_writer import save as save_gguf
 from mobilellm.interop.writer import ModelToWrite
 
 MAX_PAGE_BYTES = 400_000_000
+MODEL = "model.gguf"
 
 
 def save_page(path: Path, model: ModelToWrite) -> list[str]:
@@ -29,7 +31,7 @@ def save_page(path: Path, model: ModelToWrite) -> list[str]:
     notes: list[str] = []
     facts = facts_of(model, notes)
     parts, licence = engine_parts()
-    file = path.with_name("model.gguf")
+    file = path.with_name(MODEL)
     try:
         notes += save_gguf(file, dataclasses.replace(model, context=None))
         size = file.stat().st_size * 4 // 3
@@ -37,10 +39,27 @@ def save_page(path: Path, model: ModelToWrite) -> list[str]:
             raise UserError(
                 f"{path.name}: {size / 1e6:,.0f} MB of model in a page, the limit is "
                 f"{MAX_PAGE_BYTES / 1e6:,.0f}",
-                hint="choose a smaller number type, --precision Q4_0, or --to onnx or gguf",
+                hint="give a name without .html for a folder, or --precision Q4_0",
             )
         write_page(path, model, facts, file, parts, licence)
     finally:
         file.unlink(missing_ok=True)
     notes.append(f"{path.stat().st_size / 1e6:.1f} MB, opens without a server or a network")
+    return notes
+
+
+def save_folder(path: Path, model: ModelToWrite) -> list[str]:
+    """Fill an empty folder with the page, the engine's parts and the model, each a file.
+
+    Returns notes and raises as `save_page`, but has no limit of size.
+    """
+    notes: list[str] = []
+    facts = facts_of(model, notes)
+    parts, licence = engine_parts()
+    notes += save_gguf(path / MODEL, dataclasses.replace(model, context=None))
+    (path / "engine").mkdir()
+    for name, data in parts.items():
+        (path / "engine" / f"{name}.gz").write_bytes(data)
+    write_page(path / "index.html", model, facts, path / MODEL, parts, licence, beside=True)
+    notes.append("a folder for a server: mobilellm serve FOLDER")
     return notes

@@ -42,6 +42,11 @@ HERE = (
     "model answers stays in this tab and is sent nowhere."
 )
 
+IN_FOLDER = (
+    "The model and the program that runs it come from the folder of this page; what you write and "
+    "what the model answers stays in this tab and is sent nowhere."
+)
+
 
 @functools.cache
 def environment() -> Environment:
@@ -153,15 +158,21 @@ def write_page(
     file: Path,
     parts: dict[str, bytes],
     licence: str,
+    *,
+    beside: bool = False,
 ) -> None:
-    """Write the page at `path` around the GGUF file `file` and the engine's parts."""
+    """Write the page at `path` around the GGUF file `file` and the engine's parts.
+
+    With `beside` neither lies in the page, which fetches them from its own folder.
+    """
+    facts = facts | {"beside": beside}
     script = source("engine_llama_cpp.js") + source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    mark = "<!-- parts -->"
+    mark, own = "<!-- parts -->", " 'self'" if beside else ""
     page = environment().get_template("page.html.j2").render(
         policy=Markup(
             f"default-src 'none'; script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'; "
-            "worker-src blob:; connect-src data:; style-src 'unsafe-inline'; img-src data:; "
+            f"worker-src blob:; connect-src data:{own}; style-src 'unsafe-inline'; img-src data:; "
             "base-uri 'none'; form-action 'none'"
         ),
         version=__version__,
@@ -173,12 +184,12 @@ def write_page(
         facts=facts,
         rows=rows_of(model, facts, file.stat().st_size, engine_name()),
         notices=[{"what": f"{engine_name()}, MIT", "text": f"{GGML}\n\n{licence}"}],
-        place=HERE,
+        place=IN_FOLDER if beside else HERE,
     )  # fmt: skip
     before, after = page.encode("utf-8", "replace").rsplit(mark.encode(), 1)
     with open(path, "xb") as out:
         out.write(before)
-        for piece in _elements(parts, file):
+        for piece in () if beside else _elements(parts, file):
             out.write(piece)
         out.write(after)
 

@@ -1,4 +1,11 @@
-// The engine of the page that is one file: llama.cpp by wllama. Its parts lie in the page as base64, all but the model gzipped.
+// The engine of the page: llama.cpp by wllama. Its parts lie in the page as base64, or beside it where the page is a folder; all but
+// the model are gzipped.
+async function beside(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path}: ${answer.status} ${answer.statusText}`);
+  return answer;
+}
+
 async function partOf(element) {
   const answer = await fetch('data:application/octet-stream;base64,' + element.textContent);
   element.remove();
@@ -6,7 +13,7 @@ async function partOf(element) {
 }
 
 async function unpacked(id) {
-  const packed = await partOf(document.getElementById(id));
+  const packed = facts.beside ? await (await beside(`engine/${id}.gz`)).blob() : await partOf(document.getElementById(id));
   return new Response(packed.stream().pipeThrough(new DecompressionStream('gzip')));
 }
 
@@ -36,6 +43,27 @@ function promptText(pieces, facts) {
   return own.map(piece => typeof piece === 'string' ? plain(piece) : names.get(piece)).join('');
 }
 
+async function modelWithin(progress) {
+  const parts = [...document.querySelectorAll('script.model')], blobs = [];
+  for (const part of parts) {
+    blobs.push(await partOf(part));
+    progress(blobs.length / (parts.length + 1));
+  }
+  return blobs;
+}
+
+async function modelBeside(progress) {
+  const answer = await beside('model.gguf'), reader = answer.body.getReader(), blobs = [];
+  const size = Number(answer.headers.get('content-length'));
+  for (let had = 0; ;) {
+    const {done, value} = await reader.read();
+    if (done) return blobs;
+    blobs.push(new Blob([value]));
+    had += value.length;
+    if (size) progress(0.95 * had / size);
+  }
+}
+
 async function openEngine(facts, progress) {
   if (!globalThis.WebAssembly || !globalThis.DecompressionStream) throw new Error('this browser is too old for it (it lacks WebAssembly or DecompressionStream)');
   // Chromium and Firefox have what the faster build needs; all others take the one that needs less.
@@ -44,11 +72,7 @@ async function openEngine(facts, progress) {
   const wasm = addressOf(fast ? 'wasm' : 'wasm-compat', 'application/wasm');
   const code = await (await unpacked('engine')).text();
   const {Wllama} = await import(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
-  const parts = [...document.querySelectorAll('script.model')], blobs = [];
-  for (const part of parts) {
-    blobs.push(await partOf(part));
-    progress(blobs.length / (parts.length + 1));
-  }
+  const blobs = facts.beside ? await modelBeside(progress) : await modelWithin(progress);
   const silent = () => {};
   const llama = new Wllama({default: await wasm}, {
     suppressNativeLog: true, allowOffline: true, logger: {debug: silent, log: silent, warn: silent, error: console.error},
