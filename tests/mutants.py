@@ -564,6 +564,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "patterns=(rf\"{CONTRACTIONS}|{WORD}|\\p{{N}}{{1,3}}|{REST}\",)",
         "interop/test_gguf_ids.py::test_a_pre_tokenizer_cuts_as_llama_cpp_does",
     ),
+    fault(
+        "other layer types than full attention are left out in silence", "interop/huggingface.py",
+        'set(kinds) <= {"full_attention"}', "set(kinds)",
+        "interop/test_foreign_keys.py"
+        "::test_a_key_that_could_is_refused_unless_the_user_says_otherwise",
+    ),
     # --- runtimes ---
     fault(
         "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",

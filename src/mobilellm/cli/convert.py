@@ -59,6 +59,9 @@ class Convert:
     tokenizer: Path | None = None
     """Tokenizer to use instead of the source's own: a folder, a tokenizer.json, a tokenizer.model,
     or llama2.c's tok*.bin."""
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of the source's config.json that are not known here and, as you know, do not change the
+    network."""
     verify: bool = True
     """Read the result back, or run it, and compare logits and tokens before it appears."""
     json: bool = False
@@ -87,6 +90,7 @@ class Convert:
             shared_kv=shared_kv,
             approximate=self.approximate,
             tokenizer=self.tokenizer,
+            ignore_keys=self.ignore_keys,
             verify=self.verify,
         )
         if self.json:

@@ -29,6 +29,9 @@ class Generate:
     runs (.pte, ONNX folder)."""
     prompt: str = ""
     """Text to continue; when empty, the model begins from its BOS or end-of-text token."""
+    special: bool = False
+    """Take special tokens that the prompt spells out ("<|im_start|>") as these tokens; else they
+    are text like any other."""
     max_new_tokens: int = 200
     """Most tokens to add."""
     temperature: float = 0.8
@@ -59,7 +62,7 @@ class Generate:
         tokens: list[int] = []
         shown = ""
         with open_model(self.model, self.runtime, threads=self.threads) as model:
-            prompt = prompt_ids(model.tokenizer, self.prompt)
+            prompt = prompt_ids(model.tokenizer, self.prompt, special=self.special)
             start = time.perf_counter()
             if not self.json:
                 sys.stdout.write(self.prompt)

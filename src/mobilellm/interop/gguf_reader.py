@@ -6,6 +6,7 @@ network, origin = read(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,13 @@ def _origin(header: GGUFHeader, path: Path) -> dict[str, Any]:
     return {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
 
 
-def read(path: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+def read(
+    path: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
+) -> tuple[Network, dict[str, Any]]:
     """Network and origin. `UserError` for other architectures and for what is not whole.
 
-    `shared_kv` is not looked at: GGUF's llama has no shared layers.
+    `shared_kv` and `ignored` are not looked at: GGUF's llama has no shared layers, and its keys
+    that are not known are not read.
     """
     header = header_of(path)
     config = read_config(header, path)

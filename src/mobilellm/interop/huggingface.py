@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ HARMLESS = frozenset(
         "temperature", "tokenizer_class", "top_k", "top_p", "torchscript", "use_bfloat16",
     }
 )  # fmt: skip
+# Keys that other tools leave behind, which say how a model was made or is used: named to the user.
+LEFT_BEHIND = frozenset(
+    {
+        "_commit_hash", "add_cross_attention", "aiq_version", "bad_words_ids", "base_model",
+        "custom_pipelines", "eos_token", "exponential_decay_length_penalty", "id2label",
+        "keys_to_ignore_at_inference", "label2id", "max_sequence_length", "min_length",
+        "model_max_length", "name_or_path", "no_repeat_ngram_size", "pad_token",
+        "repetition_penalty", "task_specific_params", "tokenizer_max_length", "training_args",
+        "use_flash_attention", "use_flash_attn", "vocab_file",
+    }
+)  # fmt: skip
+LEFT_BEHIND_BY = ("unsloth_", "trl_", "axolotl_", "peft_", "mergekit_")  # how their keys begin
 # What an absent key means to transformers' LlamaConfig, where our default is another.
 LLAMA_DEFAULTS = {
     "tie_word_embeddings": False,
@@ -54,13 +67,28 @@ MAX_SHARDS = 4096
 MAX_CONFIG = 1 << 20  # bytes of config.json
 
 
-def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, bool]:
-    """The configuration, and whether its kind of layer sharing had to be told."""
+def foreign_keys(values: dict[str, Any]) -> list[str]:
+    """The keys of a config.json that other tools left behind and that cannot change the network."""
+    found = [key for key in values if key in LEFT_BEHIND or key.startswith(LEFT_BEHIND_BY)]
+    kinds = values.get("layer_types")
+    if isinstance(kinds, list) and set(kinds) <= {"full_attention"}:
+        found.append("layer_types")
+    return found
+
+
+def read_config(
+    folder: Path, shared_kv: SharedKV | None, ignored: Collection[str] = ()
+) -> tuple[ModelConfig, bool]:
+    """The configuration, and whether its kind of layer sharing had to be told.
+
+    Keys of `ignored` are left out, and so are those that other tools left behind.
+    """
     where = folder / "config.json"
     values = read_json(where, limit=MAX_CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{where}: not a JSON object")
-    values = {key: value for key, value in values.items() if key not in HARMLESS}
+    needless = {*HARMLESS, *foreign_keys(values), *ignored}
+    values = {key: value for key, value in values.items() if key not in needless}
     kind = values.get("model_type", "llama")
     if kind not in MODEL_TYPES:
         raise UserError(
@@ -96,13 +124,31 @@ def read_config(folder: Path, shared_kv: SharedKV | None) -> tuple[ModelConfig, 
             f"{where}: says shared_kv = {values.get('shared_kv')!r}, not {shared_kv!r}",
             hint="leave out --shared-kv",
         )
-    config = ModelConfig.from_dict(values, str(where))
+    try:
+        config = ModelConfig.from_dict(_end_within(values), str(where))
+    except UserError as error:
+        if "unknown key" not in error.what:
+            raise
+        raise UserError(
+            error.what,
+            hint=f"{error.hint}; where it changes nothing: convert --ignore-keys KEY",
+        ) from None
     config = dataclasses.replace(config, eos_token_id=_end_tokens(folder, config))
     try:
         inverse_frequencies(config)
     except UserError as error:
         raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     return config, told
+
+
+def _end_within(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without end tokens outside the vocabulary, which never come."""
+    rows, named = values.get("vocab_size"), values.get("eos_token_id")
+    tokens = named if isinstance(named, list) else [named]
+    if not isinstance(rows, int) or all(type(one) is not int or one < rows for one in tokens):
+        return values
+    within = [one for one in tokens if type(one) is not int or one < rows]
+    return values | {"eos_token_id": within if len(within) > 1 else within[0] if within else None}
 
 
 def _end_tokens(folder: Path, config: ModelConfig) -> int | list[int] | None:
@@ -246,9 +292,11 @@ def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def read(folder: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+def read(
+    folder: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
+) -> tuple[Network, dict[str, Any]]:
     """Network and origin of a folder. `UserError` says what is wrong with its files."""
-    config, told = read_config(folder, shared_kv)
+    config, told = read_config(folder, shared_kv, ignored)
     files = weight_files(folder)
     where = str(files[0] if len(files) == 1 else folder)
     named: dict[str, Tensor] = {}
@@ -264,6 +312,8 @@ def read(folder: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict
         "folder": folder.name,
         "model_type": values.get("model_type"),
     }
+    if left_out := sorted({*foreign_keys(values), *(set(ignored) & values.keys())}):
+        origin = origin | {"left_out": {key: values[key] for key in left_out}}
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
     return network, origin

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,12 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     return config, version, start
 
 
-def read(path: Path, shared_kv: SharedKV | None = None) -> tuple[Network, dict[str, Any]]:
+def read(
+    path: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
+) -> tuple[Network, dict[str, Any]]:
     """Network and origin. `UserError` for a header that does not fit the file.
 
-    `shared_kv` is not looked at: the format has no shared layers.
+    `shared_kv` and `ignored` are not looked at: the format has no shared layers and no keys.
     """
     config, version, position = read_header(path)
     named: dict[str, Tensor] = {}

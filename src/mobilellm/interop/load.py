@@ -9,6 +9,8 @@ A new format is one entry in READERS and the file that the entry comes from.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +56,18 @@ def load(
     shared_kv: SharedKV | None = None,
     fold: bool = False,
     tokenizer: Path | None = None,
+    ignored: Collection[str] = (),
 ) -> Loaded:
     """Read network and tokenizer, in float32.
 
     `shared_kv` says which kind of layer sharing a checkpoint has that does not say so itself.
     `fold` turns equal neighboring blocks into repeats of one. `tokenizer` is used instead of the
-    model's own, which is then not looked at. `UserError` names what is wrong with a file; a
-    tokenizer that cannot be read leaves the weights usable (`Loaded.tokenizer_fault`).
+    model's own, which is then not looked at. `ignored` are keys of its configuration that change
+    nothing, as a user says. `UserError` names what is wrong with a file; a tokenizer that cannot be
+    read leaves the weights usable (`Loaded.tokenizer_fault`).
     """
     reader, where = recognize(path)
-    network, origin = reader.read(where, shared_kv)
+    network, origin = reader.read(where, shared_kv, ignored)
     quantized = read_quantized(where, network) if where.is_dir() else None
     found: Tokenizer | None
     fault: UserError | None = None
@@ -76,11 +80,14 @@ def load(
         network = folded(network)
         if quantized is not None:
             quantized = quantized.folded(blocks // network.config.num_hidden_layers)
+    notes = []
+    if left_out := origin.get("left_out"):
+        notes.append(f"keys that change nothing are left out: {', '.join(left_out)}")
     if found is not None and found.vocab_size > network.config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {found.vocab_size} tokens, "
-            f"the embedding {network.config.vocab_size} rows",
-            hint="they belong to different models",
+        found, beyond = _within(found, network.config.vocab_size, path)
+        notes.append(
+            f"left out of the tokenizer: {beyond}, which comes out of no text and has no row "
+            "in the embedding"
         )
     network.eval()
     return Loaded(
@@ -88,8 +95,37 @@ def load(
         tokenizer=found,
         origin=origin,
         quantized=quantized,
+        notes=tuple(notes),
         tokenizer_fault=fault,
     )
+
+
+def _within(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer without the special tokens that the embedding has no rows for, and their names.
+
+    They come out of no text, unless it spells them out and is read as markup. `UserError` for other
+    tokens beyond the rows: then tokenizer and weights belong to different models.
+    """
+    from tokenizers import Tokenizer as Fast
+
+    content = json.loads(tokenizer.fast.to_str())
+    beyond = [token for token in content["added_tokens"] if token["id"] >= rows]
+    pieces = tokenizer.fast.get_vocab(with_added_tokens=True).values()
+    put_around = tokenizer.encode_batch(["a"], alone=True)[0]
+    if (
+        not all(token["special"] for token in beyond)
+        or sum(i >= rows for i in pieces) != len(beyond)
+        or any(i is not None and i >= rows for i in (tokenizer.bos_id, tokenizer.eos_id))
+        or max(put_around, default=0) >= rows
+        or any(i >= rows for i in tokenizer.fast.get_vocab(with_added_tokens=False).values())
+    ):
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows",
+            hint="they belong to different models",
+        )
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
+    names = ", ".join(f"{token['content']} ({token['id']})" for token in beyond[:5])
+    return tokenizer.replaced(Fast.from_str(json.dumps(content))), names
 
 
 def _own_tokenizer(reader: Reader, where: Path) -> tuple[Tokenizer | None, UserError | None]:

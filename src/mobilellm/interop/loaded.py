@@ -9,7 +9,7 @@ Every reader imports this module, and `load` imports every reader: nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,17 @@ from mobilellm.tokenizer.conversation import Tools, encode_prompt, ends_of_turn
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
     """Token ids of a prompt, with BOS before it where the tokenizer puts one.
 
-    An empty prompt becomes BOS, or the end-of-text token where there is no BOS.
+    With `special` a special token that the text spells out is that token, else it is text; BOS at
+    its beginning is then not put there once more. An empty prompt becomes BOS, or the end-of-text
+    token where there is no BOS.
     """
     begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.add_bos else []
-    ids = begin + tokenizer.encode(text)
+    ids = tokenizer.encode(text, parse_special=special)
+    if not special or ids[:1] != begin:
+        ids = begin + ids
     alone = tokenizer.prefix_id
     return ids or ([] if alone is None else [alone])
 
@@ -56,6 +60,8 @@ class Loaded:
     """Where the model came from, as far as its files say."""
     quantized: Quantized | None = None
     """What of the network lies on the grid, where the checkpoint was quantized."""
+    notes: tuple[str, ...] = ()
+    """A line for each thing that was left out in reading."""
     tokenizer_fault: UserError | None = None
     """Why the model's own tokenizer could not be read; its weights can be used all the same."""
 
@@ -125,8 +131,9 @@ class Reader:
     """What a user gives, in a few words."""
     recognizes: Callable[[Path], bool]
     """Whether what lies at this path, which exists, is of this format."""
-    read: Callable[[Path, SharedKV | None], tuple[Network, dict[str, Any]]]
-    """Network and origin. The second argument is the kind of layer sharing that a user names."""
+    read: Callable[[Path, SharedKV | None, Collection[str]], tuple[Network, dict[str, Any]]]
+    """Network and origin. The second argument is the kind of layer sharing that a user names, the
+    third the keys of a configuration that a user says change nothing."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]

@@ -67,9 +67,13 @@ class Sampling:
             raise UserError(f"top_p {self.top_p}: must be above 0 and at most 1")
 
 
+# Below it, dividing by the temperature leaves float32's range; the likeliest is drawn long before.
+COLDEST = 1e-30
+
+
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
     """One token from logits (V,)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax())
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.numel():

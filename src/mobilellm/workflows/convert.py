@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ def convert(
     shared_kv: SharedKV | None = None,
     approximate: bool = False,
     tokenizer: Path | None = None,
+    ignore_keys: Collection[str] = (),
     verify: bool = True,
 ) -> ConvertResult:
     """Write the model at `source` to `out` in the format `to`, a key of TARGETS.
@@ -96,8 +97,8 @@ def convert(
     the runtime that it is for, and compared. `precision` is how the file stores its matrices, the
     target's choice for such a model when None: of a quantized one, what holds its integers.
     `context` is how many positions it has room for, the target's usual number when None. `fold`,
-    `shared_kv` and `tokenizer` are those of `load`. `UserError` for sources that are damaged,
-    formats that cannot say what the network is, and an `out` that exists.
+    `shared_kv`, `tokenizer` and `ignore_keys` are those of `load`. `UserError` for sources that are
+    damaged, formats that cannot say what the network is, and an `out` that exists.
     """
     if to not in TARGETS:
         raise unknown_name("format", to, TARGETS)
@@ -113,10 +114,10 @@ def convert(
     runtime = None if writer.runtime is None else RUNTIMES[writer.runtime]
     if verify and runtime is not None:
         _check_installed(runtime, to)
-    loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer)
+    loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer, ignored=ignore_keys)
     if loaded.tokenizer_fault is not None:
         raise loaded.tokenizer_fault
-    network, quantized, notes = loaded.network, loaded.quantized, []
+    network, quantized, notes = loaded.network, loaded.quantized, [*loaded.notes]
     context = _context(context, network.config, to, writer)
     precision = writer.number_type(precision, quantized)
     if quantized is None and precision not in FLOATS:
