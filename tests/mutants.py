@@ -570,6 +570,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "interop/test_foreign_keys.py"
         "::test_a_key_that_could_is_refused_unless_the_user_says_otherwise",
     ),
+    fault(
+        "sampling settings of the source are not passed on", "workflows/convert.py",
+        "            generation=loaded.generation,\n", "",
+        "interop/test_as_stored.py::test_sampling_settings_are_passed_on",
+    ),
     # --- runtimes ---
     fault(
         "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",

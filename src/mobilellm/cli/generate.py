@@ -7,6 +7,7 @@ The text is printed as it comes; the same seed gives the same text.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ class Generate:
     are text like any other."""
     max_new_tokens: int = 200
     """Most tokens to add."""
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = 0
-    """Draw among the k likeliest tokens; 0 is no limit."""
-    top_p: float = 0.95
-    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit."""
+    temperature: float | None = None
+    """Divides the logits; 0 always takes the likeliest token. When not given, the model's own
+    (generation_config.json, or GGUF's keys), or 0.8 where its files do not say how to sample."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens; 0 is no limit. The model's own, or 0."""
+    top_p: float | None = None
+    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit. The
+    model's own, or 0.95."""
     seed: int = 0
     """Seeds the draw: the same seed gives the same text."""
     runtime: str | None = None
@@ -52,13 +55,15 @@ class Generate:
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
+        from mobilellm.interop.load import sampling_defaults
         from mobilellm.interop.loaded import continuation, prompt_ids
         from mobilellm.model.generation import Sampling
         from mobilellm.runtimes.running import generate, open_model
 
-        sampling = Sampling(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
-        )
+        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        own = sampling_defaults(self.model) or {"temperature": 0.8, "top_p": 0.95}
+        sampling = Sampling(**(own | chosen), seed=self.seed)
         tokens: list[int] = []
         shown = ""
         with open_model(self.model, self.runtime, threads=self.threads) as model:
@@ -83,6 +88,7 @@ class Generate:
                 "prompt": self.prompt,
                 "text": text,
                 "tokens": tokens,
+                "sampling": dataclasses.asdict(sampling),
                 "prompt_tokens": len(prompt),
                 "runtime": model.runtime,
                 "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mobilellm.files import read_json, write_json
@@ -22,13 +23,30 @@ from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named, write_tensors
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
+NUMBER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+SHARD_BYTES = 5_000_000_000  # of one file of weights, as transformers divides them
+
 
 def save_checkpoint(
-    folder: Path, network: Network, tokenizer: Tokenizer | None, origin: dict[str, Any]
+    folder: Path,
+    network: Network,
+    tokenizer: Tokenizer | None,
+    origin: dict[str, Any],
+    *,
+    generation: Mapping[str, Any] | None = None,
+    number_type: str = "F32",
 ) -> None:
-    """Write a network's checkpoint into an existing folder."""
+    """Write a network's checkpoint into an existing folder. Arguments as of `write_checkpoint`."""
     named = to_named(network.config, dict(network.named_parameters()))
-    write_checkpoint(folder, network.config, named, tokenizer, origin)
+    write_checkpoint(
+        folder,
+        network.config,
+        named,
+        tokenizer,
+        origin,
+        generation=generation,
+        number_type=number_type,
+    )
 
 
 def write_checkpoint(
@@ -37,18 +55,60 @@ def write_checkpoint(
     named: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
     origin: dict[str, Any],
+    *,
+    generation: Mapping[str, Any] | None = None,
+    number_type: str = "F32",
 ) -> None:
-    """Write a checkpoint from tensors under their names on disk into an existing folder."""
-    write_json(folder / "config.json", config.to_dict())
-    write_tensors(folder / "model.safetensors", named)
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    """Write a checkpoint from tensors under their names on disk into an existing folder.
+
+    `generation` is how to sample from it, in generation_config.json's keys; `number_type` one of
+    NUMBER_TYPES. Weights of more than SHARD_BYTES are divided into several files.
+    """
+    dtype = NUMBER_TYPES[number_type]
+    settings = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    write_json(folder / "config.json", config.to_dict() | settings)
+    _write_weights(folder, named, dtype)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(
         folder / "generation_config.json",
-        {key: value for key, value in generation.items() if value is not None},
+        dict(generation or {}) | {key: value for key, value in ids.items() if value is not None},
     )
     if tokenizer is not None:
         tokenizer.save(folder)
     write_json(folder / "mobilellm.json", origin)
+
+
+def _write_weights(folder: Path, named: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """One file, or shards with the index that transformers reads."""
+    shards: list[dict[str, Tensor]] = [{}]
+    held = total = 0
+    for name, tensor in named.items():
+        size = tensor.numel() * dtype.itemsize
+        if shards[-1] and held + size > SHARD_BYTES:
+            shards.append({})
+            held = 0
+        shards[-1][name] = tensor
+        held += size
+        total += size
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    else:
+        files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, 1 + len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        write_tensors(folder / file, {name: tensor.to(dtype) for name, tensor in shard.items()})
+    if len(shards) > 1:
+        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def stored_type(network: Network) -> str:
+    """The smallest of NUMBER_TYPES that holds every parameter exactly."""
+    for name in ("BF16", "F16"):
+        dtype = NUMBER_TYPES[name]
+        if all(torch.equal(p, p.to(dtype).to(p.dtype)) for p in network.parameters()):
+            return name
+    return "F32"
 
 
 def read_origin(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.names import gguf_name, reordered
+from mobilellm.interop.sampling_defaults import from_keys
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.weights import shapes
@@ -52,6 +53,11 @@ def header_of(path: Path) -> GGUFHeader:
 def read_tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer in the file, or None. `UserError` for kinds whose ids could not be equalled."""
     return read_keys(header_of(path).keys, path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """How the file's makers sample from it, in generation_config.json's keys."""
+    return from_keys(header_of(path).keys)
 
 
 def describe(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -235,4 +241,5 @@ READER = Reader(
     read=read,
     read_tokenizer=read_tokenizer,
     describe=describe,
+    read_settings=read_settings,
 )

@@ -26,6 +26,7 @@ from mobilellm.gguf.tokenizer_keys import add_keys
 from mobilellm.interop.gguf_blocks import q4_0, q8_0
 from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
 from mobilellm.interop.names import gguf_name, reordered
+from mobilellm.interop.sampling_defaults import add_keys as add_sampling_keys
 from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.weights import stacks, to_named
@@ -79,6 +80,7 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
     notes = [] if tokenizer is None else add_keys(writer, tokenizer, config)
+    notes += add_sampling_keys(writer, model.generation)
 
     named = to_named(config, dict(network.named_parameters()))
     grids = {} if model.quantized is None else _grids(config, model.quantized)

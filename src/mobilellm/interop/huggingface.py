@@ -29,6 +29,7 @@ from mobilellm.files import read_json
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader
+from mobilellm.interop.sampling_defaults import read_settings
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
@@ -347,4 +348,5 @@ READER = Reader(
     read=read,
     read_tokenizer=read_tokenizer,
     describe=describe,
+    read_settings=read_settings,
 )

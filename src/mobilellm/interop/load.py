@@ -19,6 +19,7 @@ from mobilellm.files import sha256_file
 from mobilellm.interop import gguf_reader, huggingface, llama2c
 from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.interop.repeats import folded
+from mobilellm.interop.sampling_defaults import sampling_of
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.quantize.quantized import read as read_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -95,6 +96,7 @@ def load(
         tokenizer=found,
         origin=origin,
         quantized=quantized,
+        generation=reader.read_settings(where),
         notes=tuple(notes),
         tokenizer_fault=fault,
     )
@@ -141,6 +143,15 @@ def _given_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if path.suffix == ".bin":
         return llama2c.read_tokenizer(path, config.vocab_size)
     return Tokenizer.load(path)
+
+
+def sampling_defaults(path: Path) -> dict[str, Any]:
+    """Temperature, top_k and top_p that a model's makers chose; empty where its files name none."""
+    try:
+        reader, where = recognize(path)
+    except UserError:  # what another runtime runs
+        return {}
+    return sampling_of(reader.read_settings(where))
 
 
 def describe(path: Path) -> tuple[ModelConfig, dict[str, Any] | None, dict[str, Any]]:

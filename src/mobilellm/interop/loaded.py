@@ -10,7 +10,7 @@ Every reader imports this module, and `load` imports every reader: nothing here 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Loaded:
     """Where the model came from, as far as its files say."""
     quantized: Quantized | None = None
     """What of the network lies on the grid, where the checkpoint was quantized."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """How its makers sample from it, in generation_config.json's keys, ids left out."""
     notes: tuple[str, ...] = ()
     """A line for each thing that was left out in reading."""
     tokenizer_fault: UserError | None = None
@@ -138,3 +140,5 @@ class Reader:
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]
     """Configuration and origin, without reading the weights."""
+    read_settings: Callable[[Path], dict[str, Any]] = lambda _: {}
+    """How the model's makers sample from it, in generation_config.json's keys."""

@@ -34,6 +34,8 @@ class ModelToWrite:
     """Where the model came from, as it is to be recorded."""
     quantized: Quantized | None = None
     """What of the network lies on the grid; these integers and scales are to be written."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How its makers sample from it, in generation_config.json's keys."""
     context: int | None = None
     """Positions that the result is to have room for; None where the format does not choose."""
     check: Check | None = None
@@ -64,6 +66,9 @@ class Writer:
     of_scheme: Mapping[str, str] = field(default_factory=dict)
     """Of a quantized model: the number type that holds its integers, by its scheme. It is used when
     nothing is asked for; a scheme that is not named here takes the first of `number_types`."""
+    as_stored: bool = False
+    """Whether, when nothing is asked for, the smallest of `number_types` is taken that holds the
+    network's numbers exactly: the one that they were stored in."""
     takes_context: bool = False
     """Whether the result has room for a number of positions that is chosen when it is written."""
     usual_context: int | None = None

@@ -16,7 +16,14 @@ from mobilellm.interop.writer import ModelToWrite, Writer
 def _write_folder(path: Path, model: ModelToWrite) -> list[str]:
     from mobilellm.interop.folder import save_checkpoint
 
-    save_checkpoint(path, model.network, model.tokenizer, model.origin)
+    save_checkpoint(
+        path,
+        model.network,
+        model.tokenizer,
+        model.origin,
+        generation=model.generation,
+        number_type=model.number_type,
+    )
     if model.quantized is not None:
         model.quantized.save(path, model.network.config)
     return [] if model.tokenizer is not None else ["no tokenizer: the source has none"]
@@ -33,7 +40,8 @@ WRITERS: dict[str, Writer] = {
         what="a plain LlamaForCausalLM, shared layers unrolled",
         suffix="",
         keeps_repeats=False,
-        number_types=("F32",),
+        number_types=("F32", "BF16", "F16"),
+        as_stored=True,
         write=_write_folder,
     ),
     "gguf": Writer(

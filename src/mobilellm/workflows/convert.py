@@ -18,6 +18,7 @@ from typing import Any
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.export.targets import TARGETS
 from mobilellm.files import disk_errors, existing_parent, new_folder, sync
+from mobilellm.interop.folder import stored_type
 from mobilellm.interop.load import load, source_hash
 from mobilellm.interop.repeats import plain
 from mobilellm.interop.writer import ModelToWrite, Writer
@@ -119,6 +120,8 @@ def convert(
         raise loaded.tokenizer_fault
     network, quantized, notes = loaded.network, loaded.quantized, [*loaded.notes]
     context = _context(context, network.config, to, writer)
+    if precision is None and quantized is None and writer.as_stored:
+        precision = stored_type(network)
     precision = writer.number_type(precision, quantized)
     if quantized is None and precision not in FLOATS:
         quantized = quantized_as_trained(network, loaded.origin)
@@ -173,6 +176,7 @@ def convert(
             tokenizer=loaded.tokenizer,
             number_type=precision,
             origin=origin,
+            generation=loaded.generation,
             quantized=quantized,
             context=context,
             check=check if verify and runtime is not None else None,
