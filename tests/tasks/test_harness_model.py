@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.tasks.harness_peer import CONTEXT, PAIRS
 
 import mobilellm
 from mobilellm.cli.eval import register_with_harness
+from mobilellm.errors import UserError
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
@@ -100,6 +102,45 @@ def test_special_tokens_that_a_text_spells_out_are_tokens_as_in_the_harness(
             after = theirs.tok_encode(continuation, add_special_tokens=False)
             before, after = ([1], after) if after[0] != 1 else ([1], after[1:])
         assert (list(mine.tokens), mine.scored) == (before + after, len(after)), continuation
+
+
+CHATS = {
+    "kept": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    "stripped": "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", list(CHATS))
+@pytest.mark.parametrize("last", ["Answer:", "Answer: ", " is it? "])
+def test_conversations_are_rendered_as_by_the_harnesss_backend(
+    tmp_path: Path, folder: Path, kind: str, last: str
+) -> None:
+    from lm_eval.api.registry import get_model
+    from lm_eval.models.huggingface import HFLM
+
+    chat = tmp_path / "chat"
+    shutil.copytree(folder, chat)
+    (chat / "chat_template.jinja").write_text(CHATS[kind])
+    register_with_harness()
+    ours = get_model("mobilellm")(pretrained=str(chat))
+    theirs = HFLM(pretrained=str(chat), device="cpu", dtype="float32", batch_size=2)
+    assert ours.chat_template(True) == theirs.chat_template(True) == CHATS[kind]
+    assert ours.chat_template(False) is None
+    messages = [{"role": "user", "content": "What is it? "}, {"role": "assistant", "content": last}]
+    for some, prompt in ((messages[:1], True), (messages, False)):
+        assert ours.apply_chat_template(some, prompt) == theirs.apply_chat_template(some, prompt)
+
+
+def test_a_model_without_a_chat_template_says_so(folder: Path) -> None:
+    from lm_eval.api.registry import get_model
+
+    register_with_harness()
+    ours = get_model("mobilellm")(pretrained=str(folder))
+    with pytest.raises(UserError, match="no chat template"):
+        ours.chat_template(True)
 
 
 @pytest.mark.long

@@ -8,16 +8,17 @@ Imported only where lm-eval is installed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, unknown_name
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
 from mobilellm.tasks.engine import Engine
 from mobilellm.tasks.requests import Encoder, encode
 from mobilellm.tasks.result_cache import Progress, ResultCache, score_cached
 from mobilellm.tasks.rolling import rolling_requests
+from mobilellm.tokenizer.chat_template import ChatTemplate, unused_characters
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 try:
@@ -48,6 +49,8 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
         super().__init__()
         self.engine, self.encoder, self.cache, self.progress = engine, encoder, cache, progress
         self.network, self.tokens = network, tokenizer
+        self.template: ChatTemplate | None = None
+        """What `chat_template` chose, for `apply_chat_template`."""
         self.cut: set[Hashable] = set()
         """(task, document) of requests that lost their beginning to the model's context."""
         self.apart: set[Hashable] = set()
@@ -57,6 +60,47 @@ class EngineModel(LM):  # type: ignore[misc] # lm-eval is untyped
     def tokenizer_name(self) -> str:
         """What the harness names its caches of requests by."""
         return self.tokens.sha256 if self.tokens is not None else ""
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Choose the tokenizer's own template, or its template of that name; the text of it.
+
+        None when none is wanted. `UserError` where there is none, or none of that name.
+        """
+        if chat_template is False or chat_template is None:
+            return None
+        if self.tokens is None or self.tokens.chat_template is None:
+            raise UserError(
+                "this model's tokenizer has no chat template",
+                hint="leave out --apply_chat_template",
+            )
+        name = chat_template if isinstance(chat_template, str) else ""
+        if name not in ("", "default") and name not in self.tokens.named_templates:
+            raise unknown_name("chat template", name, ["default", *self.tokens.named_templates])
+        self.template = ChatTemplate.of(self.tokens, name=name)
+        return self.template.source
+
+    def apply_chat_template(
+        self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the template renders it.
+
+        Without `add_generation_prompt` the last message is to be continued: the text ends with it.
+        """
+        if self.template is None:
+            self.chat_template(True)
+        assert self.template is not None
+        if add_generation_prompt:
+            return self.template.render(chat_history, add_generation_prompt=True).text
+        # A mark at the end of the last message says where to stop; a template that strips messages
+        # takes away the space behind the mark.
+        (mark,) = unused_characters([self.template.source, list(chat_history)], 1)
+        last = dict(chat_history[-1])
+        last["content"] = f"{last['content']}{mark} "
+        text = self.template.render([*chat_history[:-1], last]).text
+        if mark not in text:
+            raise UserError("the chat template leaves out the last message, which is to go on")
+        kept, _, after = text.rpartition(mark)
+        return kept if after.startswith(" ") else kept.rstrip()
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
