@@ -75,6 +75,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",
     ),
     fault(
+        "long conversations are cut without being counted",
+        "conversations/prepare_chat.py",
+        "tally.messages_left_out += dropped",
+        "tally.messages_left_out += 0",
+        "conversations/test_prepare_chat.py"
+        "::test_long_conversations_lose_whole_turns_and_are_counted",
+    ),
+    fault(
         "escape sequences of a model reach the terminal",
         "chat/loop.py",
         "self.show(printable(piece))",

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"tokenizer", "jobs"},
     "prepare": {"data", "tokenizer", "jobs"},
     "clean": {"prepare"},
+    "conversations": {"data", "prepare", "tokenizer"},
     "quantize": {"model"},
     "gguf": {"model", "tokenizer"},
     "interop": {"model", "tokenizer", "quantize", "gguf"},

@@ -75,6 +75,13 @@ class Prepare:
     Needs mobilellm[data]."""
     decontaminate: Path | None = None
     """With --clean: drop documents that share a passage with an evaluation set in this folder."""
+    chat: bool = False
+    """The files hold conversations, a line of JSON each: messages as OpenAI has them, prompt and
+    completion, instruction and output, or ShareGPT's. Only the assistant's tokens are trained on.
+    Needs --tokenizer: the model's folder."""
+    template: Path | None = None
+    """With --chat: Jinja file of the chat template; when not given the tokenizer's own, or
+    ChatML."""
     validate: Path | None = None
     """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all
     that is wrong with it."""
@@ -95,6 +102,10 @@ class Prepare:
             raise UserError(
                 "--nodes is of --format jsonl", hint="shards need no division: leave it out"
             )
+        if self.template and not self.chat:
+            raise UserError("--template is of --chat", hint="add --chat")
+        if self.chat:
+            return self.prepare_chat(self.out)
         if self.decontaminate and not self.clean:
             raise UserError("--decontaminate is a step of --clean", hint="add --clean")
         sources = parse_sources(self.sources, self.source, self.source_list)
@@ -141,6 +152,45 @@ class Prepare:
             print_json(manifest)
             return 0
         self.show(manifest)
+        return 0
+
+    def prepare_chat(self, out: Path) -> int:
+        """Conversations to tokens with a mask."""
+        from mobilellm.conversations.prepare_chat import prepare_chat
+        from mobilellm.tokenizer.tokenizer import Tokenizer
+
+        if self.tokenizer is None:
+            raise UserError("--chat needs --tokenizer", hint="name the folder of the model")
+        if self.clean or self.format != "shards" or self.source or self.source_list:
+            raise UserError(
+                "--chat takes files, and makes shards", hint="leave the other flags out"
+            )
+        manifest = prepare_chat(
+            [Path(source) for source in self.sources],
+            out,
+            tokenizer=Tokenizer.load(self.tokenizer),
+            template=self.template,
+            context=self.sequence_length or SAMPLE_TOKENS,
+            held_out=self.held_out,
+            seed=self.seed,
+            on_bad=self.on_bad,
+        )
+        if self.json:
+            print_json(manifest)
+            return 0
+        found = manifest["conversations"]
+        print(
+            f"conversations: {found['whole']:,} whole, {found['shortened']:,} without their last "
+            f"{found['messages_left_out']:,} messages, which are beyond {found['context']:,} "
+            f"tokens, {found['left_out']:,} left out"
+        )
+        for where, why in manifest["skipped"]["first"][:3]:
+            print(f"  left out {where}: {why}")
+        for token, how in found["special_tokens_added"].items():
+            print(f"  new special token {token}: {how}")
+        for name, split in manifest["splits"].items():
+            print(f"{name:8} {split['documents']:>9,} conversations  {split['tokens']:>13,} tokens")
+        print(f"{count(found['trained_tokens'])} tokens of the assistant in {out}")
         return 0
 
     def show(self, manifest: dict[str, Any]) -> None:

@@ -1,0 +1,159 @@
+"""Conversations of every form become documents whose mask is what the assistant says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilellm import cli
+from mobilellm.conversations.forms import read_conversation
+from mobilellm.conversations.prepare_chat import prepare_chat
+from mobilellm.data.token_folder import TokenFolder
+from mobilellm.data.validate import validate
+from mobilellm.errors import UserError
+from mobilellm.tokenizer.chat_template import CHATML, CHATML_TOKENS, ChatTemplate
+from mobilellm.tokenizer.conversation import encode_conversation
+from mobilellm.tokenizer.special_tokens import with_special_tokens
+from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+
+ASKED = {"role": "user", "content": "what is a fox"}
+SAID = {"role": "assistant", "content": "an animal"}
+CALL = {"function": {"name": "look", "arguments": '{"for": "hen"}'}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    base = train_bpe(["the fox and the hen said what is a fox an animal " * 20], 320)
+    return with_special_tokens(base, CHATML_TOKENS)[0]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, SAID]},
+        {"messages": [{**ASKED, "content": [{"type": "text", "text": "what is a fox"}]}, SAID]},
+        {"prompt": "what is a fox", "completion": "an animal"},
+        {"prompt": [ASKED], "completion": [SAID]},
+        {"instruction": "what is a fox", "input": "", "output": "an animal"},
+        {"conversations": [
+            {"from": "human", "value": "what is a fox"}, {"from": "gpt", "value": "an animal"},
+        ]},
+        {"turns": [
+            {"role": "user", "text": "what is a fox"}, {"role": "assistant", "text": "an animal"},
+        ]},
+    ],
+)  # fmt: skip
+def test_every_form_is_recognised(row: dict[str, Any]) -> None:
+    assert read_conversation(row, "x").messages == [ASKED, SAID]
+
+
+def test_an_input_follows_its_instruction() -> None:
+    row = {"instruction": "Add", "input": "1 1", "output": "2"}
+    assert read_conversation(row, "x").messages[0]["content"] == "Add\n\n1 1"
+
+
+def test_calls_have_their_arguments_as_objects() -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}
+    message = read_conversation(row | {"tools": [TOOL]}, "x").messages[1]
+    function = {"name": "look", "arguments": {"for": "hen"}}
+    assert message["tool_calls"] == [{"type": "function", "function": function}]
+
+
+def calling(**function: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": function}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [{"role": "wizard", "content": "x"}, SAID]}, "unknown role 'wizard'"),
+        ({"messages": [{"role": "user", "content": " "}, SAID]}, "message 1: an empty turn"),
+        ({"messages": [ASKED, {"role": "assistant", "content": ""}]}, "message 2: an empty turn"),
+        ({"messages": [SAID, ASKED]}, "the first turn is the assistant's"),
+        ({"messages": [ASKED]}, "the assistant says nothing"),
+        ({"messages": []}, "the assistant says nothing"),
+        ({"messages": "x"}, "messages: must be a list"),
+        ({"messages": [ASKED, calling(arguments="{}")]}, "call 1: has no name"),
+        ({"messages": [ASKED, calling(name="look", arguments="{")]}, "no JSON"),
+        ({"messages": [ASKED, calling(name="look", arguments="[1]")]}, "must be a JSON object"),
+        ({"messages": [ASKED, SAID], "tools": "{"}, "tools: no JSON"),
+        ({"text": "x"}, "no conversation (found text)"),
+        ([1], "list, not an object"),
+    ],
+)
+def test_a_bad_conversation_is_one_line_with_its_place(
+    row: Any, said: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}, row])
+    with pytest.raises(UserError) as caught:
+        prepare_chat([file], tmp_path / "out", tokenizer=tokenizer)
+    assert str(caught.value).startswith(f"{file}:2: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talks.jsonl"]
+
+
+def test_documents_and_mask_are_the_conversations(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    marked = {"role": "user", "content": "a <|im_end|> of text"}
+    rows = [{"messages": [marked, {**SAID, "content": f"answer {i}"}]} for i in range(40)]
+    file = write(tmp_path / "talks.jsonl", rows)
+    manifest = prepare_chat([file], tmp_path / "out", tokenizer=tokenizer, held_out=0.2)
+    assert not validate(tmp_path / "out").faults_in_all
+    data = TokenFolder.open(tmp_path / "out", verify=True)
+    assert data.masked
+    template = ChatTemplate.of(tokenizer)
+    expected = [encode_conversation(tokenizer, template, row["messages"]) for row in rows]
+    found = []
+    for split in ("train", "held_out"):
+        stream = data.tokens(split)
+        tokens, begin = stream.read(0, len(stream)).tolist(), 0
+        bits = stream.trained(0, len(stream)).tolist()
+        for end in stream.ends().tolist():
+            found.append((tokens[begin:end], bits[begin:end]))
+            begin = end
+    assert sorted(found) == sorted((one.ids, one.trained) for one in expected)
+    assert manifest["conversations"]["trained_tokens"] == sum(sum(e.trained) for e in expected)
+    assert Tokenizer.load(tmp_path / "out/tokenizer").chat_template == CHATML
+
+
+def test_long_conversations_lose_whole_turns_and_are_counted(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    template = ChatTemplate.of(tokenizer)
+    talk = [ASKED, SAID, ASKED, SAID]
+    context = len(encode_conversation(tokenizer, template, talk).ids) - 1
+    long = {"messages": [{**ASKED, "content": "fox " * 200}, SAID]}
+    rows: list[Any] = [{"messages": talk}, *[{"messages": [ASKED, SAID]}] * 30, long]
+    file = write(tmp_path / "talks.jsonl", rows)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "context": context, "held_out": 0.3}
+    with pytest.raises(UserError, match=r"talks.jsonl:32: .* tokens up to the first answer"):
+        prepare_chat([file], tmp_path / "out", **options)
+    manifest = prepare_chat([file], tmp_path / "out", on_bad="skip", **options)
+    counts = manifest["conversations"]
+    kinds = ("whole", "shortened", "messages_left_out", "left_out")
+    assert [counts[kind] for kind in kinds] == [30, 1, 2, 1]
+    short = len(encode_conversation(tokenizer, template, [ASKED, SAID]).ids)
+    assert sum(split["tokens"] for split in manifest["splits"].values()) == 31 * short
+
+
+def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    file = write(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}] * 20)
+    given = ["prepare", "--chat", file, "--out", tmp_path / "out", "--held-out", "0.3"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, given)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("mobilellm: --chat needs --tokenizer")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, given), "--tokenizer", str(tmp_path / "tokenizer")])
+    assert ended.value.code == 0
+    assert "20 whole, 0 without" in capsys.readouterr().out
