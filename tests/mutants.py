@@ -583,6 +583,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "            generation=loaded.generation,\n", "",
         "interop/test_as_stored.py::test_sampling_settings_are_passed_on",
     ),
+    fault(
+        "a program names one end token of several", "export/executorch.py",
+        "eos if isinstance(eos, list) else [] if eos is None else [eos]", "[eos]",
+        "export/test_executorch.py::test_several_end_tokens_are_all_named",
+    ),
     # --- runtimes ---
     fault(
         "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",

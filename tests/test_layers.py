@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantize": {"model"},
     "gguf": {"model", "tokenizer"},
     "interop": {"model", "tokenizer", "quantize", "gguf"},
-    "export": {"interop", "quantize", "model", "tokenizer"},
+    "export": {"interop", "quantize", "model", "tokenizer", "gguf"},
     "runtimes": {"interop", "export", "model", "quantize", "tokenizer"},
     "chat": {"model", "runtimes", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data"},

@@ -50,7 +50,26 @@ _WEB_FOLDER = Writer(
     cache_bytes=2,
     model_within=lambda folder: folder / "model.gguf",
 )
+
+
+def _write_executorch(path: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.executorch import write
+
+    return write(path, model)
+
+
 PROGRAMS: dict[str, Writer] = {
+    "executorch": Writer(
+        what="a folder with a program for ExecuTorch's apps on Android and iOS",
+        suffix="",
+        keeps_repeats=True,
+        number_types=("F32", "INT4", "INT8"),
+        of_scheme={"int4": "INT4", "8da4w": "INT4", "int8": "INT8", "w8a8": "INT8"},
+        write=_write_executorch,
+        takes_context=True,
+        usual_context=2048,
+        runtime="executorch",
+    ),
     "onnx": Writer(
         what="a folder for onnxruntime, onnxruntime-genai and transformers.js",
         suffix="",

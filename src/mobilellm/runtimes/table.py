@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.runtimes import llama_cpp, onnxruntime, onnxruntime_genai, ours
+from mobilellm.runtimes import executorch, llama_cpp, onnxruntime, onnxruntime_genai, ours
 from mobilellm.runtimes.session import Runtime, Session
 
 OURS = ours.RUNTIME.name
@@ -23,6 +23,7 @@ RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         llama_cpp.RUNTIME,
+        executorch.RUNTIME,
         onnxruntime.RUNTIME,
         onnxruntime_genai.RUNTIME,
         ours.RUNTIME,
