@@ -588,6 +588,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "eos if isinstance(eos, list) else [] if eos is None else [eos]", "[eos]",
         "export/test_executorch.py::test_several_end_tokens_are_all_named",
     ),
+    fault(
+        "queries of qwen3 have their rows as llama's in GGUF", "interop/gguf_writer.py",
+        "        if not config.qk_norm:\n            matrix",
+        "        if True:\n            matrix",
+        "interop/test_gguf_qwen3.py::test_transformers_qwen3_runs_in_llama_cpp",
+    ),
     # --- runtimes ---
     fault(
         "llama.cpp remembers the sequence before", "runtimes/llama_cpp.py",

@@ -18,6 +18,13 @@ from mobilellm.model.rope import inverse_frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"
 SCALING_KEY = "mobilellm.rope_scaling"  # ours: the settings those factors come from, as JSON
+# What GGUF calls the network: qwen3 is the one whose queries and keys are normalized.
+ARCHITECTURES = ("llama", "qwen3")
+
+
+def architecture(config: ModelConfig) -> str:
+    """One of ARCHITECTURES."""
+    return "qwen3" if config.qk_norm else "llama"
 
 
 def gguf_package() -> ModuleType:

@@ -1,4 +1,5 @@
-"""GGUF in: any Llama-architecture file, of any type that the gguf package can unpack, in float32.
+"""GGUF in: files of the architectures llama and qwen3, of any type that the gguf package can
+unpack, in float32.
 
 network, origin = read(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
 """
@@ -18,7 +19,13 @@ from mobilellm.errors import UserError
 from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
 from mobilellm.gguf.tokenizer_keys import read_keys
 from mobilellm.interop.assemble import assemble, check_weights
-from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
+from mobilellm.interop.gguf_format import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    SCALING_KEY,
+    gguf_package,
+    rope_factors,
+)
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.sampling_defaults import from_keys
@@ -103,7 +110,7 @@ def read(
     named: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         tensor = torch.from_numpy(_unpack(path, header.tensors[theirs]))
-        named[ours] = reordered(config, ours, tensor, to="halves")
+        named[ours] = tensor if config.qk_norm else reordered(config, ours, tensor, to="halves")
     check_weights(named, str(path))
     if ROPE_FACTORS in header.tensors:
         found = _unpack(path, header.tensors[ROPE_FACTORS])
@@ -137,16 +144,18 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
     """The configuration that the keys describe."""
     keys = header.keys
     architecture = keys.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(f"{path}: architecture {architecture!r}; llama is supported")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{path}: architecture {architecture!r}; {' and '.join(ARCHITECTURES)} are supported"
+        )
 
     def get(name: str, default: Any = None) -> Any:
-        value = keys.get(f"llama.{name}", default)
+        value = keys.get(f"{architecture}.{name}", default)
         if value is None:
-            raise UserError(f"{path}: the key llama.{name} is missing")
+            raise UserError(f"{path}: the key {architecture}.{name} is missing")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise UserError(
-                f"{path}: llama.{name} is {str(value)[:60]!r}; "
+                f"{path}: {architecture}.{name} is {str(value)[:60]!r}; "
                 "one number for all layers is supported"
             )
         return value
@@ -158,7 +167,7 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
         raise UserError(f"{path}: no token_embd.weight, or not a matrix")
     heads = get("attention.head_count")
     if not isinstance(heads, int) or heads < 1:
-        raise UserError(f"{path}: llama.attention.head_count is {heads!r}")
+        raise UserError(f"{path}: {architecture}.attention.head_count is {heads!r}")
     head_dim = get("attention.key_length", get("embedding_length") // heads)
     if (
         get("rope.dimension_count", head_dim) != head_dim
@@ -176,7 +185,8 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             head_dim=head_dim,
             max_position_embeddings=get("context_length"),
             rope_theta=float(get("rope.freq_base", 10000.0)),
-            rope_scaling=_scaling(header, path),
+            rope_scaling=_scaling(header, path, architecture),
+            qk_norm=architecture == "qwen3",
             rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
             tie_word_embeddings="output.weight" not in header.tensors,
             bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
@@ -198,7 +208,7 @@ def _one_or_several(tokens: list[int]) -> int | list[int] | None:
     return tokens if len(tokens) > 1 else tokens[0] if tokens else None
 
 
-def _scaling(header: GGUFHeader, path: Path) -> dict[str, Any] | None:
+def _scaling(header: GGUFHeader, path: Path, architecture: str) -> dict[str, Any] | None:
     """Rotary scaling in transformers' keys, from what llama.cpp reads of it.
 
     A factor without a type is linear there, and files of 2023 spell the factor `scale_linear`
@@ -206,9 +216,9 @@ def _scaling(header: GGUFHeader, path: Path) -> dict[str, Any] | None:
     file unless it is ours.
     """
     keys = header.keys
-    kind = keys.get("llama.rope.scaling.type", "linear")
-    old = keys.get("llama.rope.scale_linear", 0.0)
-    factor = keys.get("llama.rope.scaling.factor", old) or 1.0
+    kind = keys.get(f"{architecture}.rope.scaling.type", "linear")
+    old = keys.get(f"{architecture}.rope.scale_linear", 0.0)
+    factor = keys.get(f"{architecture}.rope.scaling.factor", old) or 1.0
     if kind not in ("none", "linear"):
         raise UserError(f"{path}: rope scaling of type {str(kind)[:60]!r} is not supported")
     if not isinstance(factor, (int, float)) or isinstance(factor, bool):

@@ -24,7 +24,13 @@ from torch import Tensor
 from mobilellm.errors import UserError
 from mobilellm.gguf.tokenizer_keys import add_keys
 from mobilellm.interop.gguf_blocks import q4_0, q8_0
-from mobilellm.interop.gguf_format import ROPE_FACTORS, SCALING_KEY, gguf_package, rope_factors
+from mobilellm.interop.gguf_format import (
+    ROPE_FACTORS,
+    SCALING_KEY,
+    architecture,
+    gguf_package,
+    rope_factors,
+)
 from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.sampling_defaults import add_keys as add_sampling_keys
 from mobilellm.interop.writer import ModelToWrite
@@ -53,11 +59,12 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
             f"Q4_0: the model is quantized to {model.quantized.kind.bits} bits already",
             hint="write Q8_0, or quantize the original with --scheme int4",
         )
-    if config.qk_norm:
+    if config.qk_norm and rope_factors(config) is not None:
         raise UserError(
-            "GGUF's llama has no qk_norm", hint="convert --to hf: it is Qwen3's network"
+            "GGUF's qwen3, the network with qk_norm, has no rotary scaling as Llama 3's",
+            hint="convert --to hf",
         )
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture(config))
     writer.add_name(str(model.origin.get("name", path.stem)))
     writer.add_description("made by mobilellm")
     writer.add_context_length(config.max_position_embeddings)
@@ -107,7 +114,10 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
         if weight is not None and kinds[name] in BLOCKS:
             writer.write_tensor_data(BLOCKS[kinds[name]](_reordered(config, name, weight)))
             continue
-        array = reordered(config, name, tensor.cpu().float(), to="neighbors").contiguous().numpy()
+        matrix = tensor.cpu().float()
+        if not config.qk_norm:
+            matrix = reordered(config, name, matrix, to="neighbors")
+        array = matrix.contiguous().numpy()
         kind = getattr(gguf.GGMLQuantizationType, kinds[name])
         writer.write_tensor_data(gguf.quants.quantize(array, kind))
     if factors is not None:
@@ -152,6 +162,8 @@ def _grids(config: ModelConfig, quantized: Quantized) -> dict[str, GridWeight]:
 
 def _reordered(config: ModelConfig, name: str, weight: GridWeight) -> GridWeight:
     """A matrix on the grid with the rows of Q and K as GGUF has them."""
+    if config.qk_norm:
+        return weight
     return GridWeight(
         integers=reordered(config, name, weight.integers, to="neighbors"),
         scales=reordered(config, name, weight.scales, to="neighbors"),

@@ -4,8 +4,9 @@
     swap_pairs(weight, heads=8, to="neighbors")
 
 Rotary positions turn pairs of numbers. In transformers and here, a pair's second number lies half a
-head after its first; in the original Llama, and so in GGUF and llama2.c, it is the next one. The
-rows of the Q and K projections change places accordingly.
+head after its first; in the original Llama, and so in llama2.c and in GGUF's llama, it is the next
+one. The rows of the Q and K projections change places accordingly. GGUF's qwen3, which is the
+network with QK-norm, has them as they are here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ OUTSIDE = (
     ("model.norm",         "output_norm", "rms_final_weight"),
     ("lm_head",            "output",      "wcls"),
 )  # fmt: skip
-GGUF_BLOCK = {hf: gguf for hf, gguf, _ in BLOCK}
+GGUF_BLOCK = {hf: gguf for hf, gguf, _ in BLOCK} | {  # the norms are Qwen3's alone
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+}
 GGUF_OUTSIDE = {hf: gguf for hf, gguf, _ in OUTSIDE}
 LLAMA2C_BLOCK = {llama2c: hf for hf, _, llama2c in BLOCK}
 LLAMA2C_OUTSIDE = {llama2c: hf for hf, _, llama2c in OUTSIDE}
