@@ -560,6 +560,26 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if state.averaged:\n            tensors |= _own_weights(network)\n", "",
         "train/test_average.py::test_a_resumed_run_ends_with_the_same_bits",
     ),
+    fault(
+        "errors of a column are not made up for behind its group of columns", "quantize/gptq.py",
+        "        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)\n", "",
+        "quantize/test_gptq.py::test_integers_are_those_of_the_definition",
+    ),
+    fault(
+        "later applications of a shared block are not observed", "quantize/gptq.py",
+        "            shared = key_value", "            break",
+        "quantize/test_gptq.py::test_moments_are_over_every_application_of_the_blocks_on_the_grid",
+    ),
+    fault(
+        "queries of shared blocks see exact activations", "quantize/activations.py",
+        "super().first(fake_int8(x), rows)", "super().first(x, rows)",
+        "quantize/test_activations.py::test_every_product_on_the_grid_sees_rounded_inputs",
+    ),
+    fault(
+        "gptq is calibrated on the text that is scored", "workflows/quantize.py",
+        "part = ids[start:][:max_tokens]", "part = ids[:max_tokens]",
+        "workflows/test_quantize.py::test_gptq_records_its_text_and_scores_the_other_half",
+    ),
     # --- tokens ---
     fault(
         "tokens of a result are not compared", "workflows/convert.py",

@@ -197,10 +197,10 @@ class Eval:
                 "progress": update,
             }
             if data is not None:
-                return score_data(loaded.network, tokenizer, data, **options)
+                return score_data(loaded.as_run, tokenizer, data, **options)
             assert self.text is not None
             return score_text(
-                loaded.network, tokenizer, self.text, max_tokens=self.max_tokens, **options
+                loaded.as_run, tokenizer, self.text, max_tokens=self.max_tokens, **options
             )
 
     def run_tasks(self) -> int:
@@ -390,8 +390,8 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
         foreign_backend, encoder = load_transformers(path)
         backend, network = foreign_backend, foreign_backend.model
     else:
-        network, encoder = loaded.network, OwnEncoder(loaded.require_tokenizer(path))
-        backend = NetworkBackend(loaded.network, precision)
+        network, encoder = loaded.as_run, OwnEncoder(loaded.require_tokenizer(path))
+        backend = NetworkBackend(network, precision)
     return Subject(
         name=name,
         engine=Engine(backend, batch_tokens),
@@ -475,7 +475,7 @@ def register_with_harness() -> None:
         ) -> None:
             loaded = load(Path(pretrained))
             tokenizer = loaded.require_tokenizer(pretrained)
-            backend = NetworkBackend(loaded.network, Precision(precision))
+            backend = NetworkBackend(loaded.as_run, Precision(precision))
             super().__init__(
                 Engine(backend, int(batch_tokens)),
                 OwnEncoder(tokenizer),

@@ -51,14 +51,17 @@ class Info:
                     print(f"{name:8} {total:>14,} parameters")
             return 0
         origin: dict[str, Any] = {}
+        quantization = None
         tokenizer = None
         if Path(self.model).exists():
             if self.model.endswith(".json"):
                 config = ModelConfig.read(Path(self.model))
             else:
-                from mobilellm.interop.load import describe
+                from mobilellm.interop.load import describe, recognize
+                from mobilellm.quantize.quantized import read_summary
 
                 config, tokenizer, origin = describe(Path(self.model))
+                quantization = read_summary(recognize(Path(self.model))[1])
         else:
             config, origin = ModelConfig.preset(self.model), {"preset": self.model}
         numbers = ModelCosts.of(config)
@@ -72,6 +75,7 @@ class Info:
             "kv_cache_bytes_per_token": numbers.kv_cache_bytes_per_token(),
             "memory_bytes": numbers.memory_bytes(),
             "tokenizer": tokenizer,
+            "quantization": quantization,
             "origin": origin,
         }
         if self.json:
@@ -85,6 +89,10 @@ class Info:
             rows.append(
                 ("tokenizer", f"{name}, {tokens:,} tokens, sha256 {tokenizer['sha256'][:12]}")
             )
+        if quantization:
+            scheme, method, facts = quantization.values()
+            embedding = facts.get("embedding") if isinstance(facts, dict) else None
+            rows.append(("quantization", f"{scheme} by {method}, embedding {embedding}"))
         if origin:
             rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
         for name, value in rows:

@@ -47,6 +47,7 @@ VERBS = {
     "info": Verb("info:Info", "parameters, FLOPs and memory of a model or a size"),
     "profile": Verb("profile:Profile", "how fast model files run here, all runtimes in turns"),
     "serve": Verb("serve:Serve", "a folder's page for a browser on this machine"),
+    "quantize": Verb("quantize:Quantize", "weights in 4 or 8 bits, the same for every runtime"),
     "convert": Verb("convert:Convert", "Hugging Face, GGUF and llama2.c, in and out"),
 }
 

@@ -18,6 +18,7 @@ from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.generation import Sampling
 from mobilellm.model.network import Network
+from mobilellm.quantize.activations import rounded_activations
 from mobilellm.quantize.quantized import Quantized
 from mobilellm.tokenizer.chat_template import ChatTemplate, Message
 from mobilellm.tokenizer.conversation import Tools, encode_prompt, ends_of_turn
@@ -72,6 +73,12 @@ class Loaded:
         """The network's configuration."""
         return self.network.config
 
+    @property
+    def as_run(self) -> Network:
+        """The network as runtimes compute it: from now on its activations are rounded where a
+        quantized model's scheme rounds them. For evaluation and generation, not for writing."""
+        return rounded_activations(self.network, self.quantized)
+
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt, as the function of this name. `UserError` without a tokenizer."""
         return prompt_ids(self.require_tokenizer(), text)
@@ -101,7 +108,7 @@ class Loaded:
         """The text that follows `prompt`; greedy unless `sampling` says otherwise."""
         ids = self.prompt_ids(prompt)
         return self.continuation(
-            ids, list(self.network.generate(ids, max_new_tokens, sampling, stop))
+            ids, list(self.as_run.generate(ids, max_new_tokens, sampling, stop))
         )
 
     def chat(

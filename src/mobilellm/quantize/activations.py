@@ -75,6 +75,8 @@ def rounded_activations(network: Network, quantized: Quantized | None) -> Networ
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, RoundedLinear(module))
     tied = network.lm_head is None
-    if ("embed_tokens.weight" if tied else "lm_head.weight") in quantized.weights:
+    if ("embed_tokens.weight" if tied else "lm_head.weight") in quantized.weights and type(
+        network.norm
+    ) is RMSNorm:
         network.norm = RoundedNorm(network.norm)
     return network

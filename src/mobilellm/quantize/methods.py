@@ -10,16 +10,19 @@ bits, a scale a row, with every scheme: at 4 bits they cost SmolLM2-135M more th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.model.network import Network
+from mobilellm.quantize.gptq import gptq_blocks
 from mobilellm.quantize.grid import GROUP, GridWeight, groups_of
 from mobilellm.quantize.quantized import Quantized
 from mobilellm.quantize.rounding import ROUNDINGS
-from mobilellm.quantize.schemes import EMBEDDINGS, SCHEMES
+from mobilellm.quantize.schemes import EMBEDDINGS, METHODS, SCHEMES
 from mobilellm.version import __version__
 
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
@@ -30,18 +33,23 @@ def quantized_network(
     scheme: str = "int4",
     method: str = "search",
     embedding: str = "int8",
+    calibration: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Quantized:
     """Put the network's matrices onto the grid, and say where they lie.
 
     **The network's own parameters are changed**: afterwards they are what integers and scales
     stand for, exactly. A tied embedding is one matrix, and a block that is applied several times
-    one block. `embedding` "float" leaves the embedding and the output layer as they are.
+    one block. `embedding` "float" leaves the embedding and the output layer as they are. Method
+    "gptq" needs `calibration`, token ids (N, T), and gives the vocabulary's matrices to "search";
+    `progress(done, total)` counts its blocks.
+
     `UserError` for a width that the scheme's groups do not divide, before anything is changed.
     """
     if scheme not in SCHEMES:
         raise unknown_name("scheme", scheme, SCHEMES)
-    if method not in ROUNDINGS:
-        raise unknown_name("method", method, ROUNDINGS)
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
     if embedding not in EMBEDDINGS:
         raise unknown_name("embedding", embedding, EMBEDDINGS)
     bits = {
@@ -50,12 +58,19 @@ def quantized_network(
         if parameter.ndim == 2 and (embedding == "int8" or name not in VOCABULARY)
     }
     check_widths(network, bits)
+    if method == "gptq" and calibration is None:
+        raise UserError(
+            "method gptq chooses integers by a text", hint="give a calibration text, or use search"
+        )
+    rounding = ROUNDINGS["search" if method == "gptq" else method]
     weights: dict[str, GridWeight] = {}
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name in bits:
-                weights[name] = ROUNDINGS[method](parameter, bits[name])
+            if name in bits and (method != "gptq" or name in VOCABULARY):
+                weights[name] = rounding(parameter, bits[name])
                 parameter.copy_(weights[name].dequantized())
+    if method == "gptq" and calibration is not None:
+        weights |= gptq_blocks(network, bits, calibration, progress)
     facts = {"embedding": embedding, "made_by": f"mobilellm {__version__}"}
     return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
 

@@ -98,6 +98,15 @@ class Quantized:
         )
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Scheme, method and facts of a folder; None where nothing says that it is quantized."""
+    if not (folder / FACTS_FILE).is_file():
+        return None
+    said = read_json(folder / FACTS_FILE, limit=MAX_FACTS)
+    wanted = ("scheme", "method", "facts")
+    return {key: said.get(key) for key in wanted} if isinstance(said, dict) else None
+
+
 def read(folder: Path, network: Network) -> Quantized | None:
     """What of the network read from `folder` lies on the grid; None where nothing says so.
 

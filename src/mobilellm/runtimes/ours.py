@@ -70,7 +70,7 @@ def _read_tokenizer(path: Path) -> Tokenizer | None:
 def _open(path: Path, context: int | None, threads: int | None) -> NetworkSession:
     if threads is not None:
         torch.set_num_threads(threads)
-    return NetworkSession(load(path).network, context)
+    return NetworkSession(load(path).as_run, context)
 
 
 RUNTIME = Runtime(
