@@ -162,7 +162,7 @@ def test_only_the_first_process_notes(
     ("typed", "offered"),
     [
         (["mobilellm", ""], set(VERBS)),
-        (["mobilellm", "qu"], {"quickstart"}),
+        (["mobilellm", "qu"], {"quantize", "quickstart"}),
         (["mobilellm", "prepare", "--val"], {"--validate"}),
         (["mobilellm", "train", "--optimizer.max"], {"--optimizer.max-grad-norm"}),
         (["mobilellm", "convert", "--to", "g"], {"gguf"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.quantize.schemes import EMBEDDINGS, METHODS, SCHEMES
-from mobilellm.terminal.output import print_json, progress, say
+from mobilellm.terminal.output import print_json, progress
 
 if TYPE_CHECKING:
     from mobilellm.model.network import Network
@@ -76,6 +77,7 @@ class Quantize:
             raise UserError("--tasks are scored in the table alone", hint="give --table, too")
         if self.out is None:
             raise UserError("no folder to write to", hint="give OUT, or --table to measure alone")
+        from mobilellm.terminal.quantize_lines import result_lines
         from mobilellm.workflows.quantize import quantize
 
         with progress("gptq", "blocks") as update:
@@ -93,26 +95,12 @@ class Quantize:
         if self.json:
             print_json(dataclasses.asdict(result))
             return 0
-        print(
-            f"{result.out}: {result.scheme} by {result.method}, embedding {result.embedding}; "
-            f"weights {result.bytes_before / 1e6:,.1f} MB in fp32, "
-            f"{result.bytes_after / 1e6:,.1f} MB now"
-        )
-        for note in result.notes:
-            print(f"- {note}")
-        if result.calibration is not None:
-            print("calibrated on {tokens:,} tokens of {text}".format(**result.calibration))
-        if result.before is not None and result.after is not None:
-            print(
-                f"perplexity {result.before.perplexity:.3f} before, "
-                f"{result.after.perplexity:.3f} after "
-                f"({result.after.perplexity / result.before.perplexity:.3f}x, "
-                f"{result.after.tokens:,} tokens)"
-            )
+        print("\n".join(result_lines(result)))
         return 0
 
     def print_table(self) -> int:
         """Measure every way to store the model, a line each as it comes."""
+        from mobilellm.terminal.quantize_lines import HEAD
         from mobilellm.workflows.quantize import table
 
         if self.out is not None:
@@ -120,9 +108,7 @@ class Quantize:
         if self.text is None:
             raise UserError("--table measures on a text", hint="give --text FILE")
         if not self.json:
-            print(
-                f"{'scheme':7} {'method':7} {'embedding':9} {'MB':>8} {'perplexity':>11} over fp32"
-            )
+            print(HEAD)
         rows = table(
             self.model,
             self.text,
@@ -140,15 +126,9 @@ class Quantize:
 
     def show(self, row: Row) -> None:
         """Print a row, on standard error with --json."""
-        tasks = "".join(f"  {name} {value:.1%}" for name, value in row.tasks.items())
-        line = (
-            f"{row.scheme:7} {row.method or '-':7} {row.embedding:9} {row.bytes / 1e6:8,.1f} "
-            f"{row.perplexity:11,.3f} {row.ratio:8.4f}x{tasks}"
-        )
-        if self.json:
-            say(line)
-        else:
-            print(line, flush=True)
+        from mobilellm.terminal.quantize_lines import row_line
+
+        print(row_line(row), file=sys.stderr if self.json else None, flush=True)
 
     def score_tasks(self, network: Network, tokenizer: Tokenizer) -> dict[str, float]:
         """Accuracy on the tasks asked for."""
