@@ -294,6 +294,8 @@ class Eval:
 
     def open_subject(self, name: str, model: Path, sessions: contextlib.ExitStack) -> Subject:
         """A model ready to be scored on tasks, by the runtime that the flags name."""
+        from mobilellm.workflows.subjects import open_subject
+
         if not self.foreign(model):
             return open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
         from mobilellm.runtimes.running import open_model
@@ -362,54 +364,6 @@ def labels(models: tuple[Path, ...]) -> list[str]:
     if len(set(found)) < len(found):
         raise UserError("the same model is given twice")
     return found
-
-
-def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
-    """A model ready to be scored: through our own network where it is of that kind, else through
-    transformers."""
-    from mobilellm.interop.load import load, source_hash
-    from mobilellm.tasks.campaign import Subject
-    from mobilellm.tasks.engine import Backend, Engine, NetworkBackend
-    from mobilellm.tasks.requests import Encoder, OwnEncoder
-
-    backend: Backend
-    encoder: Encoder
-    try:
-        loaded = load(path)
-    except UserError as refusal:
-        foreign = foreign_kind(path)
-        if foreign is None:
-            raise
-        if precision is not Precision.FP32:
-            raise UserError(
-                f"{path}: a model of type {foreign} is computed in fp32",
-                hint="leave out --precision",
-            ) from refusal
-        from mobilellm.tasks.transformers_backend import load_transformers
-
-        foreign_backend, encoder = load_transformers(path)
-        backend, network = foreign_backend, foreign_backend.model
-    else:
-        network, encoder = loaded.as_run, OwnEncoder(loaded.require_tokenizer(path))
-        backend = NetworkBackend(network, precision)
-    return Subject(
-        name=name,
-        engine=Engine(backend, batch_tokens),
-        encoder=encoder,
-        fingerprint=f"{source_hash(path)[:24]}-{precision}",
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )
-
-
-def foreign_kind(path: Path) -> str | None:
-    """The model_type of a Hugging Face folder that is not ours, or None."""
-    from mobilellm.files import read_json
-
-    if not (path / "config.json").is_file():
-        return None
-    values = read_json(path / "config.json", limit=16 << 20)
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    return str(kind) if kind not in (None, "mobilellm") else None
 
 
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:

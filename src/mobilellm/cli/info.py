@@ -5,16 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
-from mobilellm.report.figures import count
-from mobilellm.terminal.output import print_json, size
-
-if TYPE_CHECKING:
-    from mobilellm.model.config import ModelConfig
-    from mobilellm.model.costs import ModelCosts
+from mobilellm.terminal.output import print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +33,7 @@ class Info:
         """Look up or read, and print."""
         from mobilellm.model.config import ModelConfig, preset_names
         from mobilellm.model.costs import ModelCosts
+        from mobilellm.terminal.model_rows import model_rows, sharing
 
         if not self.model:
             presets = {
@@ -98,40 +94,3 @@ class Info:
         for name, value in rows:
             print(f"{name:16} {value}")
         return 0
-
-
-def sharing(config: ModelConfig) -> str | None:
-    """Layer sharing in a few words, or None."""
-    if config.layer_repeats == 1:
-        return None
-    return f"{config.layer_repeats}x, shared_kv={config.shared_kv}"
-
-
-def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tuple[str, str]]:
-    """What is printed of a model, as (name, value); `length` is the tokens a sequence."""
-    parameters, flops = costs.parameters, costs.flops_per_token(length)
-    total, cache = parameters["total"], costs.kv_cache_bytes_per_token()
-    layers, width = config.num_hidden_layers, config.hidden_size
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    tied = "tied" if config.tie_word_embeddings else "untied"
-    weights = ", ".join(f"{name} {size(n)}" for name, n in costs.memory_bytes().items())
-    parts = [
-        (f"  {name}", f"{n:,}  {n / total:.1%}")
-        for name, n in parameters.items()
-        if n and name != "total"
-    ]
-    feed_forward = config.intermediate_size
-    return [
-        ("parameters", f"{total:,}"),
-        *parts,
-        ("shape", f"{layers} layers x {width} wide, feed-forward {feed_forward}"),
-        ("heads", f"{heads} query, {kv_heads} key and value, {config.head_dim} wide"),
-        ("vocabulary", f"{config.vocab_size:,}, {tied}"),
-        ("context", f"{config.max_position_embeddings:,} tokens"),
-        ("layer sharing", sharing(config) or "none"),
-        ("training FLOPs", f"{count(flops['six_n'])} a token (6N)"),
-        ("", f"{count(flops['palm'])} with attention at {length:,} tokens (PaLM's count)"),
-        ("KV cache", f"{cache:,} bytes a token in 16 bit"),
-        ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
-        ("weights", weights),
-    ]

@@ -44,6 +44,7 @@ _WEB_FOLDER = Writer(
     suffix="",
     keeps_repeats=False,
     number_types=("Q8_0", "Q4_0", "F16", "F32"),
+    of_scheme={"int4": "Q4_0", "8da4w": "Q4_0", "int8": "Q8_0", "w8a8": "Q8_0"},
     write=_write_web_folder,
     takes_context=True,
     usual_context=2048,

@@ -10,10 +10,13 @@ HEAD = f"{'scheme':7} {'method':7} {'embedding':9} {'MB':>8} {'perplexity':>11} 
 def result_lines(result: QuantizeResult) -> list[str]:
     """A quantized model: what it is, its size, and what it cost."""
     before, after = result.before, result.after
-    lines = [
+    first = (
         f"{result.out}: {result.scheme} by {result.method}, embedding {result.embedding}; "
         f"weights {result.bytes_before / 1e6:,.1f} MB in fp32, "
-        f"{result.bytes_after / 1e6:,.1f} MB now",
+        f"{result.bytes_after / 1e6:,.1f} MB now"
+    )
+    lines = [
+        first,
         *(f"- {note}" for note in result.notes),
     ]
     if result.calibration is not None:

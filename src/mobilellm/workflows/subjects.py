@@ -1,0 +1,57 @@
+"""A model made ready to be scored on tasks, whatever kind it is.
+
+subject = open_subject("demo", Path("runs/demo"), Precision.FP32, batch_tokens=2048)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilellm.errors import UserError
+from mobilellm.files import read_json
+from mobilellm.interop.load import load, source_hash
+from mobilellm.model.precision import Precision
+from mobilellm.tasks.campaign import Subject
+from mobilellm.tasks.engine import Backend, Engine, NetworkBackend
+from mobilellm.tasks.requests import Encoder, OwnEncoder
+
+
+def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
+    """A model ready to be scored: through our own network where it is of that kind, else through
+    transformers."""
+    backend: Backend
+    encoder: Encoder
+    try:
+        loaded = load(path)
+    except UserError as refusal:
+        foreign = foreign_kind(path)
+        if foreign is None:
+            raise
+        if precision is not Precision.FP32:
+            raise UserError(
+                f"{path}: a model of type {foreign} is computed in fp32",
+                hint="leave out --precision",
+            ) from refusal
+        from mobilellm.tasks.transformers_backend import load_transformers
+
+        foreign_backend, encoder = load_transformers(path)
+        backend, network = foreign_backend, foreign_backend.model
+    else:
+        network, encoder = loaded.as_run, OwnEncoder(loaded.require_tokenizer(path))
+        backend = NetworkBackend(network, precision)
+    return Subject(
+        name=name,
+        engine=Engine(backend, batch_tokens),
+        encoder=encoder,
+        fingerprint=f"{source_hash(path)[:24]}-{precision}",
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def foreign_kind(path: Path) -> str | None:
+    """The model_type of a Hugging Face folder that is not ours, or None."""
+    if not (path / "config.json").is_file():
+        return None
+    values = read_json(path / "config.json", limit=16 << 20)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    return str(kind) if kind not in (None, "mobilellm") else None
