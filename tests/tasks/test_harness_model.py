@@ -13,13 +13,13 @@ import torch
 from tests.tasks.harness_peer import CONTEXT, PAIRS
 
 import mobilellm
-from mobilellm.cli.eval import register_with_harness
 from mobilellm.errors import UserError
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tasks.requests import OwnEncoder, encode
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.workflows.subjects import register_with_harness
 
 
 @pytest.fixture(scope="module")

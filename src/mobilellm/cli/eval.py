@@ -216,6 +216,7 @@ class Eval:
         from mobilellm.tasks.campaign import run_tasks, write_samples
         from mobilellm.tasks.harness_tasks import load_tasks
         from mobilellm.tasks.wikitext import wikitext_perplexity
+        from mobilellm.terminal.score_lines import labels, print_scores
 
         if self.text:
             raise UserError("--text and --tasks are both given", hint="give one of them")
@@ -353,48 +354,11 @@ class Eval:
             print("\n" + explain((first, second), pair))
 
 
-def labels(models: tuple[Path, ...]) -> list[str]:
-    """A short name for each model: the last part of its path, or all of it where that is not
-    unique."""
-    names = [model.absolute().name for model in models]
-    found = [
-        name if names.count(name) == 1 else str(model)
-        for name, model in zip(names, models, strict=True)
-    ]
-    if len(set(found)) < len(found):
-        raise UserError("the same model is given twice")
-    return found
-
-
-def print_scores(scores: dict[str, dict[str, Any]]) -> None:
-    """A line for each task and model: metrics with standard errors, then what they rest on."""
-    for name, tasks in scores.items():
-        print(name)
-        for task, row in tasks.items():
-            numbers = [
-                f"{metric} {value:.4f}"
-                + (f" ±{row[f'{metric}_stderr']:.4f}" if f"{metric}_stderr" in row else "")
-                for metric, value in row.items()
-                if isinstance(value, float) and not metric.endswith("_stderr")
-            ]
-            basis = (
-                f"{row['split']}, {row['count']:,} items"
-                if "split" in row
-                else f"{row['tasks']} tasks, {row['count']:,} items"
-            )
-            if "length" in row:
-                basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
-                basis += f", stride {row['stride']}" if "stride" in row else ""
-            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + (
-                "; data altered" if "altered" in row else ""
-            )
-            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
-
-
 def harness_main() -> None:
     """`mobilellm-lm-eval`: the harness's own command line, to which `--model mobilellm` is
     known."""
     from mobilellm.tasks.harness_tasks import require_harness
+    from mobilellm.workflows.subjects import register_with_harness
 
     try:
         require_harness()
@@ -405,37 +369,3 @@ def harness_main() -> None:
     except UserError as error:
         print(f"mobilellm: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def register_with_harness() -> None:
-    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path),
-    batch_tokens and precision."""
-    from lm_eval.api.registry import model_registry, register_model
-
-    from mobilellm.interop.load import load
-    from mobilellm.tasks.engine import Engine, NetworkBackend
-    from mobilellm.tasks.harness_model import EngineModel
-    from mobilellm.tasks.requests import OwnEncoder
-
-    class Model(EngineModel):
-        """Loads what `pretrained` names."""
-
-        def __init__(
-            self,
-            pretrained: str,
-            batch_tokens: int = 2048,
-            precision: str = "fp32",
-            **unused: object,
-        ) -> None:
-            loaded = load(Path(pretrained))
-            tokenizer = loaded.require_tokenizer(pretrained)
-            backend = NetworkBackend(loaded.as_run, Precision(precision))
-            super().__init__(
-                Engine(backend, int(batch_tokens)),
-                OwnEncoder(tokenizer),
-                network=loaded.network,
-                tokenizer=tokenizer,
-            )
-
-    if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
-        register_model("mobilellm")(Model)

@@ -55,3 +55,34 @@ def foreign_kind(path: Path) -> str | None:
     values = read_json(path / "config.json", limit=16 << 20)
     kind = values.get("model_type") if isinstance(values, dict) else None
     return str(kind) if kind not in (None, "mobilellm") else None
+
+
+def register_with_harness() -> None:
+    """Make "mobilellm" a model name of lm-eval, with the arguments pretrained (a path),
+    batch_tokens and precision."""
+    from lm_eval.api.registry import model_registry, register_model
+
+    from mobilellm.tasks.harness_model import EngineModel
+
+    class Model(EngineModel):
+        """Loads what `pretrained` names."""
+
+        def __init__(
+            self,
+            pretrained: str,
+            batch_tokens: int = 2048,
+            precision: str = "fp32",
+            **unused: object,
+        ) -> None:
+            loaded = load(Path(pretrained))
+            tokenizer = loaded.require_tokenizer(pretrained)
+            backend = NetworkBackend(loaded.as_run, Precision(precision))
+            super().__init__(
+                Engine(backend, int(batch_tokens)),
+                OwnEncoder(tokenizer),
+                network=loaded.network,
+                tokenizer=tokenizer,
+            )
+
+    if "mobilellm" not in model_registry.keys():  # noqa: SIM118 - a registry, not a dict
+        register_model("mobilellm")(Model)

@@ -1,0 +1,46 @@
+"""What `mobilellm eval` prints of tasks: short names for the models, and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+
+
+def labels(models: tuple[Path, ...]) -> list[str]:
+    """A short name for each model: the last part of its path, or all of it where that is not
+    unique."""
+    names = [model.absolute().name for model in models]
+    found = [
+        name if names.count(name) == 1 else str(model)
+        for name, model in zip(names, models, strict=True)
+    ]
+    if len(set(found)) < len(found):
+        raise UserError("the same model is given twice")
+    return found
+
+
+def print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    """A line for each task and model: metrics with standard errors, then what they rest on."""
+    for name, tasks in scores.items():
+        print(name)
+        for task, row in tasks.items():
+            numbers = [
+                f"{metric} {value:.4f}"
+                + (f" ±{row[f'{metric}_stderr']:.4f}" if f"{metric}_stderr" in row else "")
+                for metric, value in row.items()
+                if isinstance(value, float) and not metric.endswith("_stderr")
+            ]
+            basis = (
+                f"{row['split']}, {row['count']:,} items"
+                if "split" in row
+                else f"{row['tasks']} tasks, {row['count']:,} items"
+            )
+            if "length" in row:
+                basis = f"{row['split']}, {row['count']:,} windows of {row['length']}"
+                basis += f", stride {row['stride']}" if "stride" in row else ""
+            mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + (
+                "; data altered" if "altered" in row else ""
+            )
+            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
