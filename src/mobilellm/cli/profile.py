@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mobilellm.workflows.device_profile import DeviceProfile
 
 
+PHONE_THREADS = 4
+"""The fast processors that most phones have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Load, first token, tokens a second, memory and share of the memory bound of model files.
@@ -35,12 +39,19 @@ class Profile:
     repeats: int = 5
     """How often each is measured; medians are printed."""
     threads: int = 0
-    """Threads of every runtime; 0 is all processors that this process may use."""
+    """Threads of every runtime; 0 is all processors that this process may use, and 4 on a phone."""
     runtime: tuple[str, ...] = ()
     """Runtimes to use, where several are for a file; all but our own network, which runs what no
     other does, when left out."""
     operators: bool = False
     """Measure once more where the time goes, by operator, where the runtime tells."""
+    adb: bool = False
+    """Measure on an Android phone by adb, with the programs of --runners (llama-bench, llama_main,
+    onnxruntime_perf_test). Tried against a stand-in for adb alone, not on a phone."""
+    serial: str = ""
+    """Serial number of the phone, where several are connected."""
+    runners: Path | None = None
+    """A folder with these programs, built for the phone, and their shared libraries."""
     out: Path | None = None
     """A folder for profile.json and profile.html."""
     json: bool = False
@@ -48,14 +59,25 @@ class Profile:
 
     def run(self) -> int:
         """Measure and print: 0, 1 when a file failed while others ran, 130 after Ctrl-C."""
-        from mobilellm.workflows.profile import profile
-
         if not self.files:
             raise UserError(
                 "no file given", hint="give a run, a GGUF file, an ONNX folder or a .pte file"
             )
+        found = self.on_phone() if self.adb else self.here()
+        self.show(found)
+        if found["interrupted"]:
+            say("mobilellm: interrupted: the repeats that were finished are shown")
+            return 130
+        return 1 if any(row["error"] is not None for row in found["rows"]) else 0
+
+    def here(self) -> DeviceProfile:
+        """The figures of this machine."""
+        from mobilellm.workflows.profile import profile
+
+        if self.serial or self.runners:
+            raise UserError("--serial and --runners are for a phone", hint="give --adb, too")
         with progress("measuring") as update:
-            found = profile(
+            return profile(
                 self.files,
                 prompt=self.prompt,
                 generate=self.generate,
@@ -66,11 +88,28 @@ class Profile:
                 say=say,
                 progress=update,
             )
-        self.show(found)
-        if found["interrupted"]:
-            say("mobilellm: interrupted: the repeats that were finished are shown")
-            return 130
-        return 1 if any(row["error"] is not None for row in found["rows"]) else 0
+
+    def on_phone(self) -> DeviceProfile:
+        """The figures of a phone."""
+        from mobilellm.workflows.profile_phone import profile_phone
+
+        if self.runners is None:
+            raise UserError(
+                "--adb: no programs for the phone",
+                hint="give --runners FOLDER with llama-bench, llama_main or onnxruntime_perf_test",
+            )
+        if self.runtime or self.operators:
+            raise UserError("--runtime and --operators are not for a phone", hint="leave them out")
+        return profile_phone(
+            self.files,
+            runners=self.runners,
+            serial=self.serial,
+            prompt=self.prompt,
+            generate=self.generate,
+            repeats=self.repeats,
+            threads=self.threads or PHONE_THREADS,
+            say=say,
+        )
 
     def show(self, found: DeviceProfile) -> None:
         """Write the files that were asked for, and print."""

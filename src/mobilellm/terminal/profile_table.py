@@ -63,7 +63,8 @@ def profile_lines(profile: DeviceProfile, width: int) -> list[str]:
     for row in rows:
         if row["operators"]:
             lines += ["", *_operators(row)]
-    return lines
+    # Names of files and operators are text of others: a terminal shows and does not obey it.
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
 
 
 def _table(rows: Sequence[ProfileRow]) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from mobilellm.errors import UserError
+from mobilellm.errors import MAX_LINE, UserError
 from mobilellm.files import read_json, write_json
 
 FORMAT, FORMAT_VERSION = "mobilellm device profile", 1
@@ -85,6 +85,11 @@ class DeviceProfile(TypedDict):
     interrupted: bool
     """Whether it was stopped before all repeats were done."""
     rows: list[ProfileRow]
+
+
+def one_line(text: str) -> str:
+    """Text of a process or device as one short line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else "?" for c in text.strip())[:MAX_LINE]
 
 
 def figure(values: Sequence[float]) -> Figure:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from mobilellm.errors import MAX_LINE, UserError, unknown_name
+from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import sha256_file
 from mobilellm.hardware.bandwidth import ARRAY_BYTES, cache_bytes
 from mobilellm.hardware.description import describe
@@ -43,6 +43,7 @@ from mobilellm.workflows.device_profile import (
     ProfileRow,
     bound,
     figure,
+    one_line,
 )
 from mobilellm.workflows.profile_bytes import bytes_per_token, config_of, model_facts, weights_in
 
@@ -240,7 +241,7 @@ def ask(request: dict[str, Any], threads: int) -> dict[str, Any]:
 
 def last_words(status: int, lines: Sequence[str]) -> str:
     """How a process ended, and the last line that it printed."""
-    said = f": {lines[-1].strip()[:MAX_LINE]}" if lines else ""
+    said = f": {one_line(lines[-1])}" if lines else ""
     if status >= 0:
         return f"its process ended with status {status}{said}"
     try:
