@@ -60,7 +60,7 @@ PERPLEXITY = "evaluate/test_perplexity.py"
 MUTANTS: tuple[Mutant, ...] = (
     # --- pages ---
     fault(
-        "the server follows a link out of its folder", "cli/serve.py",
+        "the server follows a link out of its folder", "workflows/page_server.py",
         "return path.is_relative_to(root) and path.is_file()", "return path.is_file()",
         "cli/test_serve.py::test_nothing_outside_the_folder_and_no_listing[/link.txt]",
     ),

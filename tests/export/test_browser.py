@@ -16,13 +16,13 @@ from tests.export.browser import CHROMIUM, Browser, Page
 from tests.export.test_turns import CHATML, tokenizer_with
 from tests.interop.networks import checkpoint, network
 
-from mobilellm.cli.serve import Handler, Server
 from mobilellm.interop.load import load
 from mobilellm.model.generation import Sampling
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt
 from mobilellm.tokenizer.tokenizer import train_bpe
 from mobilellm.workflows.convert import convert
+from mobilellm.workflows.page_server import Handler, Server
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("wllama")]
 MARKUP = "<script>globalThis.ran = 1</script><img src=x onerror='globalThis.ran = 2'>"

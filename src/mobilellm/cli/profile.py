@@ -25,7 +25,7 @@ class Profile:
     """Load, first token, tokens a second, memory and share of the memory bound of model files.
 
     Each file runs in every installed runtime that is for it, each repeat in a process of its own,
-    all in turns. With --out the figures are a device profile that `plan --device` reads.
+    all in turns. With --out the figures are kept as a device profile, with a page.
 
     Example: mobilellm profile demo.gguf runs/demo --out profile
     """

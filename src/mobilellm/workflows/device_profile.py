@@ -3,7 +3,7 @@
     profile = read_profile(Path("profile/profile.json"))
     profile["rows"][0]["figures"]["decode_tokens_per_second"]["median"]
 
-`profile` writes it; `plan --device` reads it. It says of which machine, with which threads and
+`profile` writes it; `read_profile` reads it. It says of which machine, with which threads and
 versions, from which files (sha256) and when the figures are.
 """
 
