@@ -1,7 +1,6 @@
 """A server for the files of one folder, on this machine: no listings, nothing outside.
 
-server = Server(("127.0.0.1", 8000), partial(Handler, directory="runs/demo"))
-server.serve_forever()
+`mobilellm serve` runs it until Ctrl-C.
 """
 
 from __future__ import annotations
