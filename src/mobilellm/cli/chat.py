@@ -34,12 +34,14 @@ class Chat:
     """Jinja file of a chat template; the model's own when not given, ChatML when it has none."""
     max_new_tokens: int = 512
     """Most tokens of an answer."""
-    temperature: float = 0.7
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = 0
-    """Draw among the k likeliest tokens; 0 is no limit."""
-    top_p: float = 0.95
-    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit."""
+    temperature: float | None = None
+    """Divides the logits; 0 always takes the likeliest token. When not given, the model's own
+    (generation_config.json, or GGUF's keys), or 0.7 where its files do not say how to sample."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens; 0 is no limit. The model's own, or 0."""
+    top_p: float | None = None
+    """Draw among the fewest likeliest tokens whose probabilities reach p; 1 is no limit. The
+    model's own, or 0.95."""
     seed: int = 0
     """Seeds the draws: the same seed and messages give the same answers."""
     runtime: str | None = None
@@ -56,14 +58,17 @@ class Chat:
         from mobilellm.chat.line_reader import has_editor, line_reader
         from mobilellm.chat.loop import NAMES, ChatLoop
         from mobilellm.errors import UserError
+        from mobilellm.interop.load import sampling_defaults
         from mobilellm.model.generation import Sampling
         from mobilellm.runtimes.running import open_model
         from mobilellm.tokenizer.chat_template import ChatTemplate
 
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: must be 1 or more")
+        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        own = sampling_defaults(self.model) or {"temperature": 0.7, "top_p": 0.95}
         sampling = Sampling(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
+            **own | {k: v for k, v in given.items() if v is not None}, seed=self.seed
         )
         interactive = sys.stdin.isatty() and sys.stdout.isatty() and not self.json
         with open_model(self.model, self.runtime, threads=self.threads) as model:

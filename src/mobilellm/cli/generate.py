@@ -61,9 +61,10 @@ class Generate:
         from mobilellm.runtimes.running import generate, open_model
 
         given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        chosen = {key: value for key, value in given.items() if value is not None}
         own = sampling_defaults(self.model) or {"temperature": 0.8, "top_p": 0.95}
-        sampling = Sampling(**(own | chosen), seed=self.seed)
+        sampling = Sampling(
+            **own | {k: v for k, v in given.items() if v is not None}, seed=self.seed
+        )
         tokens: list[int] = []
         shown = ""
         with open_model(self.model, self.runtime, threads=self.threads) as model:

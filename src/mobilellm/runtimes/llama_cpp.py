@@ -104,6 +104,11 @@ class Library:
         if level == ERROR_LEVEL and text:
             self.complaints.append(text.decode(errors="replace").strip())
 
+    def listen(self) -> None:
+        """Take llama.cpp's messages from here on; a server of the package takes them for itself."""
+        self.complaints.clear()
+        self.log_set(self._callback, None)
+
     def failed(self, path: Path, hint: str) -> UserError:
         """The error with the first of the complaints, which names the cause."""
         said = self.complaints[0] if self.complaints else "no reason given"
@@ -127,7 +132,7 @@ class LlamaSession:
         """`UserError` with llama.cpp's own words when it refuses the file."""
         header = header_of(path)
         self.api = api = library()
-        api.complaints.clear()
+        api.listen()
         self.context_handle: int | None = None
         self.model: int | None = api.model_load_from_file(
             os.fsencode(path), api.model_default_params()

@@ -27,7 +27,7 @@ def llama_cpp_tokens(path: Path) -> Iterator[Encode]:
     token. `UserError` when llama.cpp refuses the file or is not installed.
     """
     api = library()
-    api.complaints.clear()
+    api.listen()
     model = api.model_load_from_file(os.fsencode(path), api.model_default_params())
     if model is None:
         raise api.failed(path, "convert the model again, or update xllamacpp")
