@@ -52,10 +52,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 BELOW = set(MAY_IMPORT)
 MAY_IMPORT |= {
-    "workflows": BELOW,
-    "lab": BELOW | {"workflows"},
-    "terminal": BELOW | {"workflows", "lab"},
-    "cli": BELOW | {"workflows", "lab", "terminal"},
+    "profiling": BELOW,
+    "workflows": BELOW | {"profiling"},
+    "lab": BELOW | {"profiling", "workflows"},
+    "terminal": BELOW | {"profiling", "workflows", "lab"},
+    "cli": BELOW | {"profiling", "workflows", "lab", "terminal"},
 }
 # What the command line's help must not load.
 NOT_AT_THE_TOP = {"torch", "transformers", "tokenizers", "rich", "numpy", "safetensors"}

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from tests.interop.networks import checkpoint, network
+from tests.profiling.test_profile import BANDWIDTH, FIGURES
 from tests.report.pages import check
-from tests.workflows.test_profile import BANDWIDTH, FIGURES
 
 from mobilellm import cli
-from mobilellm.workflows import profile as profiles
+from mobilellm.profiling import profile as profiles
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(
 def test_a_context_that_is_too_short_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    from mobilellm.workflows import profile_child
+    from mobilellm.profiling import child as profile_child
 
     monkeypatch.setattr(
         profiles, "ask", lambda request, threads: profile_child.answer(request | {"threads": 1})

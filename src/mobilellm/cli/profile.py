@@ -13,7 +13,7 @@ from mobilellm.errors import UserError
 from mobilellm.terminal.output import print_json, progress, say
 
 if TYPE_CHECKING:
-    from mobilellm.workflows.device_profile import DeviceProfile
+    from mobilellm.profiling.device_profile import DeviceProfile
 
 
 PHONE_THREADS = 4
@@ -72,7 +72,7 @@ class Profile:
 
     def here(self) -> DeviceProfile:
         """The figures of this machine."""
-        from mobilellm.workflows.profile import profile
+        from mobilellm.profiling.profile import profile
 
         if self.serial or self.runners:
             raise UserError("--serial and --runners are for a phone", hint="give --adb, too")
@@ -91,7 +91,7 @@ class Profile:
 
     def on_phone(self) -> DeviceProfile:
         """The figures of a phone."""
-        from mobilellm.workflows.profile_phone import profile_phone
+        from mobilellm.profiling.phone_profile import profile_phone
 
         if self.runners is None:
             raise UserError(
@@ -113,9 +113,9 @@ class Profile:
 
     def show(self, found: DeviceProfile) -> None:
         """Write the files that were asked for, and print."""
+        from mobilellm.profiling.device_profile import write_profile
         from mobilellm.report.profile_page import write_profile_page
         from mobilellm.terminal.profile_table import profile_lines
-        from mobilellm.workflows.device_profile import write_profile
 
         if self.out is not None:
             write_profile(self.out / "profile.json", found)

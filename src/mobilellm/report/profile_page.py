@@ -1,6 +1,6 @@
 """The page of a device profile: bars for what users wait for, and all figures with their spread.
 
-write_profile_page(Path("profile.html"), profile)      # of mobilellm.workflows.device_profile
+write_profile_page(Path("profile.html"), profile)      # of mobilellm.profiling.device_profile
 """
 
 from __future__ import annotations

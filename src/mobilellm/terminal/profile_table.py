@@ -9,9 +9,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from mobilellm.profiling.device_profile import DeviceProfile, Figure, ProfileRow, bound
 from mobilellm.report.figures import MISSING, fixed, percent
 from mobilellm.terminal.output import size
-from mobilellm.workflows.device_profile import DeviceProfile, Figure, ProfileRow, bound
 
 MILLISECONDS = ("load_ms", "initialize_ms", "first_token_ms", "token_ms_p50", "token_ms_p90")
 # Key, heading in the table, name in lines of a file of its own.

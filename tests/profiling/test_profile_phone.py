@@ -17,8 +17,8 @@ from tests.interop.networks import checkpoint, network
 
 from mobilellm import cli
 from mobilellm.errors import UserError
-from mobilellm.workflows import profile_phone as phones
-from mobilellm.workflows.device_profile import read_profile, write_profile
+from mobilellm.profiling import phone_profile as phones
+from mobilellm.profiling.device_profile import read_profile, write_profile
 
 ADB = f"""#!{sys.executable}
 import os, pathlib, shutil, subprocess, sys

@@ -32,11 +32,8 @@ from mobilellm.hardware.bandwidth import ARRAY_BYTES, cache_bytes
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.device_memory import total_memory
 from mobilellm.interop.load import recognize
-from mobilellm.runtimes import ours
-from mobilellm.runtimes.session import Runtime
-from mobilellm.runtimes.table import RUNTIMES, runtimes_of
-from mobilellm.version import __version__
-from mobilellm.workflows.device_profile import (
+from mobilellm.profiling.bytes_read import bytes_per_token, config_of, model_facts, weights_in
+from mobilellm.profiling.device_profile import (
     FORMAT,
     FORMAT_VERSION,
     DeviceProfile,
@@ -45,7 +42,10 @@ from mobilellm.workflows.device_profile import (
     figure,
     one_line,
 )
-from mobilellm.workflows.profile_bytes import bytes_per_token, config_of, model_facts, weights_in
+from mobilellm.runtimes import ours
+from mobilellm.runtimes.session import Runtime
+from mobilellm.runtimes.table import RUNTIMES, runtimes_of
+from mobilellm.version import __version__
 
 PROBE_SECONDS = 0.3
 """Of each way in which the bandwidth of memory is measured, in each turn."""
@@ -202,7 +202,7 @@ def ask(request: dict[str, Any], threads: int) -> dict[str, Any]:
     """The answer of a new process to a request; an `error` with the process's last words where it
     died."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "mobilellm.workflows.profile_child"]
+    command = [sys.executable, "-m", "mobilellm.profiling.child"]
     command += [json.dumps(request | {"threads": threads}), str(writing)]
     count = str(threads)
     environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}

@@ -14,11 +14,13 @@ from tests.interop.networks import checkpoint, network
 from mobilellm.errors import UserError
 from mobilellm.hardware import bandwidth
 from mobilellm.hardware.energy import EnergyMeter
+from mobilellm.profiling import bytes_read as profile_bytes
+from mobilellm.profiling import child as profile_child
+from mobilellm.profiling import device_profile
+from mobilellm.profiling import profile as profiles
+from mobilellm.profiling.device_profile import read_profile, write_profile
+from mobilellm.profiling.profile import profile
 from mobilellm.runtimes.session import Runtime
-from mobilellm.workflows import device_profile, profile_bytes, profile_child
-from mobilellm.workflows import profile as profiles
-from mobilellm.workflows.device_profile import read_profile, write_profile
-from mobilellm.workflows.profile import profile
 
 FIGURES = {
     "load_ms": 3.0, "initialize_ms": 2.0, "first_token_ms": 10.0, "token_ms_p50": 20.0,

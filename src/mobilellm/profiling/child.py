@@ -1,6 +1,6 @@
 """What runs in a process of its own for each measurement: one file in one runtime, or the memory.
 
-    python -m mobilellm.workflows.profile_child REQUEST RESULT_FD
+    python -m mobilellm.profiling.child REQUEST RESULT_FD
 
 REQUEST is JSON; the result, JSON too, goes to the file descriptor RESULT_FD, since libraries of
 others print to standard output whatever they like. A process of its own makes load and peak memory

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.workflows.device_profile import one_line
+from mobilellm.profiling.device_profile import one_line
 
 FOLDER = "/data/local/tmp"
 """Where the shell's user may write and run programs on every Android."""

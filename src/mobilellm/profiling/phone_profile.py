@@ -26,8 +26,8 @@ from pathlib import Path
 
 from mobilellm.errors import UserError
 from mobilellm.files import read_json
-from mobilellm.version import __version__
-from mobilellm.workflows.device_profile import (
+from mobilellm.profiling.bytes_read import config_of, model_facts
+from mobilellm.profiling.device_profile import (
     FORMAT,
     FORMAT_VERSION,
     DeviceProfile,
@@ -36,9 +36,9 @@ from mobilellm.workflows.device_profile import (
     figure,
     one_line,
 )
-from mobilellm.workflows.phone import Phone, PhoneError
-from mobilellm.workflows.profile import content, labels
-from mobilellm.workflows.profile_bytes import config_of, model_facts
+from mobilellm.profiling.phone import Phone, PhoneError
+from mobilellm.profiling.profile import content, labels
+from mobilellm.version import __version__
 
 FLOAT, INT64 = 1, 7
 """ONNX's numbers of element types."""

@@ -1,0 +1,1 @@
+"""How fast model files run: here, by every runtime in turns, and on a phone."""
