@@ -28,6 +28,7 @@ SIZES = {"125M": 64, "350M": 32, "1B": 16}  # preset: largest micro-batch tried
 SEQUENCE_LENGTH = 2048
 VOCABULARY = 32000
 WARM_UP, STEPS = 5, 15
+CHUNKS = (1 << 22, 1 << 25, 1 << 28)  # logits of the chunked loss that are held at once
 
 
 def synchronize(device: torch.device) -> None:
@@ -106,6 +107,9 @@ class Contestant:
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
 
     def step(self) -> torch.Tensor:
+        from mobilellm.model import loss as losses
+
+        losses.GPU_CHUNK_NUMBERS = self.settings["chunk"]
         with attention(self.settings["attention"]):
             loss = self.loss()
             loss.backward()
@@ -217,7 +221,7 @@ def measure(
     from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
 
-    best = {"compile": True, "attention": "auto", "loss": "chunked"}
+    best = {"compile": True, "attention": "auto", "loss": "chunked", "chunk": CHUNKS[-1]}
 
     def run(micro: int, **changes: Any) -> dict[str, Any]:
         settings = best | changes
@@ -247,6 +251,8 @@ def measure(
     micro = max(good, key=lambda s: s["tokens_per_second"])["micro_batch_size"]
     sweep.append(run(micro, compile=False))
     sweep.append(run(micro, loss="whole"))
+    if device.type == "cuda":
+        sweep += [run(micro, chunk=chunk) for chunk in CHUNKS[:-1]]
     sweep += [
         run(micro, attention=kernel)
         for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))

@@ -27,7 +27,9 @@ from torch import Tensor
 from mobilellm.model.linear import linear
 
 CHUNK_NUMBERS = 1 << 22
-"""Logits held at once: 16 MiB in float32."""
+"""Logits held at once: 16 MiB in float32, which caches hold in part."""
+GPU_CHUNK_NUMBERS = 1 << 28
+"""The same on a GPU, 1 GiB: fewer and larger launches."""
 MIN_CHUNK_ROWS = 16
 IGNORED = -100
 """The target that counts for nothing, as in torch's cross_entropy."""
@@ -81,9 +83,10 @@ class NextToken:
         )
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Tokens whose logits are held at once."""
-    return max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // vocab_size)
+def chunk_rows(vocab_size: int, device: str = "cpu") -> int:
+    """Tokens whose logits are held at once on a device of this type."""
+    numbers = CHUNK_NUMBERS if device == "cpu" else GPU_CHUNK_NUMBERS
+    return max(MIN_CHUNK_ROWS, numbers // vocab_size)
 
 
 class _OutputWalk(torch.autograd.Function):
@@ -93,7 +96,7 @@ class _OutputWalk(torch.autograd.Function):
     ) -> Tensor:
         """Sum of the losses, float32. hidden (N, C), weight (V, C); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows = chunk_rows(weight.shape[0])
+        rows = chunk_rows(weight.shape[0], weight.device.type)
         w = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
@@ -187,7 +190,8 @@ def linear_cross_entropy(
     """
     if reduction == "none":
         with torch.no_grad():
-            rows, dtype = chunk_rows(weight.shape[0]), products_dtype(hidden)
+            rows = chunk_rows(weight.shape[0], weight.device.type)
+            dtype = products_dtype(hidden)
             w = weight.to(dtype)
             pieces = [
                 F.cross_entropy(
