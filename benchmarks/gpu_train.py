@@ -110,6 +110,8 @@ class Contestant:
         from mobilellm.model import loss as losses
 
         losses.GPU_CHUNK_NUMBERS = self.settings["chunk"]
+        if not self.settings["fused"]:
+            losses.fused_on_gpu = lambda: False
         with attention(self.settings["attention"]):
             loss = self.loss()
             loss.backward()
@@ -214,6 +216,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything about one size."""
     from mobilellm.hardware.probes import peak_flops
+    from mobilellm.model import loss as losses
     from mobilellm.model.config import ModelConfig
     from mobilellm.model.costs import ModelCosts
     from mobilellm.model.precision import Precision
@@ -221,7 +224,13 @@ def measure(
     from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
 
-    best = {"compile": True, "attention": "auto", "loss": "chunked", "chunk": CHUNKS[-1]}
+    best = {
+        "compile": True,
+        "attention": "auto",
+        "loss": "chunked",
+        "chunk": CHUNKS[-1],
+        "fused": True,
+    }
 
     def run(micro: int, **changes: Any) -> dict[str, Any]:
         settings = best | changes
@@ -253,6 +262,9 @@ def measure(
     sweep.append(run(micro, loss="whole"))
     if device.type == "cuda":
         sweep += [run(micro, chunk=chunk) for chunk in CHUNKS[:-1]]
+        with_own_kernels = losses.fused_on_gpu
+        sweep.append(run(micro, fused=False))
+        losses.fused_on_gpu = with_own_kernels
     sweep += [
         run(micro, attention=kernel)
         for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))

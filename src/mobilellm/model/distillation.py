@@ -77,6 +77,7 @@ def distillation_chunk(
 
     def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
         counted = targets[rows] != IGNORED
+        logits = logits.float()
         student = torch.log_softmax(logits / temperature, dim=1)
         teacher = torch.log_softmax(teacher_logits(rows) / temperature, dim=1)
         taught = teacher.exp()

@@ -16,6 +16,7 @@ An objective is what a training step minimizes: it is called as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,8 +36,9 @@ IGNORED = -100
 """The target that counts for nothing, as in torch's cross_entropy."""
 
 ChunkLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
-"""(logits (n, V) in float32, which it may overwrite; their rows among all; whether the gradient is
-wanted) -> (the sum of the rows' losses, its gradient by the logits (n, V) or None)."""
+"""(logits (n, V) as the product gives them, which it may overwrite; their rows among all; whether
+the gradient is wanted) -> (the sum of the rows' losses in float32, its gradient by the logits
+(n, V) or None)."""
 
 
 class Objective(Protocol):
@@ -104,7 +106,7 @@ class _OutputWalk(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             h = hidden[chunk].to(dtype)
-            loss, by_logits = chunk_loss(linear(h, w).float(), chunk, need_hidden or need_weight)
+            loss, by_logits = chunk_loss(linear(h, w), chunk, need_hidden or need_weight)
             total += loss
             if by_logits is None:
                 continue
@@ -139,7 +141,7 @@ def output_walk(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor
     """Sum over tokens of a loss of their logits, float32, with gradients for hidden (N, C) and
     weight (V, C).
 
-    Under autocast the products run in its precision; `chunk_loss` always sees float32.
+    Under autocast the products run in its precision, and `chunk_loss` sees what they give.
     """
     dtype = products_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -159,6 +161,9 @@ def cross_entropy_chunk(targets: Tensor, z_loss: float = 0.0) -> ChunkLoss:
 
     def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
         t = targets[rows]
+        if logits.device.type == "cuda" and need_gradient and fused_on_gpu():
+            return _fused()(logits, t, z_loss)
+        logits = logits.float()
         counted = t != IGNORED
         index = t.where(counted, 0).unsqueeze(1)
         peak = logits.amax(dim=1, keepdim=True)
@@ -176,6 +181,35 @@ def cross_entropy_chunk(targets: Tensor, z_loss: float = 0.0) -> ChunkLoss:
         return value, probabilities
 
     return loss
+
+
+def _cross_entropy_and_gradient(
+    logits: Tensor, targets: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """As `cross_entropy_chunk`, in a form that the compiler makes a few kernels of: logits (n, V)
+    in any precision are read twice, and the gradient is written once, in that precision."""
+    counted = targets != IGNORED
+    index = targets.where(counted, 0).unsqueeze(1)
+    exact = logits.float()
+    log_z = exact.logsumexp(dim=1, keepdim=True)
+    value = ((log_z - exact.gather(1, index)).squeeze(1) * counted).sum()
+    probabilities = (exact - log_z).exp() * (1 + 2 * z_loss * log_z)
+    chosen = torch.arange(logits.shape[1], device=logits.device) == index
+    gradient = (probabilities - chosen.float()) * counted.unsqueeze(1)
+    return value, gradient.to(logits.dtype)
+
+
+@functools.cache
+def fused_on_gpu() -> bool:
+    """Whether the compiler works here, which makes one pass of the loss on a GPU."""
+    from mobilellm.hardware.probes import compiler_works
+
+    return compiler_works()
+
+
+@functools.cache
+def _fused() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_cross_entropy_and_gradient, dynamic=False)
 
 
 def linear_cross_entropy(
