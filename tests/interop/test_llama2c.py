@@ -26,7 +26,10 @@ def test_both_versions_are_read_to_the_bit(tmp_path: Path, version: int, tied: b
 
 def test_it_is_read_and_not_written(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(llama2c_bytes(network()))
-    with pytest.raises(UserError, match="unknown format 'llama2c'; known: gguf, hf, mobilellm"):
+    with pytest.raises(
+        UserError,
+        match="unknown format 'llama2c'; known: executorch, gguf, hf, mobilellm, onnx, web",
+    ):
         convert(tmp_path / "m.bin", tmp_path / "again.bin", "llama2c")
     convert(tmp_path / "m.bin", tmp_path / "hf", "hf")
     assert torch.equal(logits(load(tmp_path / "hf").network), logits(network()))
