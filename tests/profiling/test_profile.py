@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +76,7 @@ def test_each_figure_is_of_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None
         opened.append((SlowSession(clock, context), context, threads))
         return opened[0][0]
 
-    runtime = SimpleNamespace(package="json", open=open_it)
+    runtime = SimpleNamespace(package="json", imports=(), open=open_it)
     monkeypatch.setattr(profile_child, "time", clock)
     monkeypatch.setitem(profile_child.RUNTIMES, "slow", runtime)
     found = profile_child.measure(Path("x"), "slow", prompt=16, generate=20, threads=3)
@@ -257,12 +259,27 @@ def test_a_real_process_measures_and_what_it_refuses_is_in_its_words(tmp_path: P
     assert "128 positions" in answer["error"]
 
 
+def test_imports_are_no_part_of_the_load(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", network())
+    program = (
+        "import importlib, pathlib, sys, mobilellm.profiling.child as child\n"
+        "entry = child.RUNTIMES['mobilellm']\n"
+        "for name in (entry.package, *entry.imports): importlib.import_module(name)\n"
+        "before = set(sys.modules)\n"
+        "entry.open(pathlib.Path(sys.argv[1]), 8, 1)\n"
+        "print([n for n in set(sys.modules) - before if n.startswith('torch.')])"
+    )
+    command = [sys.executable, "-c", program, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_a_runtime_raises_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_it(*_: object) -> None:
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setitem(
-        profile_child.RUNTIMES, "bad", SimpleNamespace(package="json", open=open_it)
+        profile_child.RUNTIMES, "bad", SimpleNamespace(package="json", imports=(), open=open_it)
     )
     request = {"kind": "speed", "file": "x", "runtime": "bad", "prompt": 1, "generate": 1}
     answer = profile_child.answer(request | {"threads": torch.get_num_threads()})

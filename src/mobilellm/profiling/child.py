@@ -42,10 +42,11 @@ def measure(path: Path, runtime: str, prompt: int, generate: int, threads: int) 
     """One repeat of one file: load, first run, a prompt, and tokens one after the other.
 
     The prompt is run twice and the second run is timed, as a runtime may prepare for a shape when
-    it first meets it. The runtime's Python package is imported before anything is counted.
+    it first meets it. What the runtime imports from Python is imported before anything is counted.
     """
     entry = RUNTIMES[runtime]
-    importlib.import_module(entry.package)
+    for module in (entry.package, *entry.imports):
+        importlib.import_module(module)
     cpu, meter = torch.device("cpu"), EnergyMeter()
     forget_peak()
     before, start = resident_memory(), time.perf_counter()

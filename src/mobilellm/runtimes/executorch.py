@@ -157,4 +157,10 @@ RUNTIME = Runtime(
     recognizes=recognizes,
     open=ExecutorchSession,
     read_tokenizer=tokenizer_of,
+    imports=(
+        "executorch.extension.pybindings.portable_lib",
+        "executorch.extension.llm.custom_ops.custom_ops",
+        "executorch.kernels.quantized",
+        "executorch.runtime",
+    ),
 )

@@ -81,4 +81,5 @@ RUNTIME = Runtime(
     recognizes=_recognizes,
     open=_open,
     read_tokenizer=_read_tokenizer,
+    imports=("torch._dynamo",),  # by operations on tensors without storage
 )
