@@ -54,3 +54,21 @@ def test_trainer_vs_hf_smoke() -> None:
         if "losses within" in line
     )
     assert apart < 1e-3
+
+
+@pytest.mark.long
+def test_device_smoke(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    only = ("--only", "fp32", "f32.gguf", "q4_0.gguf")
+    run("device.py", "--smoke", *only, "--save", str(tmp_path / "r.json"))
+    result = json.loads((tmp_path / "r.json").read_text())
+    rows = {row["name"]: row for row in result["profile"]["rows"]}
+    assert set(rows) == {"fp32", "f32.gguf", "q4_0.gguf"}
+    assert [row["error"] for row in rows.values()] == [None] * 3
+    assert str(tmp_path.parent) not in json.dumps(result["profile"]["rows"])
+    (aim,) = result["aims"]
+    key = "decode_tokens_per_second"
+    ours, theirs = (rows[name]["figures"][key]["median"] for name in ("fp32", "f32.gguf"))
+    assert aim["ratio"] == pytest.approx(ours / theirs)
+    assert aim["holds"] == (ours >= theirs)
