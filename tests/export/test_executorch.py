@@ -62,13 +62,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
     return converted(tmp_path_factory.mktemp("plain"), readable(tokenizer), tokenizer, "F32")
 
 
-def streamed(program: Path, tokenizer: Path, prompt: str, count: int) -> str:
+def streamed(program: Path, tokenizer: Path, prompt: str, count: int, bos: int = 0) -> str:
     """What the C++ runner of the apps writes, greedily."""
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     pieces: list[str] = []
     runner = TextLLMRunner(str(program), str(tokenizer))
-    config = GenerationConfig(max_new_tokens=count, temperature=0.0, echo=False, num_bos=0)
+    config = GenerationConfig(max_new_tokens=count, temperature=0.0, echo=False, num_bos=bos)
     runner.generate(prompt, config, token_callback=pieces.append)
     return "".join(pieces)
 
@@ -190,3 +190,24 @@ def test_the_folder_says_what_it_is(plain: Path) -> None:
     said = json.loads((plain / "mobilellm.json").read_text())["executorch"]
     assert said == {"program": "model.pte", "context": CONTEXT, "number_type": "F32"}
     check_header(plain / "model.pte")
+
+
+@pytest.mark.long
+def test_the_runner_reads_a_sentencepiece_model_and_writes_our_greedy_text(
+    tmp_path: Path, shared: Path
+) -> None:
+    model = read_model(shared / "tokenizer/llama2-32k/tokenizer.model")
+    tokenizer = Tokenizer(to_fast_tokenizer(model), name="llama", bos_id=1, eos_id=2)
+    ours = network(vocab_size=tokenizer.vocab_size, bos_token_id=1, eos_token_id=2)
+    with torch.no_grad():  # only pieces of plain text are written: their embedding is the logits'
+        for token, piece in enumerate(model.pieces):
+            if not (piece.isascii() or piece.replace("\u2581", "").isascii()) or token < 259:
+                ours.embed_tokens.weight[token] = 0
+    program = converted(tmp_path, ours, tokenizer, "F32")
+    prompt = "The river rises in the"
+    ids = [1, *tokenizer.encode(prompt)]
+    written = list(ours.generate(ids, 20, stop=[2]))
+    expected = tokenizer.decode([*ids[1:], *written])[len(tokenizer.decode(ids[1:])) :]
+    found = streamed(program / "model.pte", program / "tokenizer.model", prompt, 20, bos=1)
+    assert found == expected
+    assert " " in found
