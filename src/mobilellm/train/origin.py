@@ -14,6 +14,7 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.model.weights import grow_vocabulary, to_named
+from mobilellm.tokenizer.special_tokens import is_reserved
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train.inputs import Data, Weights
 
@@ -57,12 +58,12 @@ def read_origin(path: Path, data: Data, where: str = "") -> Origin:
 
 
 def _check_tokens(own: Tokenizer, other: Tokenizer, where: str) -> None:
-    """`UserError` unless `other`, the data's tokenizer, has every token of `own` under its id and
-    cuts text alike."""
+    """`UserError` unless `other`, the data's tokenizer, has every token of `own` under its id, but
+    for names in the place of reserved ones, and cuts text alike."""
     hint = "prepare the data with the model's own tokenizer: `mobilellm prepare --tokenizer`"
     for token in range(own.vocab_size):
         mine, theirs = own.fast.id_to_token(token), other.fast.id_to_token(token)
-        if mine != theirs:
+        if mine != theirs and not is_reserved(mine):
             raise UserError(
                 f"{where}: the data were made with another tokenizer (token {token} is {theirs!r} "
                 f"there, {mine!r} in the model)",
