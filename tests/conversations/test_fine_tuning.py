@@ -61,6 +61,7 @@ def test_the_loss_is_that_of_transformers_on_each_conversation_alone(folder: Pat
     assert ours / counted == pytest.approx(total / counted, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_small_model_learns_to_answer(folder: Path) -> None:
     settings = {
         "--start.from": folder / "base",

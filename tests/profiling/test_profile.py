@@ -21,7 +21,9 @@ from mobilellm.profiling import child as profile_child
 from mobilellm.profiling import device_profile
 from mobilellm.profiling import profile as profiles
 from mobilellm.profiling.device_profile import read_profile, write_profile
+from mobilellm.profiling.operators import operators
 from mobilellm.profiling.profile import profile
+from mobilellm.runtimes.ours import NetworkSession
 from mobilellm.runtimes.session import Runtime
 
 FIGURES = {
@@ -464,3 +466,16 @@ def test_energy_is_of_all_packages_and_a_counter_may_begin_anew(tmp_path: Path) 
 
 def test_what_is_measured_is_what_is_described() -> None:
     assert set(FIGURES) | {"joules_per_token"} == set(device_profile.FIGURES)
+
+
+def test_operators_are_those_of_our_network_and_others_do_not_tell() -> None:
+    session = NetworkSession(network(vocab_size=64), 32)
+    rows = operators(session, [1, 2, 3, 4])
+    assert {row["phase"] for row in rows} == {"prefill", "decode"}
+    for phase in ("prefill", "decode"):
+        found = [row for row in rows if row["phase"] == phase]
+        assert 0 < sum(row["share"] for row in found) <= 1 + 1e-9
+        assert any("linear" in row["name"] or "mm" in row["name"] for row in found)
+        assert all(row["ms"] > 0 and row["calls"] > 0 for row in found)
+    with pytest.raises(UserError, match="does not tell"):
+        operators(object(), [1])

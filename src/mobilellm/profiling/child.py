@@ -26,6 +26,7 @@ from mobilellm.errors import UserError, first_line
 from mobilellm.hardware.bandwidth import memory_bandwidth
 from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
 from mobilellm.hardware.energy import EnergyMeter
+from mobilellm.profiling.operators import operators
 from mobilellm.runtimes.ours import NetworkSession
 from mobilellm.runtimes.session import Session
 from mobilellm.runtimes.table import RUNTIMES
@@ -108,6 +109,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {"figures": memory_bandwidth(request["seconds"], request["array_bytes"])}
         path, runtime = Path(request["file"]), str(request["runtime"])
         prompt, generate = int(request["prompt"]), int(request["generate"])
+        if request["kind"] == "operators":
+            session = RUNTIMES[runtime].open(path, prompt + generate, threads)
+            return {"operators": operators(session, prompt_of(prompt, session.vocab_size))}
         return measure(path, runtime, prompt, generate, threads)
     except UserError as error:
         return {"error": error.what, "hint": error.hint, "user": True}
