@@ -11,8 +11,7 @@ from pathlib import Path
 import tyro
 
 from mobilellm.errors import UserError
-from mobilellm.report.figures import count
-from mobilellm.terminal.output import duration
+from mobilellm.terminal.run_picture import picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,70 +54,3 @@ class Watch:
                 if (self.run_folder / "result.json").is_file():
                     return 0
                 time.sleep(self.every)
-
-
-def cut(line: str, width: int) -> str:
-    """At most `width` characters of a line, its end where it is longer."""
-    return line if len(line) <= width else "…" + line[len(line) - width + 1 :]
-
-
-def filled(facts: list[str], width: int) -> list[str]:
-    """Facts with two spaces between, as many on a line as `width` characters allow."""
-    lines: list[str] = []
-    for fact in facts:
-        if lines and len(lines[-1]) + 2 + len(fact) <= width:
-            lines[-1] += "  " + fact
-        else:
-            lines.append(cut(fact, width))
-    return lines
-
-
-def picture(run: Path, width: int, height: int) -> str:
-    """Figures and curves of a run as text, `width` characters wide and about `height` lines
-    high."""
-    from mobilellm.recipe.recipe import Recipe
-    from mobilellm.report.braille import plot
-    from mobilellm.report.chart import smooth
-    from mobilellm.report.figures import fixed, formatted
-    from mobilellm.report.run_files import points, read_metrics
-
-    recipe, (rows, _) = Recipe.read(run / "recipe.toml"), read_metrics(run / "metrics.jsonl")
-    steps = recipe.train.steps
-    if not rows:
-        return f"{run}: no step yet of {steps:,}"
-
-    last = rows[-1]
-    speed, done = last["tokens_per_second"], last["step"]
-    left = (steps - done) * recipe.train.batch_tokens / max(speed, 1e-9)
-    state = "ended" if done >= steps else f"{duration(left)} left"
-    facts = [
-        f"step {done:,}/{steps:,}",
-        f"{count(last['tokens'])} tokens",
-        f"{speed:,.0f} tokens/s",
-        state,
-        f"loss {fixed(last['loss'], 4)}",
-        f"lr {last['learning_rate']:.3g}",
-        f"norm {formatted(last['grad_norm'], '.3g')}",
-        f"MFU {last['mfu_6n']:.1%} (6N) {last['mfu_palm']:.1%} (PaLM)",
-        f"{last['skipped']} skipped",
-    ]
-    lines = [cut(str(run), width), *filled(facts, width)]
-    phases = {
-        "data": last.get("data_seconds", 0.0),
-        "compute": last.get("compute_seconds", 0.0),
-        "optimizer": last.get("optimizer_seconds", 0.0),
-    }
-    if total := sum(phases.values()):
-        shares = (f"{name} {seconds / total:.1%}" for name, seconds in phases.items())
-        lines.append(cut("step time: " + ", ".join(shares), width))
-    held_out = points(rows, "held_out_bits_per_byte")
-    curves = [
-        ("loss, smoothed (nats a token)", smooth(points(rows, "loss"), max(1, len(rows) // 50)))
-    ]
-    if len(held_out) > 1:
-        now = fixed(held_out[-1][1], 4)
-        curves.append((f"held-out (bits a byte), now {now}", held_out))
-    room = max(5, (height - len(lines) - len(curves)) // len(curves))
-    for title, curve in curves:
-        lines += [title, *plot(curve, width, room)]
-    return "\n".join(lines)
