@@ -22,6 +22,13 @@ class UserError(Exception):
         super().__init__(f"{what}; {hint}" if hint else what)
 
 
+class MissingPackageError(UserError):
+    """A file needs a package that is not installed.
+
+    That is no fault of the file, which is never skipped for it.
+    """
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not among `known`, naming the nearest one, or all of them
     when none is near."""

@@ -19,11 +19,12 @@ import pytest
 
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
-from mobilellm.prepare import compression, task_run, tasks
+from mobilellm.prepare import task_run, tasks
 from mobilellm.prepare.prepare import prepare
-from mobilellm.prepare.readers import text as text_reader
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
+from mobilellm.readers import text as text_reader
+from mobilellm.streams import compression
 from mobilellm.tokenizer import encoder as encoding
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mobilellm.errors import UserError
-from mobilellm.prepare import compression, task_run
+from mobilellm.prepare import task_run
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
+from mobilellm.streams import compression
 from mobilellm.tokenizer.tokenizer import train_bpe
 
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from mobilellm.clean.passages import evaluation_ngrams, ngram_hashes, runs, word_hashes, words_of
 from mobilellm.errors import UserError
 from mobilellm.files import write_file
-from mobilellm.prepare.readers.reader import ReadSettings
-from mobilellm.prepare.readers.table import records
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.tasks import plan
+from mobilellm.readers.reader import ReadSettings
+from mobilellm.readers.table import records
 
 try:
     from datatrove.data import Document

@@ -23,11 +23,11 @@ from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import PARTIAL, disk_errors, sha256_file, sweep_partial
 from mobilellm.prepare.assembly import describe, put_together
-from mobilellm.prepare.readers.lines import lines
-from mobilellm.prepare.readers.reader import Span
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import MAX_LISTED, Count, FinishedTask, TaskResult, TaskShard
+from mobilellm.readers.lines import lines
+from mobilellm.readers.reader import Span
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import EncodedConversation, encode_conversation
 from mobilellm.tokenizer.special_tokens import with_special_tokens

@@ -27,11 +27,11 @@ from mobilellm.files import PARTIAL, disk_errors, read_json, write_json
 from mobilellm.jobs.pool import Workspace
 from mobilellm.prepare.assembly import describe, put_together
 from mobilellm.prepare.prepare import check_delimiters
-from mobilellm.prepare.readers.reader import Record
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import FinishedTask, TaskResult, TaskRun, safe_name
 from mobilellm.prepare.tasks import Job, Part, Task
+from mobilellm.readers.reader import Record
 from mobilellm.tokenizer.encoder import choose, library_version
 from mobilellm.tokenizer.tokenizer import Tokenizer
 

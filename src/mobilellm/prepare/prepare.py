@@ -26,14 +26,14 @@ from mobilellm.files import sha256_file, sweep_partial
 from mobilellm.jobs.pool import Workspace
 from mobilellm.jobs.task import KeyedTask
 from mobilellm.prepare.assembly import describe, put_together
-from mobilellm.prepare.readers.reader import ReadSettings
-from mobilellm.prepare.readers.table import text_size
 from mobilellm.prepare.samples import write_layout
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split import decide, training_texts
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import FinishedTask, TaskResult
 from mobilellm.prepare.tasks import Job, Task, plan
+from mobilellm.readers.reader import ReadSettings
+from mobilellm.readers.table import text_size
 from mobilellm.tokenizer.encoder import FAST, REFERENCE, MismatchError, choose, library_version
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 

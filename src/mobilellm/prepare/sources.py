@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.prepare.readers.table import known_files, reader_of
+from mobilellm.readers.table import known_files, reader_of
 
 NAME = re.compile(r"[\w-]+")
 

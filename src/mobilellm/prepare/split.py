@@ -15,10 +15,10 @@ import itertools
 from collections.abc import Iterator
 
 from mobilellm.errors import UserError
-from mobilellm.prepare.readers.reader import ReadSettings, Record, Span
-from mobilellm.prepare.readers.table import records
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
+from mobilellm.readers.reader import ReadSettings, Record, Span
+from mobilellm.readers.table import records
 
 
 def all_records(

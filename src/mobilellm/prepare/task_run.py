@@ -22,9 +22,9 @@ from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.files import sha256_file
-from mobilellm.prepare.readers.reader import ReadSettings, Record
-from mobilellm.prepare.readers.table import records
 from mobilellm.prepare.tasks import Job, Part, Task
+from mobilellm.readers.reader import ReadSettings, Record
+from mobilellm.readers.table import records
 from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.encoder import Encoder
 from mobilellm.tokenizer.tokenizer import Tokenizer

@@ -18,10 +18,10 @@ from typing import Any
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.prepare.readers.reader import Span
-from mobilellm.prepare.readers.table import spans, text_size
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
+from mobilellm.readers.reader import Span
+from mobilellm.readers.table import spans, text_size
 
 TASK_VERSION = 1
 MIN_BYTES, MAX_BYTES = 16 << 20, 512 << 20  # of text in a task

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mobilellm.errors import UserError
-from mobilellm.prepare.compression import EXPANSION, is_compressed, unpacked
-from mobilellm.prepare.readers.reader import MissingPackageError, Span, spans_between
+from mobilellm.errors import MissingPackageError, UserError
+from mobilellm.readers.reader import Span, spans_between
+from mobilellm.streams.compression import EXPANSION, is_compressed, unpacked
 
 LONGEST_LINE = 1 << 30  # bytes of one line
 MAX_SPANS = 16  # of a compressed file, since each unpacks it from its start

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.prepare.readers import token_ids
-from mobilellm.prepare.readers.lines import lines, spans
-from mobilellm.prepare.readers.reader import Reader, ReadSettings, Record, Span
+from mobilellm.readers import token_ids
+from mobilellm.readers.lines import lines, spans
+from mobilellm.readers.reader import Reader, ReadSettings, Record, Span
 
 
 def records(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:

@@ -11,15 +11,15 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.prepare import tasks
 from mobilellm.prepare.prepare import prepare
-from mobilellm.prepare.readers.reader import (
+from mobilellm.prepare.sources import Source
+from mobilellm.readers.reader import (
     Reader,
     ReadSettings,
     Record,
     Span,
     spans_between,
 )
-from mobilellm.prepare.readers.table import READERS, reader_of, records, spans, text_size
-from mobilellm.prepare.sources import Source
+from mobilellm.readers.table import READERS, reader_of, records, spans, text_size
 
 TEXTS = [f"document number {i}, of {'many ' * (i % 9)}words" for i in range(400)]
 
@@ -69,7 +69,7 @@ def test_every_record_is_in_exactly_one_span(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     """The spans are tried in reverse order, as processes may do them."""
-    from mobilellm.prepare import compression
+    from mobilellm.streams import compression
 
     monkeypatch.setattr(compression, "BLOCK", 256)
     path = write(tmp_path, name)

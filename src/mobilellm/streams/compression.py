@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from mobilellm.errors import UserError
-from mobilellm.prepare.readers.reader import MissingPackageError
+from mobilellm.errors import MissingPackageError, UserError
 
 COMPRESSED = (".gz", ".zst")
 EXPANSION = 3  # bytes of text to expect of one that is compressed

@@ -12,7 +12,7 @@ from typing import Any
 
 from mobilellm.data.layout import sample_of
 from mobilellm.errors import UserError
-from mobilellm.prepare.readers.reader import ReadSettings, Record
+from mobilellm.readers.reader import ReadSettings, Record
 
 
 def holds_ids(row: Any, settings: ReadSettings) -> bool:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mobilellm.errors import UserError
-from mobilellm.prepare.compression import COMPRESSED, EXPANSION, inner_suffix, is_compressed
-from mobilellm.prepare.readers import jsonl, parquet, text
-from mobilellm.prepare.readers.reader import MissingPackageError, Reader, ReadSettings, Record, Span
+from mobilellm.errors import MissingPackageError, UserError
+from mobilellm.readers import jsonl, parquet, text
+from mobilellm.readers.reader import Reader, ReadSettings, Record, Span
+from mobilellm.streams.compression import COMPRESSED, EXPANSION, inner_suffix, is_compressed
 
 READERS: dict[str, Reader] = {
     reader.name: reader for reader in (text.READER, jsonl.READER, parquet.READER)

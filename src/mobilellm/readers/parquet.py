@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mobilellm.errors import UserError, first_line
-from mobilellm.prepare.readers.reader import (
-    MissingPackageError,
+from mobilellm.errors import MissingPackageError, UserError, first_line
+from mobilellm.readers.reader import (
     Reader,
     ReadSettings,
     Record,

@@ -20,13 +20,6 @@ from numpy.typing import NDArray
 from mobilellm.errors import UserError
 
 
-class MissingPackageError(UserError):
-    """A file needs a package that is not installed.
-
-    That is no fault of the file, which is never skipped for it.
-    """
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadSettings:
     """How records are read."""
@@ -97,6 +90,6 @@ class Reader:
     records: Callable[[Path, Span, ReadSettings], Iterator[Record]]
     """The records of a span. `UserError` and `OSError` for a fault of the file as a whole."""
     compressible: bool = True
-    """Whether files of this type may be compressed as a whole (`mobilellm.prepare.compression`)."""
+    """Whether files of this type may be compressed as a whole (`mobilellm.streams.compression`)."""
     expansion: int = 1
     """Bytes of text to expect for one of the file, where it is not compressed as a whole."""

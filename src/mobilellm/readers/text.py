@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mobilellm.errors import UserError
-from mobilellm.prepare.compression import unpacked
-from mobilellm.prepare.readers.reader import Reader, ReadSettings, Record, Span
+from mobilellm.readers.reader import Reader, ReadSettings, Record, Span
+from mobilellm.streams.compression import unpacked
 
 WHOLE = 1 << 22  # characters of a text that is held at once
 
