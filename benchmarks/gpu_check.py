@@ -3,7 +3,9 @@
     python benchmarks/gpu_check.py --save benchmarks/results/gpu_check.json
 
 The same network and tokens on both, in float32 and bf16, with targets that do not count, compiled
-and not: relative errors of losses and gradients against float64 on the CPU.
+and not: relative errors of losses and gradients against float64 on the CPU. Once for the next
+token, from a teacher, with several documents a row (FlexAttention), with blocks applied twice of
+both kinds, and with norms of queries and keys.
 """
 
 from __future__ import annotations
@@ -29,12 +31,23 @@ from mobilellm.recipe.recipe import Recipe, TrainSection
 BOUNDS = {"fp32": 1e-3, "bf16": 3e-2}  # relative errors of gradients
 
 
+CASES: dict[str, dict[str, Any]] = {
+    "next token": {},
+    "distillation": {},
+    "documents": {},
+    "layers twice": {"layer_repeats": 2},
+    "layers twice, shared keys": {"layer_repeats": 2, "shared_kv": "first"},
+    "normed queries and keys": {"qk_norm": True},
+}
+"""What differs in the network's configuration."""
+
+
 def gradients(
-    device: torch.device, dtype: torch.dtype, precision: str, compile: str, teacher: bool
+    device: torch.device, dtype: torch.dtype, precision: str, compile: str, case: str
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of a fixed batch, and every gradient, in float64 on the CPU."""
     torch.manual_seed(0)
-    config = ModelConfig.preset("5M", vocab_size=4096)
+    config = ModelConfig.preset("5M", vocab_size=4096, **CASES[case])
     network, other = Network(config), Network(config)
     network.to(device, dtype)
     other.to(device, dtype).requires_grad_(False)
@@ -43,9 +56,13 @@ def gradients(
     targets = ids[:, 1:].clone()
     targets[1, 100:300] = -100
     recipe = Recipe(train=TrainSection(precision=precision, compile=compile))  # type: ignore[arg-type]
-    objective = Distillation(other, 0.5, 2.0) if teacher else NextToken(1e-4)
+    objective = Distillation(other, 0.5, 2.0) if case == "distillation" else NextToken(1e-4)
+    documents = None
+    if case == "documents":
+        starts = torch.rand(4, 512, generator=generator) < 0.02
+        documents = starts.cumsum(1).to(device)
     parallel = Parallel(network, recipe, World(device=device), objective)
-    loss = parallel(ids[:, :-1].to(device), targets.to(device)) / targets.numel()
+    loss = parallel(ids[:, :-1].to(device), targets.to(device), documents) / targets.numel()
     loss.backward()
     found = {n: p.grad.double().cpu() for n, p in network.named_parameters() if p.grad is not None}
     return loss.item(), found
@@ -58,12 +75,12 @@ def main() -> None:
     arguments = parser.parse_args()
     device, cpu = pick_device(), torch.device("cpu")
     rows: list[dict[str, Any]] = []
-    for teacher in (False, True):
-        exact, expected = gradients(cpu, torch.float64, "fp32", "off", teacher)
+    for case in CASES:
+        exact, expected = gradients(cpu, torch.float64, "fp32", "off", case)
         for precision in ("fp32", "bf16"):
             for compile in ("off", "block"):
                 torch._dynamo.reset()
-                loss, found = gradients(device, torch.float32, precision, compile, teacher)
+                loss, found = gradients(device, torch.float32, precision, compile, case)
                 errors = {
                     n: float((found[n] - g).norm() / g.norm().clamp_min(1e-12))
                     for n, g in expected.items()
@@ -71,7 +88,7 @@ def main() -> None:
                 worst = max(errors.values())
                 broken = [n for n, error in errors.items() if error >= BOUNDS[precision]]
                 row = {
-                    "objective": "distillation" if teacher else "next token",
+                    "case": case,
                     "precision": precision,
                     "compile": compile,
                     "loss_error": abs(loss - exact) / abs(exact),

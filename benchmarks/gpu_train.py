@@ -2,6 +2,7 @@
 Trainer beside it.
 
     python benchmarks/gpu_train.py --save benchmarks/results/gpu_train.json
+    python benchmarks/gpu_train.py --only 1B --quick    # its settings, transformers, kernels
     python benchmarks/gpu_train.py --smoke     # the same program, tiny, on any machine
 
 For each size it finds the largest micro-batch that fits, then sweeps compilation, attention kernel,
@@ -28,6 +29,7 @@ SIZES = {"125M": 64, "350M": 32, "1B": 16}  # preset: largest micro-batch tried
 SEQUENCE_LENGTH = 2048
 VOCABULARY = 32000
 WARM_UP, STEPS = 5, 15
+FLASH = ("flash", "cudnn", "efficient")
 CHUNKS = (1 << 22, 1 << 25, 1 << 28)  # logits of the chunked loss that are held at once
 
 
@@ -86,13 +88,22 @@ class Contestant:
 
         self.settings = settings
         precision = Precision.BF16 if device.type == "cuda" else Precision.FP32
+        mode = settings["compile"]
         recipe = Recipe(
             train=TrainSection(
-                precision=precision.value, compile="block" if settings["compile"] else "off"
+                precision=precision.value, compile="block" if mode is True else "off"
             )
         )  # type: ignore[arg-type]
         torch.manual_seed(0)
-        self.network = Network(ModelConfig.preset(preset, vocab_size=vocabulary)).to(device)
+        config = ModelConfig.preset(preset, vocab_size=vocabulary, max_position_embeddings=length)
+        self.network = Network(config).to(device)
+        if isinstance(mode, str):
+            for layer in self.network.layers:
+                layer.compile(dynamic=False, mode=mode)
+        self.documents = None
+        if settings.get("documents"):
+            each = -(-length // settings["documents"])
+            self.documents = (torch.arange(length, device=device) // each).expand(micro, length)
         self.parallel = Parallel(self.network, recipe, World(device=device))
         self.optimizers = build(self.network, OptimizerSection(), precision)
         self.precision = precision
@@ -101,7 +112,7 @@ class Contestant:
     def loss(self) -> torch.Tensor:
         x, y = self.ids[:, :-1], self.ids[:, 1:]
         if self.settings["loss"] == "chunked":
-            return self.parallel(x, y) / y.numel()
+            return self.parallel(x, y, self.documents) / y.numel()
         with self.precision.autocast(x.device):
             logits = self.network(x)
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
@@ -179,8 +190,25 @@ def timed(device: torch.device, make: Any, tokens: int, steps: int) -> dict[str,
         return {"error": str(error).splitlines()[0][:200]}
 
 
-def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[dict[str, Any]]:
-    """The ten kernels (on a CPU: operations) that take most of `steps` steps."""
+KINDS = (
+    ("attention", ("sdpa", "flash", "fmha", "flex")),
+    ("products", ("nvjet", "gemm", "cutlass", "cublas", "_mm_")),
+    ("elementwise and sums", ("triton", "elementwise", "reduce", "vectorized")),
+    ("copies", ("memcpy", "memset", "copy")),
+    ("optimizer", ("multi_tensor", "adam")),
+)
+"""What a kernel does, by parts of its name in lower case; the first that fits."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a kernel."""
+    lower = name.lower()
+    return next((k for k, parts in KINDS if any(part in lower for part in parts)), "other")
+
+
+def kernels(device: torch.device, contestant: Contestant, steps: int) -> dict[str, Any]:
+    """Milliseconds a step by kind of kernel, kernels started a step, and the twenty that take most
+    (on a CPU: operations)."""
     from mobilellm.hardware.profiler import profiler
 
     for _ in range(3):
@@ -195,26 +223,43 @@ def kernels(device: torch.device, contestant: Contestant, steps: int) -> list[di
     def taken(event: Any) -> float:
         return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
 
-    # On a GPU the rows that are kernels themselves, not the operations that launched them.
+    # On a GPU the rows that are kernels themselves: neither the operations that started them nor
+    # the named stretches of compiled code, in which kernels would count twice.
     events = [
-        e for e in profile.key_averages() if taken(e) > 0 and (not cuda or e.cpu_time_total == 0)
+        e
+        for e in profile.key_averages()
+        if taken(e) > 0 and (not cuda or (e.cpu_time_total == 0 and not e.key.startswith("## ")))
     ]
+    kinds: dict[str, float] = {}
+    for e in events:
+        kinds[kind_of(e.key)] = kinds.get(kind_of(e.key), 0.0) + taken(e) / 1e3 / steps
     total = sum(map(taken, events)) or 1.0
-    top = sorted(events, key=taken, reverse=True)[:10]
-    return [
-        {
-            "name": e.key[:120],
-            "share": taken(e) / total,
-            "milliseconds_a_step": taken(e) / 1e3 / steps,
-        }
-        for e in top
-    ]
+    top = sorted(events, key=taken, reverse=True)[:20]
+    return {
+        "milliseconds_a_step": dict(sorted(kinds.items(), key=lambda kind: -kind[1])),
+        "started_a_step": sum(e.count for e in events) / steps,
+        "top": [
+            {
+                "name": e.key[:120],
+                "share": taken(e) / total,
+                "milliseconds_a_step": taken(e) / 1e3 / steps,
+                "started_a_step": e.count / steps,
+            }
+            for e in top
+        ],
+    }
 
 
 def measure(
-    device: torch.device, preset: str, largest: int, length: int, vocabulary: int, steps: int
+    device: torch.device,
+    preset: str,
+    largest: int,
+    length: int,
+    vocabulary: int,
+    steps: int,
+    quick: bool = False,
 ) -> dict[str, Any]:
-    """Everything about one size."""
+    """Everything about one size; `quick` leaves out settings that are known to lose."""
     from mobilellm.hardware.probes import peak_flops
     from mobilellm.model import loss as losses
     from mobilellm.model.config import ModelConfig
@@ -252,25 +297,28 @@ def measure(
     while micro >= 1:
         sweep.append(run(micro))
         micro //= 2
-        if len([s for s in sweep if "error" not in s]) >= 3:
+        if len([s for s in sweep if "error" not in s]) >= (1 if quick else 3):
             break
     good = [s for s in sweep if "error" not in s]
     if not good:
         return {"preset": preset, "sweep": sweep}
     micro = max(good, key=lambda s: s["tokens_per_second"])["micro_batch_size"]
-    sweep.append(run(micro, compile=False))
-    sweep.append(run(micro, loss="whole"))
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    if not quick:
+        sweep += [run(micro, compile=False), run(micro, loss="whole")]
+        sweep += [run(micro, attention=kernel) for kernel in (FLASH if cuda else ("math",))]
+    if cuda and not quick:
         sweep += [run(micro, chunk=chunk) for chunk in CHUNKS[:-1]]
         with_own_kernels = losses.fused_on_gpu
         sweep.append(run(micro, fused=False))
         losses.fused_on_gpu = with_own_kernels
-    sweep += [
-        run(micro, attention=kernel)
-        for kernel in (("flash", "cudnn", "efficient") if device.type == "cuda" else ("math",))
-    ]
+    if cuda:
+        sweep.append(run(micro, compile="max-autotune-no-cudagraphs"))
+        # Samples of eight documents, by FlexAttention: what the mask costs or saves.
+        sweep.append(run(micro, documents=8))
     good = [s for s in sweep if "error" not in s]
-    winner = max(good, key=lambda s: s["tokens_per_second"])
+    alike = [s for s in good if not s.get("documents")]
+    winner = max(alike, key=lambda s: s["tokens_per_second"])
     peers = []
     peer_micro = winner["micro_batch_size"]
     while peer_micro >= 1:
@@ -318,7 +366,7 @@ def measure(
         "mfu_6n": winner["tokens_per_second"] * flops["six_n"] / peak,
         "mfu_palm": winner["tokens_per_second"] * flops["palm"] / peak,
         "estimated_bytes": expected.peak,
-        "top_kernels": top,
+        "kernels": top,
     }
 
 
@@ -331,6 +379,7 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny size and few steps, on any device"
     )
+    parser.add_argument("--quick", action="store_true", help="leave out what is known to lose")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     from mobilellm.hardware.description import describe
@@ -347,7 +396,7 @@ def main() -> None:
             length, vocabulary, steps = (
                 (64, 512, 2) if arguments.smoke else (SEQUENCE_LENGTH, VOCABULARY, STEPS)
             )
-            result = measure(device, preset, largest, length, vocabulary, steps)
+            result = measure(device, preset, largest, length, vocabulary, steps, arguments.quick)
             results.append(result)
             if "best" in result:
                 ratio = (
@@ -358,10 +407,11 @@ def main() -> None:
                     f"{result['mfu_6n']:.1%} MFU (6N), "
                     f"{result['mfu_palm']:.1%} (PaLM){ratio}"
                 )
-                for kernel in result["top_kernels"]:
+                print("    " + json.dumps(result["kernels"]["milliseconds_a_step"]))
+                for kernel in result["kernels"]["top"]:
                     print(
-                        f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms  "
-                        f"{kernel['name']}"
+                        f"    {kernel['share']:6.1%} {kernel['milliseconds_a_step']:8.2f} ms "
+                        f"{kernel['started_a_step']:6.0f}  {kernel['name'][:90]}"
                     )
             if arguments.save:  # after each size, so that a time limit leaves what was measured
                 record = {
