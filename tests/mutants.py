@@ -256,13 +256,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "documents not masked in training", "train/step.py",
-        "self.parallel(x, y, d) / counted", "self.parallel(x, y) / counted",
+        "self.parallel(x, y, d, *more) / counted", "self.parallel(x, y) / counted",
         golden("masked_documents"),
     ),
     fault(
         "loss of the last micro-batch alone", "train/step.py",
         "total += loss.detach()", "total = loss.detach()",
         golden("accumulation"),
+    ),
+    fault(
+        "the rejected answer drawn up like the chosen one", "objectives/preference.py",
+        "torch.stack((pull, -pull), dim=2)", "torch.stack((pull, pull), dim=2)",
+        "objectives/test_preference.py"
+        "::test_loss_gradients_and_figures_are_those_of_the_plain_way",
     ),
     fault(
         "mean over targets that do not count", "train/step.py",
@@ -313,7 +319,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "borders at the same places every epoch", "data/loader.py",
-        'phase = derive_key(*parts, "phase") % len(self.stream)', "phase = 0",
+        'phase = 0 if fixed else derive_key(*parts, "phase") % len(self.stream)', "phase = 0",
         f"{LOADER}::test_epochs_differ_in_order_and_in_borders",
     ),
     fault(

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"model", "runtimes", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data", "streams"},
     "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes"},
+    "objectives": {"model"},
     "plan": {"model", "hardware"},
     "recipe": {"plan"},
     "distributed": {"model", "recipe"},
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plan",
         "recipe",
         "distributed",
+        "objectives",
         "optimizers",
     },
 }

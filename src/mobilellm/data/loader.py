@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.data.order import derive_key, permute
-from mobilellm.data.stream import TokenStream
+from mobilellm.data.stream import Beside, TokenStream
 from mobilellm.errors import UserError
 
 NOT_TRAINED = -100  # the target that counts for nothing, as in torch's cross_entropy
@@ -103,23 +103,30 @@ class Batch:
     documents: NDArray[np.int32] | None = None
     """Which document of its row each input token belongs to: 0 for the row's first, 1, ... An
     EOS belongs to the document it ends, so that the token after it is the first of the next."""
+    beside: tuple[NDArray[Any], ...] = ()
+    """What lies beside the stream (see `Beside`), each (B, ...)."""
 
 
 class Rows:
     """Room for the samples of a batch, filled one by one."""
 
-    def __init__(self, count: int, length: int, documents: bool, masked: bool) -> None:
-        """`documents` and `masked` make room for document numbers and for what is trained on."""
+    def __init__(
+        self, count: int, length: int, documents: bool, masked: bool, beside: Beside | None = None
+    ) -> None:
+        """`documents` and `masked` make room for document numbers and for what is trained on,
+        `beside` for what lies beside the stream."""
         self.tokens: NDArray[np.int64] = np.empty((count, length + 1), dtype=np.int64)
         self.documents = np.empty((count, length), dtype=np.int32) if documents else None
         self.trained = np.ones((count, length + 1), dtype=bool) if masked else None
+        shapes = () if beside is None else beside.rows
+        self.beside = tuple(np.zeros((count, *shape), dtype) for shape, dtype in shapes)
 
     def batch(self) -> Batch:
         """The samples as inputs and targets."""
         inputs, targets = self.tokens[:, :-1], self.tokens[:, 1:]
         if self.trained is not None:
             targets = np.where(self.trained[:, 1:], targets, NOT_TRAINED)
-        return Batch(inputs, targets, self.documents)
+        return Batch(inputs, targets, self.documents, self.beside)
 
 
 class Samples:
@@ -183,12 +190,20 @@ class Samples:
                     order % self.pieces * self.length, row - 1 - self.length
                 )
             else:
-                phase = derive_key(*parts, "phase") % len(self.stream)
+                fixed = self.stream.beside is not None
+                phase = 0 if fixed else derive_key(*parts, "phase") % len(self.stream)
                 starts = (phase + order * self.length) % len(self.stream)
             while len(self._blocks) > 3:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[label] = starts
         return self._blocks[label]
+
+    def number(self, start: int) -> int:
+        """Which sample begins at `start`, counted from the beginning of a stream whose samples lie
+        at fixed places."""
+        if row := self.stream.row:
+            return start // row * self.pieces + -(-(start % row) // self.length)
+        return start // self.length
 
     def read(self, start: int, rows: Rows, i: int) -> None:
         """Fill row `i` of `rows` with the sample that begins at `start`."""
@@ -211,6 +226,10 @@ class Samples:
             documents[:have] = numbers
             if have < self.length:  # the circle closes: another document begins
                 documents[have:] = numbers[-1] + 1 + self.stream.documents(0, self.length - have)
+        if self.stream.beside is not None:
+            found = self.stream.beside.read(self.number(start))
+            for array, values in zip(rows.beside, found, strict=True):
+                array[i] = values
 
 
 class Loader:
@@ -248,7 +267,8 @@ class Loader:
 
     def gather(self, starts: NDArray[np.int64]) -> Batch:
         """Read the samples that begin at these positions."""
-        rows = Rows(len(starts), self.length, self.mask_documents, self.stream.masked)
+        stream = self.stream
+        rows = Rows(len(starts), self.length, self.mask_documents, stream.masked, stream.beside)
         for i, start in enumerate(starts.tolist()):
             self.samples.read(start, rows, i)
         return rows.batch()

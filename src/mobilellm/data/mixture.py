@@ -184,7 +184,8 @@ class Mixture:
                 places = permute(places, self.batch_size, derive_key(state.seed, "places", total))
             names = np.array(chosen)
             masked = any(samples.stream.masked for samples in self.samples.values())
-            rows = Rows(share, self.length, self.mask_documents, masked)
+            beside = self.samples[self.names[0]].stream.beside
+            rows = Rows(share, self.length, self.mask_documents, masked, beside)
             sources = dict(state.sources)
             for name in self.names:
                 position, count = sources[name], self.samples[name].count

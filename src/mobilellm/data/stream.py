@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,20 @@ class Part(NamedTuple):
     """The position just after each document's last token, ascending, (documents,)."""
     mask: NDArray[np.uint8] | None = None
     """A bit a token, packed: whether it is trained on. None where all are."""
+
+
+class Beside(Protocol):
+    """Arrays that were computed of a stream's samples, a row for each; the samples then lie at
+    fixed places, at multiples of their length."""
+
+    @property
+    def rows(self) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
+        """Shape and type of a row, for each array."""
+        ...
+
+    def read(self, sample: int) -> tuple[NDArray[Any], ...]:
+        """The rows of a sample, counted from the beginning of the stream."""
+        ...
 
 
 class TokenStream:
@@ -50,6 +64,8 @@ class TokenStream:
         )
         """Position of each part's first token, and the total."""
         self.row, self.masked = row, masked
+        self.beside: Beside | None = None
+        """What else there is to read of each sample."""
         self._bounds: list[int] = self.starts.tolist()
         self._opener = opener
         self._open: dict[int, Part] = {}

@@ -31,10 +31,12 @@ class Step(nn.Module):
         super().__init__()
         self.network, self.precision, self.objective = network, precision, objective
 
-    def forward(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None, *beside: Tensor
+    ) -> Tensor:
         """What the objective gives for it: a sum over targets."""
         with self.precision.autocast(inputs.device):
-            return self.objective(self.network, inputs, targets, documents)
+            return self.objective(self.network, inputs, targets, documents, *beside)
 
 
 class Parallel:
@@ -66,10 +68,12 @@ class Parallel:
                 )
             self._settle_buckets()
 
-    def __call__(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, *beside: Tensor
+    ) -> Tensor:
         """Sum of the losses of a micro-batch, times the processes, since gradients are averaged
         over them."""
-        loss: Tensor = self.step(inputs, targets, documents)
+        loss: Tensor = self.step(inputs, targets, documents, *beside)
         return loss * self.world.size if self.world.size > 1 else loss
 
     @contextlib.contextmanager

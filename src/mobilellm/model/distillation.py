@@ -45,7 +45,12 @@ class Distillation:
         self.z_loss = z_loss
 
     def __call__(
-        self, network: Predictor, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+        self,
+        network: Predictor,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *beside: Tensor,
     ) -> Tensor:
         """The loss of `targets` (B, T), -100 where none, after `inputs` (B, T): the sum over those
         that count, float32. `documents` (B, T) as in `Network.hidden`, for both networks."""

@@ -45,9 +45,15 @@ class Objective(Protocol):
     """What a training step minimizes."""
 
     def __call__(
-        self, network: Predictor, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+        self,
+        network: Predictor,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *beside: Tensor,
     ) -> Tensor:
-        """A sum over `targets` (B, T), -100 where none, after `inputs` (B, T)."""
+        """A sum over `targets` (B, T), -100 where none, after `inputs` (B, T). `beside` is what the
+        data hold beside these samples, each (B, ...)."""
         ...
 
 
@@ -73,7 +79,12 @@ class NextToken:
     target (PaLM, arXiv 2204.02311, section 5)."""
 
     def __call__(
-        self, network: Predictor, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+        self,
+        network: Predictor,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *beside: Tensor,
     ) -> Tensor:
         """Nats of `targets` (B, T), -100 where none, after `inputs` (B, T): their sum, float32.
 

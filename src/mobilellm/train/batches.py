@@ -13,8 +13,8 @@ from mobilellm.data.loader import Batch, DataState
 
 
 class Prefetch:
-    """Iterates over (inputs, targets, documents, state), tensors pinned where a GPU will take
-    them."""
+    """Iterates over ((inputs, targets, documents, ...), state), tensors pinned where a GPU will
+    take them; what follows the documents lies beside the stream."""
 
     def __init__(
         self, batches: Iterable[tuple[Batch, DataState]], device: torch.device, depth: int = 2
@@ -31,7 +31,7 @@ class Prefetch:
         pin = self.device.type == "cuda"
         try:
             for batch, state in batches:
-                arrays = (batch.inputs, batch.targets, getattr(batch, "documents", None))
+                arrays = (batch.inputs, batch.targets, batch.documents, *batch.beside)
                 tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
                 item: Any = (
                     [t.pin_memory() if pin and t is not None else t for t in tensors],
@@ -53,18 +53,13 @@ class Prefetch:
 
     def __iter__(
         self,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, DataState]]:
+    ) -> Iterator[tuple[tuple[Any, ...], DataState]]:
         while True:
             item = self._queue.get()
             if isinstance(item, BaseException):
                 raise item
-            (inputs, targets, documents), state = item
-            yield (
-                self._move(inputs),
-                self._move(targets),
-                None if documents is None else self._move(documents),
-                state,
-            )
+            tensors, state = item
+            yield tuple(None if t is None else self._move(t) for t in tensors), state
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)

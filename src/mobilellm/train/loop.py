@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture
@@ -220,14 +219,14 @@ class Fit:
         try:
             self.recorder.restart_clock()
             watch.mark("data")
-            for inputs, targets, documents, position in fetched:
+            for batch, position in fetched:
                 code = self.world.flag(self.stop.code)
                 if self.done >= self.recipe.train.steps or code:
                     break
                 if self.made == FIRST_PROFILED and self.recipe.train.profile_steps:
                     self.profiler = profiler(trainer.device)
                     self.profiler.start()
-                self.take(inputs, targets, documents, position)
+                self.take(batch, position)
                 self.end_profile()
                 self.pause()
                 watch.mark("data")
@@ -238,15 +237,13 @@ class Fit:
             fetched.close()
         return self.end(code)
 
-    def take(
-        self, inputs: Tensor, targets: Tensor, documents: Tensor | None, position: DataState
-    ) -> None:
+    def take(self, batch: tuple[Any, ...], position: DataState) -> None:
         """One step; `position` is where the data stand after it."""
         trainer, watch = self.trainer, self.recorder.stopwatch
         step, before = self.done, trainer.state.data
         self.world.beat(step)
         watch.mark("compute")
-        loss = trainer.step.forward_backward(inputs, targets, documents)
+        loss = trainer.step.forward_backward(*batch)
         watch.mark("optimizer")
         norm, skipped = trainer.step.update(step, loss)
         if trainer.average is not None:
@@ -259,7 +256,7 @@ class Fit:
         rate = trainer.step.learning_rate(step)
         row: MetricsRow = {"step": step + 1, "learning_rate": rate, "tokens": tokens}
         add_figures(row, {f"epochs/{name}": round(n, 4) for name, n in position.epochs().items()})
-        self.recorder.add(loss, norm, skipped, row, before)
+        self.recorder.add(loss, norm, skipped, row, before, trainer.step.figures)
 
     def pause(self) -> None:
         """What is due after this step: rows, the held-out loss, tasks, a checkpoint."""

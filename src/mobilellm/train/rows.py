@@ -2,7 +2,7 @@
 written and shown.
 
 recorder = Recorder(run, recipe, world, watcher, flops_per_token, peak_flops, skipped=0)
-recorder.add(loss, norm, skipped, row, position)    # after every step, waiting for nothing
+recorder.add(loss, norm, skipped, row, position, {})  # after every step, waiting for nothing
 rows = recorder.collect()                           # once in log_every steps; here the host waits
 recorder.publish(rows)
 """
@@ -10,7 +10,7 @@ recorder.publish(rows)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import peak_memory
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.records import MetricsRow
+from mobilellm.records import MetricsRow, add_figures
 from mobilellm.train.run_folder import Metrics
 from mobilellm.train.stopwatch import Lap, Stopwatch
 from mobilellm.train.trackers import Trackers
@@ -54,6 +54,8 @@ class Pending:
     row: MetricsRow
     position: DataState
     """Where its first sample stood in the data."""
+    figures: Mapping[str, Tensor]
+    """What else its objective says of it."""
 
 
 class SkippedTooOften(Exception):  # noqa: N818  (control flow: the loop turns it into the user's line)
@@ -89,10 +91,17 @@ class Recorder:
         self.begun = self.clock = time.perf_counter()
 
     def add(
-        self, loss: Tensor, norm: Tensor, skipped: Tensor, row: MetricsRow, position: DataState
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        skipped: Tensor,
+        row: MetricsRow,
+        position: DataState,
+        figures: Mapping[str, Tensor],
     ) -> None:
         """Keep a step, with what the host knows of it; its time is the stopwatch's lap."""
-        self.pending.append(Pending(loss, norm, skipped, self.stopwatch.lap(), row, position))
+        lap = self.stopwatch.lap()
+        self.pending.append(Pending(loss, norm, skipped, lap, row, position, figures))
 
     def restart_clock(self) -> None:
         """From here on time counts as training time again: evaluations and checkpoints do not."""
@@ -101,17 +110,21 @@ class Recorder:
     def collect(self) -> list[MetricsRow]:
         """The metrics of the pending steps. `SkippedTooOften` after too many in a row; their rows
         are published first."""
-        # The one place that waits for the device: once in log_every steps, for three numbers a
+        # The one place that waits for the device: once in log_every steps, for a few numbers a
         # step.
-        figures = [torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype))) for p in self.pending]
+        figures = [
+            torch.stack((p.loss, p.norm, p.skipped.to(p.loss.dtype), *p.figures.values()))
+            for p in self.pending
+        ]
         values = torch.stack(figures).tolist()
         shared = self._shared(len(values))
         rows: list[MetricsRow] = []
-        for (loss, norm, skip), step in zip(values, self.pending, strict=True):
+        for (loss, norm, skip, *others), step in zip(values, self.pending, strict=True):
             seconds = self.stopwatch.seconds(step.lap)
             phases = {f"{phase}_seconds": round(taken, 6) for phase, taken in seconds.items()}
             self.skipped += int(skip)
             row = step.row | {"loss": loss, "grad_norm": norm, "skipped": self.skipped}
+            add_figures(row, dict(zip(step.figures, others, strict=True)))
             rows.append(row | phases | shared)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
             if skip:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
 from mobilellm.model.loss import IGNORED, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.objectives.own_mean import OwnMean
 from mobilellm.optimizers.guard import Guard
 from mobilellm.optimizers.optimizer import build, set_learning_rate, skip_when
 from mobilellm.optimizers.schedule import factor
@@ -47,6 +49,10 @@ class TrainStep:
         some targets do not count, so that they must be counted anew each step."""
         self.network, self.recipe, self.world = network, recipe, world
         self.masked, self.say = masked, say
+        given: Any = objective
+        self.own_mean: OwnMean | None = given if isinstance(given, OwnMean) else None
+        self.figures: dict[str, Tensor] = {}
+        """What the objective says of the last step, beside its loss."""
         self.batching = recipe.batching(world.size)
         if world.device.type == "cuda" and not recipe.train.micro_batch_size:
             self.batching = find_micro_batch(network, recipe, world, objective)
@@ -60,16 +66,21 @@ class TrainStep:
         self.guard = Guard(world.device, recipe.train.spike_threshold)
 
     def forward_backward(
-        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *beside: Tensor,
     ) -> Tensor:
         """Gradients of the mean loss over the targets of all processes; returns that loss.
 
-        inputs, targets (and documents) are this process's rows, each (rows, T). When memory runs
-        out in a single process the micro-batch is halved; `UserError` when it cannot be.
+        inputs, targets (and documents) are this process's rows, each (rows, T), and so is what lies
+        beside them. When memory runs out in a single process the micro-batch is halved; `UserError`
+        when it cannot be.
         """
         while True:
             try:
-                return self._accumulate(inputs, targets, documents)
+                return self._accumulate(inputs, targets, documents, beside)
             except RuntimeError as error:
                 smallest = self.batching.micro_batch_size == 1
                 if not is_out_of_memory(error) or self.world.size > 1 or smallest:
@@ -80,29 +91,43 @@ class TrainStep:
             size = self.batching.micro_batch_size
             self.say(f"out of memory: the micro-batch is {size} sequences from now on")
 
-    def _accumulate(self, inputs: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
-        rows, counted = self.batching.micro_batch_size, self._counted(targets)
+    def _accumulate(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None,
+        beside: tuple[Tensor, ...],
+    ) -> Tensor:
+        rows, counted = self.batching.micro_batch_size, self._counted(targets, documents)
+        if self.own_mean is not None:
+            self.own_mean.figures()  # those of an attempt that ran out of memory
         none = [None] * -(-len(inputs) // rows)
         pieces = list(
             zip(
                 inputs.split(rows),
                 targets.split(rows),
                 none if documents is None else documents.split(rows),
+                *(part.split(rows) for part in beside),
                 strict=True,
             )
         )
         total = torch.zeros((), device=self.world.device)
-        for number, (x, y, d) in enumerate(pieces, 1):
+        for number, (x, y, d, *more) in enumerate(pieces, 1):
             last = number == len(pieces)
             with contextlib.nullcontext() if last else self.parallel.accumulating():
-                loss = self.parallel(x, y, d) / counted
+                loss = self.parallel(x, y, d, *more) / counted
                 loss.backward()
             total += loss.detach()
+        if self.own_mean is not None:
+            sums = self.own_mean.figures()
+            self.figures = {name: self.world.sum_(sums[name] / counted) for name in sums}
         return self.world.sum_(total / self.world.size)
 
-    def _counted(self, targets: Tensor) -> int | Tensor:
-        """Targets of all processes that count: processes may hold different numbers of them. It
-        stays on the device."""
+    def _counted(self, targets: Tensor, documents: Tensor | None) -> int | Tensor:
+        """Targets of all processes that count, or what else the objective's mean is over: processes
+        may hold different numbers of them. It stays on the device."""
+        if self.own_mean is not None:
+            return self.world.sum_(self.own_mean.counted(targets, documents)).clamp(min=1)
         if not self.masked:
             return targets.numel() * self.world.size
         return self.world.sum_((targets != IGNORED).sum()).clamp(min=1)

@@ -1,0 +1,1 @@
+"""What a training step can minimize beside the cross-entropy of the next token."""
