@@ -75,6 +75,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",
     ),
     fault(
+        "muP trains wide matrices as fast as narrow ones", "optimizers/transfer.py",
+        "learning_rate=1 / (rate * less)", "learning_rate=1 / less",
+        "train/test_transfer.py::test_activations_move_alike_at_every_width[adamw]",
+    ),
+    fault(
+        "layers shared in reverse are applied forwards", "model/config.py",
+        "reversed(blocks) if back and repeat % 2 else blocks", "blocks",
+        "model/test_layer_order.py::test_blocks_are_applied_in_the_order_that_is_named[case2-blocks2]",
+    ),
+    fault(
         "long conversations are cut without being counted",
         "conversations/prepare_chat.py",
         "tally.messages_left_out += dropped",
@@ -408,7 +418,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "first keys of a shared block not reused", "model/network.py",
-        "                    shared = key_value\n", "                    pass\n",
+        "                shared = key_value\n", "                pass\n",
         f"{NETWORK}::test_the_two_kinds_of_sharing_are_different_networks",
     ),
     fault(

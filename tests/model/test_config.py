@@ -124,6 +124,8 @@ def test_round_trip_through_config_json(tmp_path: Path) -> None:
         ({"eos_token_id": 64}, ["eos_token_id = 64", "vocabulary of 64"]),
         ({"rope_scaling": "yes"}, ["rope_scaling"]),
         ({"shared_kv": "last"}, ["'last'", "first"]),
+        ({"layer_order": "revers"}, ["'revers'", "did you mean 'reverse'"]),
+        ({"layer_order": "all_over", "shared_kv": "first"}, ["of another depth", "immediate"]),
     ],
 )
 def test_bad_configurations_are_refused_in_one_line(changes: dict, words: list[str]) -> None:

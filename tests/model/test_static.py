@@ -29,6 +29,8 @@ KINDS = {
     "linear scaling": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "sharing, own": {"layer_repeats": 2, "shared_kv": "own"},
     "sharing, first": {"layer_repeats": 2, "shared_kv": "first"},
+    "sharing, all over": {"layer_repeats": 2, "layer_order": "all_over"},
+    "sharing, reverse": {"layer_repeats": 3, "layer_order": "reverse"},
     "three times, first, qk_norm": {"layer_repeats": 3, "shared_kv": "first", "qk_norm": True},
 }
 CUTS = {

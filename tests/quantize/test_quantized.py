@@ -84,7 +84,7 @@ def test_weights_changed_afterwards_are_refused(tmp_path: Path) -> None:
 
 def test_unrolling_and_folding_keep_the_grids() -> None:
     _, quantized = quantized_network()
-    unrolled = quantized.unrolled(2)
+    unrolled = quantized.unrolled([0, 0, 1, 1])
     assert len([name for name in unrolled.weights if name.startswith("layers.3.")]) == 4
     assert (
         unrolled.weights["layers.3.mlp.down_proj.weight"]

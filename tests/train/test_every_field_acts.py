@@ -137,6 +137,13 @@ ENTRIES: dict[str, Acts] = {
         optimizer={"reference_batch_tokens": 2048},
     ),
     "optimizer.z_loss": of("grad_norms", "optimizer.z_loss", 0.0, 1e-2),
+    "transfer.kind": of("losses", "transfer.kind", "", "mup"),
+    "transfer.base_width": of(
+        "losses", "transfer.base_width", 256, 64, transfer={"kind": "mup"}
+    ),
+    "transfer.base_layers": of(
+        "losses", "transfer.base_layers", 8, 1, transfer={"kind": "completep"}
+    ),
     "distill.teacher": of("losses", "distill.teacher", "", "{run}"),
     "distill.weight": of("losses", "distill.weight", 0.5, 0.9, distill={"teacher": "{run}"}),
     "distill.temperature": of(

@@ -28,6 +28,7 @@ from mobilellm.recipe.recipe import (
     StartSection,
     TrackSection,
     TrainSection,
+    TransferSection,
 )
 from mobilellm.report.figures import count, fixed, formatted
 from mobilellm.terminal.output import duration, print_json, say
@@ -68,6 +69,7 @@ class Train:
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
     distill: DistillSection = field(default_factory=DistillSection)
     quantize: QuantizeSection = field(default_factory=QuantizeSection)
     average: AverageSection = field(default_factory=AverageSection)

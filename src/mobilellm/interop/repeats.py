@@ -47,13 +47,14 @@ def unrolled(network: Network) -> Network:
             num_hidden_layers=config.num_hidden_layers * repeats,
             layer_repeats=1,
             shared_kv="own",
+            layer_order="immediate",
         ),
         initialized=False,
     )
     with torch.no_grad():
         _copy_outside(network, plain)
-        for i, layer in enumerate(plain.layers):
-            layer.load_state_dict(network.layers[i // repeats].state_dict())
+        for number, layer in zip(config.application_order, plain.layers, strict=True):
+            layer.load_state_dict(network.layers[number].state_dict())
     return plain
 
 

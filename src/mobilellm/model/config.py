@@ -22,6 +22,7 @@ from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import read_json
 
 SharedKV = Literal["own", "first"]
+LayerOrder = Literal["immediate", "all_over", "reverse"]
 
 # Keys of the Llama family that name parts our network does not have: these values mean "absent".
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -109,6 +110,9 @@ class ModelConfig:
     shared_kv: SharedKV = "own"
     """With layer_repeats > 1: whether each application has its own keys and values, or attends
     to the first one's."""
+    layer_order: LayerOrder = "immediate"
+    """With layer_repeats > 1: each block so many times in a row (0 0 1 1), all blocks and then all
+    again (0 1 0 1), or again from the last one back (0 1 1 0)."""
     qk_norm: bool = False
     """Whether an RMSNorm over each head stands between the query and key projections and their
     rotation (as in Qwen3)."""
@@ -156,6 +160,15 @@ class ModelConfig:
             )
         if self.shared_kv not in ("own", "first"):
             raise unknown_name("shared_kv", str(self.shared_kv), ("own", "first"))
+        orders = ("immediate", "all_over", "reverse")
+        if self.layer_order not in orders:
+            raise unknown_name("layer_order", str(self.layer_order), orders)
+        if self.shared_kv == "first" and self.layer_order != "immediate":
+            raise UserError(
+                f'shared_kv = "first" with layer_order = "{self.layer_order}": keys and values are '
+                "those of another depth there",
+                hint='leave shared_kv out, or take layer_order = "immediate"',
+            )
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if (
@@ -181,6 +194,19 @@ class ModelConfig:
         `layer_repeats` where each application has its own."""
         own = self.layer_repeats if self.shared_kv == "own" else 1
         return self.num_hidden_layers * own
+
+    @property
+    def application_order(self) -> list[int]:
+        """The blocks in the order in which they are applied: layer_repeats times each."""
+        blocks, repeats = range(self.num_hidden_layers), self.layer_repeats
+        if self.layer_order == "immediate":
+            return [block for block in blocks for _ in range(repeats)]
+        back = self.layer_order == "reverse"
+        return [
+            block
+            for repeat in range(repeats)
+            for block in (reversed(blocks) if back and repeat % 2 else blocks)
+        ]
 
     # --- from and to the names of the Hugging Face Llama family ---
 
@@ -272,10 +298,8 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
         values = dataclasses.asdict(self)
-        repeats, shared_kv, qk_norm = (
-            values.pop("layer_repeats"),
-            values.pop("shared_kv"),
-            values.pop("qk_norm"),
+        repeats, shared_kv, qk_norm, order = (
+            values.pop(key) for key in ("layer_repeats", "shared_kv", "qk_norm", "layer_order")
         )
         shared = repeats > 1
         name, kind = (
@@ -296,6 +320,7 @@ class ModelConfig:
             values |= {"layer_repeats": repeats, "shared_kv": shared_kv} | (
                 {"qk_norm": True} if qk_norm else {}
             )
+            values |= {} if order == "immediate" else {"layer_order": order}
         if kind == "qwen3":
             del tail["mlp_bias"]
         return head | values | tail

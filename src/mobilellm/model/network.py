@@ -204,17 +204,20 @@ class Network(nn.Module):
             positions, mask = packed
             rotation = (self.cos[positions], self.sin[positions])
         causal = not past and T > 1 and mask is None
-        x, slot, repeats = self.embed_tokens(input_ids), 0, self.config.layer_repeats
-        reuse = self.config.shared_kv == "first"
-        for i, layer in enumerate(self.layers, 1):
-            shared: KeyValue | None = None
-            for repeat in range(repeats):
-                wanted = rows if i == len(self.layers) and repeat == repeats - 1 else None
-                x, key_value = layer(x, rotation, mask, causal, cache, slot, shared, wanted)
-                if repeat == 0 or not reuse:
-                    slot += 1
-                if reuse:
-                    shared = key_value
+        x, slot, order = self.embed_tokens(input_ids), 0, self.config.application_order
+        reuse, before = self.config.shared_kv == "first", -1
+        shared: KeyValue | None = None
+        for place, number in enumerate(order, 1):
+            if number != before:
+                shared, before = None, number
+            wanted = rows if place == len(order) else None
+            x, key_value = self.layers[number](
+                x, rotation, mask, causal, cache, slot, shared, wanted
+            )
+            if shared is None:
+                slot += 1
+            if reuse:
+                shared = key_value
         if cache is not None:
             cache.length += T
         return self.norm(x)

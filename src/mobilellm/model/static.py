@@ -77,16 +77,15 @@ class StaticNetwork(nn.Module):
         mask = places <= positions.unsqueeze(1)  # (T, S)
         x, pairs = self.embed_tokens(input_ids), list(cache.unbind(1))
         slot, filled = 0, []
-        for layer in self.layers:
-            block = cast(Block, layer)
-            pair: Tensor | None = None
-            for _ in range(self.config.layer_repeats):
-                if pair is None or self.config.shared_kv == "own":
-                    pair = _filled(block, x, rotation, positions, pairs[slot])
-                    filled.append(pair)
-                    slot += 1
-                x = x + _attend(block, x, rotation, mask, pair)
-                x = x + _feed_forward(block, x)
+        pair, before = cache, -1
+        for number in self.config.application_order:
+            block = cast(Block, self.layers[number])
+            if number != before or self.config.shared_kv == "own":
+                pair, before = _filled(block, x, rotation, positions, pairs[slot]), number
+                filled.append(pair)
+                slot += 1
+            x = x + _attend(block, x, rotation, mask, pair)
+            x = x + _feed_forward(block, x)
         logits = F.linear(_normed(x, self.norm), self._output_weight())
         return logits, torch.stack(filled, dim=1)
 

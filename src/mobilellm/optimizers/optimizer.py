@@ -9,7 +9,7 @@ parameter, and what these cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import stacks
 from mobilellm.optimizers.muon import Muon
+from mobilellm.optimizers.transfer import TensorFactors, scale_rates
 from mobilellm.plan.memory import OptimizerCosts
 from mobilellm.recipe.recipe import OptimizerSection
 
@@ -113,10 +114,17 @@ STATE: dict[type[torch.optim.Optimizer], Callable[[nn.Parameter], dict[str, Tens
 
 
 def build(
-    network: Network, section: OptimizerSection, precision: Precision, factor: float = 1.0
+    network: Network,
+    section: OptimizerSection,
+    precision: Precision,
+    factor: float = 1.0,
+    transfer: Mapping[str, TensorFactors] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`."""
+    """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`;
+    `transfer` are the factors of each tensor."""
     optimizers = OPTIMIZERS[section.name].build(network, section, precision)
+    if transfer is not None:
+        scale_rates(optimizers, network, transfer)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"] * factor

@@ -27,6 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mobilellm.errors import UserError
 from mobilellm.model.cache import KeyValue
 from mobilellm.model.linear import Linear
 from mobilellm.model.network import Block, Network
@@ -90,8 +91,15 @@ def gptq_blocks(
 ) -> dict[str, GridWeight]:
     """Put the matrices of the blocks that `bits` names onto the grid, in place; they are returned.
 
-    The embedding must be as it is to stay. `progress(done, total)` counts blocks.
+    The embedding must be as it is to stay. `progress(done, total)` counts blocks. `UserError` for a
+    network whose blocks are not applied one after the other: their inputs depend on later blocks.
     """
+    if network.config.layer_repeats > 1 and network.config.layer_order != "immediate":
+        raise UserError(
+            f'gptq: layer_order = "{network.config.layer_order}" applies a block again after '
+            "others",
+            hint="choose --method search, or unroll it first with `mobilellm convert --to hf`",
+        )
     states = network.embed_tokens(tokens)  # (N, T, C)
     rotation = (network.cos[: tokens.shape[1]], network.sin[: tokens.shape[1]])
     found: dict[str, GridWeight] = {}

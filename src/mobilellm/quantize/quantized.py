@@ -13,7 +13,7 @@ integers follow from weights and scales, exactly.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,16 @@ class Quantized:
         """The scheme's entry."""
         return SCHEMES[self.scheme]
 
-    def unrolled(self, repeats: int) -> Quantized:
-        """As the network whose every block is written `repeats` times (interop/repeats.py)."""
-        return self._renumbered(lambda i: range(i * repeats, (i + 1) * repeats))
+    def unrolled(self, order: Sequence[int]) -> Quantized:
+        """As the network that has a block for each application; `order` says of which one
+        (interop/repeats.py)."""
+        return self._renumbered(lambda i: [at for at, block in enumerate(order) if block == i])
 
     def folded(self, repeats: int) -> Quantized:
         """As the network of which each `repeats` equal neighboring blocks became one."""
         return self._renumbered(lambda i: range(i // repeats, i // repeats + (i % repeats == 0)))
 
-    def _renumbered(self, places: Callable[[int], range]) -> Quantized:
+    def _renumbered(self, places: Callable[[int], Sequence[int]]) -> Quantized:
         weights: dict[str, GridWeight] = {}
         for name, weight in self.weights.items():
             match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)

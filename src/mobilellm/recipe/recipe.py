@@ -189,6 +189,20 @@ class OptimizerSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransferSection:
+    """How first weights, learning rates and decays follow the network's size, so that what was
+    tuned on a small network holds for a larger one. The checkpoint is a plain one."""
+
+    kind: Literal["", "mup", "completep"] = ""
+    """mup follows the width, completep width and depth. With adamw take optimizer.eps = 1e-15.
+    Empty gives every size the same."""
+    base_width: Annotated[int, AtLeast(1)] = 256
+    """The hidden_size that optimizer.learning_rate and initializer_range are given for."""
+    base_layers: Annotated[int, AtLeast(1)] = 8
+    """With completep: the applied blocks that they are given for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillSection:
     """A teacher whose distributions the network learns from, beside the text."""
 
@@ -284,6 +298,8 @@ class Recipe:
     """The loop."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     """The optimizer and its schedule."""
+    transfer: TransferSection = field(default_factory=TransferSection)
+    """Learning rates that hold at every size."""
     distill: DistillSection = field(default_factory=DistillSection)
     """A teacher."""
     quantize: QuantizeSection = field(default_factory=QuantizeSection)

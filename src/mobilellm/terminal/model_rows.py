@@ -12,7 +12,8 @@ def sharing(config: ModelConfig) -> str | None:
     """Layer sharing in a few words, or None."""
     if config.layer_repeats == 1:
         return None
-    return f"{config.layer_repeats}x, shared_kv={config.shared_kv}"
+    order = "" if config.layer_order == "immediate" else f", layer_order={config.layer_order}"
+    return f"{config.layer_repeats}x, shared_kv={config.shared_kv}{order}"
 
 
 def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network, initialize
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import load_weights
+from mobilellm.optimizers.transfer import scale_initial, transfer_factors
 from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow, add_figures
@@ -93,6 +94,7 @@ class Trainer:
         self.network = Network(self.config, initialized=False)
         if weights is None:
             initialize(self.network, zero_residual=recipe.model.initial_residual == "zero")
+            scale_initial(self.network, transfer_factors(self.network, recipe))
         elif weights.named is not None:
             load_weights(self.network, weights.named)
         self.network.to(self.device)

@@ -27,6 +27,7 @@ from mobilellm.objectives.own_mean import OwnMean
 from mobilellm.optimizers.guard import Guard
 from mobilellm.optimizers.optimizer import build, set_learning_rate, skip_when
 from mobilellm.optimizers.schedule import factor
+from mobilellm.optimizers.transfer import transfer_factors
 from mobilellm.plan.batching import Batching
 from mobilellm.recipe.recipe import Recipe
 
@@ -62,6 +63,7 @@ class TrainStep:
             recipe.optimizer,
             Precision(recipe.train.precision),
             recipe.learning_rate_factor,
+            transfer_factors(network, recipe),
         )
         self.guard = Guard(world.device, recipe.train.spike_threshold)
 

@@ -128,10 +128,13 @@ def convert(
         if quantized is not None:
             notes.append(f"{quantized.scheme}: the grid that the model was trained for")
     repeats = loaded.config.layer_repeats
-    inexact = repeats > 1 and loaded.config.shared_kv == "first" and not writer.keeps_repeats
-    if not writer.keeps_repeats:
+    # Programs apply a block several times in a row, or have each application as a block.
+    keeps = writer.keeps_repeats and (to == "mobilellm" or loaded.config.layer_order == "immediate")
+    inexact = repeats > 1 and loaded.config.shared_kv == "first" and not keeps
+    if not keeps:
         network = plain(loaded.network, approximate)
-        quantized = None if quantized is None else quantized.unrolled(repeats)
+        order = loaded.config.application_order
+        quantized = None if quantized is None else quantized.unrolled(order)
         if repeats > 1:
             notes.append(
                 f"shared layers unrolled: {network.config.num_hidden_layers} blocks, "
