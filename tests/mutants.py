@@ -333,6 +333,11 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOADER}::test_epochs_differ_in_order_and_in_borders",
     ),
     fault(
+        "held-out conversations that see each other", "evaluate/conversations.py",
+        "tokens, wanted, number\n", "tokens, wanted, 0\n",
+        "evaluate/test_conversations.py::test_the_score_is_that_of_the_answers",
+    ),
+    fault(
         "the epoch not counted", "data/loader.py",
         "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
         f"{LOADER}::test_an_epoch_trains_on_each_token_once_but_for_the_remainder",

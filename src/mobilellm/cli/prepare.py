@@ -79,9 +79,12 @@ class Prepare:
     """The files hold conversations, a line of JSON each: messages as OpenAI has them, prompt and
     completion, instruction and output, or ShareGPT's. Only the assistant's tokens are trained on.
     Needs --tokenizer: the model's folder."""
+    preferences: bool = False
+    """The files hold pairs of answers, a line of JSON each: OpenAI's preferred_output and
+    non_preferred_output, or chosen and rejected. Needs --tokenizer."""
     template: Path | None = None
-    """With --chat: Jinja file of the chat template; when not given the tokenizer's own, or
-    ChatML."""
+    """With --chat or --preferences: Jinja file of the chat template; when not given the tokenizer's
+    own, or ChatML."""
     validate: Path | None = None
     """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all
     that is wrong with it."""
@@ -102,10 +105,10 @@ class Prepare:
             raise UserError(
                 "--nodes is of --format jsonl", hint="shards need no division: leave it out"
             )
-        if self.template and not self.chat:
+        if self.template and not (self.chat or self.preferences):
             raise UserError("--template is of --chat", hint="add --chat")
-        if self.chat:
-            return self.prepare_chat(self.out)
+        if self.chat or self.preferences:
+            return self.prepare_conversations(self.out)
         if self.decontaminate and not self.clean:
             raise UserError("--decontaminate is a step of --clean", hint="add --clean")
         sources = parse_sources(self.sources, self.source, self.source_list)
@@ -154,43 +157,39 @@ class Prepare:
         self.show(manifest)
         return 0
 
-    def prepare_chat(self, out: Path) -> int:
-        """Conversations to tokens with a mask."""
+    def prepare_conversations(self, out: Path) -> int:
+        """Conversations, or pairs of answers, to tokens with a mask."""
         from mobilellm.conversations.prepare_chat import prepare_chat
+        from mobilellm.conversations.prepare_preferences import prepare_preferences
+        from mobilellm.terminal.conversation_lines import chat_lines, preference_lines
         from mobilellm.tokenizer.tokenizer import Tokenizer
 
+        flag = "--chat" if self.chat else "--preferences"
+        if self.chat and self.preferences:
+            raise UserError("--chat and --preferences are two things", hint="give one of them")
         if self.tokenizer is None:
-            raise UserError("--chat needs --tokenizer", hint="name the folder of the model")
+            raise UserError(f"{flag} needs --tokenizer", hint="name the folder of the model")
         if self.clean or self.format != "shards" or self.source or self.source_list:
             raise UserError(
-                "--chat takes files, and makes shards", hint="leave the other flags out"
+                f"{flag} takes files, and makes shards", hint="leave the other flags out"
             )
-        manifest = prepare_chat(
-            [Path(source) for source in self.sources],
-            out,
-            tokenizer=Tokenizer.load(self.tokenizer),
-            template=self.template,
-            context=self.sequence_length or SAMPLE_TOKENS,
-            held_out=self.held_out,
-            seed=self.seed,
-            on_bad=self.on_bad,
-        )
+        files, length = [Path(s) for s in self.sources], self.sequence_length or SAMPLE_TOKENS
+        common: dict[str, Any] = {
+            "tokenizer": Tokenizer.load(self.tokenizer),
+            "template": self.template,
+            "held_out": self.held_out,
+            "seed": self.seed,
+            "on_bad": self.on_bad,
+        }
+        if self.chat:
+            manifest = prepare_chat(files, out, context=length, **common)
+        else:
+            manifest = prepare_preferences(files, out, sequence_length=length, **common)
         if self.json:
             print_json(manifest)
             return 0
-        found = manifest["conversations"]
-        print(
-            f"conversations: {found['whole']:,} whole, {found['shortened']:,} without their last "
-            f"{found['messages_left_out']:,} messages, which are beyond {found['context']:,} "
-            f"tokens, {found['left_out']:,} left out"
-        )
-        for where, why in manifest["skipped"]["first"][:3]:
-            print(f"  left out {where}: {why}")
-        for token, how in found["special_tokens_added"].items():
-            print(f"  new special token {token}: {how}")
-        for name, split in manifest["splits"].items():
-            print(f"{name:8} {split['documents']:>9,} conversations  {split['tokens']:>13,} tokens")
-        print(f"{count(found['trained_tokens'])} tokens of the assistant in {out}")
+        for line in (chat_lines if self.chat else preference_lines)(manifest, out):
+            print(line)
         return 0
 
     def show(self, manifest: dict[str, Any]) -> None:

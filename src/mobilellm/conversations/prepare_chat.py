@@ -9,25 +9,19 @@ is longer than the context loses its last turns as a whole, and is counted.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from mobilellm.conversations.folder import Sink, check_given, make_folder
 from mobilellm.conversations.forms import Conversation, read_conversation
+from mobilellm.data.manifest import SPLITS, ShardEntry
 from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
-from mobilellm.files import PARTIAL, disk_errors, sha256_file, sweep_partial
-from mobilellm.prepare.assembly import describe, put_together
-from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
-from mobilellm.prepare.task_run import MAX_LISTED, Count, FinishedTask, TaskResult, TaskShard
-from mobilellm.readers.lines import lines
-from mobilellm.readers.reader import Span
+from mobilellm.prepare.task_run import Count
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import EncodedConversation, encode_conversation
 from mobilellm.tokenizer.special_tokens import with_special_tokens
@@ -50,6 +44,22 @@ class Tally:
     trained_tokens: int = 0
 
 
+class Conversations:
+    """Each a document of the shards of a split."""
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self.writer = writer
+
+    def add(self, item: EncodedConversation) -> tuple[int, int]:
+        """Write one; returns its tokens and its bytes of text."""
+        self.writer.add(item.ids, item.bytes, trained=item.trained)
+        return len(item.ids), item.bytes
+
+    def close(self) -> list[ShardEntry]:
+        """The manifest entries of the shards."""
+        return self.writer.close()
+
+
 def prepare_chat(
     files: Sequence[Path],
     out: Path,
@@ -69,109 +79,31 @@ def prepare_chat(
     Special tokens that the template spells and the tokenizer lacks take reserved rows, or are
     appended; the folder's tokenizer has them, and the template.
     """
-    if not files:
-        raise UserError("no conversations given", hint="name files of JSON lines")
-    if out.exists():
-        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
-    if not 0 < held_out < 1:
-        raise UserError(f"held-out {held_out:g}: must be between 0 and 1")
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file")
+    check_given(files, out, held_out, "conversations")
     form = ChatTemplate.of(tokenizer, template)
     tokenizer, added = with_special_tokens(tokenizer, form.markers())
     tokenizer = tokenizer.replaced(chat_template=form.source)
     rule = SplitRule(rule="documents", fraction=held_out, seed=seed)
-    sweep_partial(out.parent, out.name)
-    work = out.with_name(f".{out.name}{PARTIAL}chat")
-    tally, result = Tally(), TaskResult(counts={SOURCE: Count()})
-    with disk_errors(out):
-        work.mkdir(parents=True)
-        try:
-            _write(files, work, tokenizer, form, rule, context, on_bad, tally, result)
-            manifest = describe(
-                [Source(SOURCE, list(files))],
-                [result],
-                tokenizer,
-                rule,
-                bos=False,
-                eos=False,
-                library="tokenizers",
-                reason="",
-            )
-            manifest["conversations"] = {
-                **asdict(tally),
-                "template": form.source,
-                "context": context,
-                "special_tokens_added": added,
-            }
-            put_together(out, [FinishedTask(work, result)], manifest, tokenizer)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return manifest
+    dtype, tally = token_dtype(tokenizer.vocab_size), Tally()
 
+    def encode(row: Any, where: str) -> EncodedConversation:
+        talk = read_conversation(row, where)
+        encoded, dropped = _fitted(tokenizer, form, talk, context, where)
+        tally.whole += not dropped
+        tally.shortened += bool(dropped)
+        tally.messages_left_out += dropped
+        tally.trained_tokens += sum(encoded.trained)
+        return encoded
 
-def _write(
-    files: Sequence[Path],
-    work: Path,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    rule: SplitRule,
-    context: int,
-    on_bad: str,
-    tally: Tally,
-    result: TaskResult,
-) -> None:
-    """Encode every conversation, and write it to the shards of its split."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    writers = {s: ShardWriter(work, s, SOURCE, dtype) for s in ("train", "held_out")}
-    count = result.counts[SOURCE]
-    for file_number, file in enumerate(files):
-        result.files.append([str(file), file.stat().st_size, sha256_file(file)])
-        for number, position, line, fault in lines(file, Span()):
-            if not fault and line.isspace():
-                continue
-            where = f"{file}:{number()}"
-            count.records += 1
-            try:
-                if fault:
-                    raise UserError(f"{where}: {fault}")
-                talk = read_conversation(_row(line, where), where)
-                encoded, dropped = _fitted(tokenizer, template, talk, context, where)
-            except UserError as error:
-                if on_bad == "stop":
-                    raise
-                count.bad += 1
-                tally.left_out += 1
-                if len(result.skipped) < MAX_LISTED:
-                    result.skipped.append([where, error.what.removeprefix(f"{where}: ")])
-                continue
-            tally.whole += not dropped
-            tally.shortened += bool(dropped)
-            tally.messages_left_out += dropped
-            tally.trained_tokens += sum(encoded.trained)
-            held, _ = rule.held_out(SOURCE, file_number, position)
-            split = "held_out" if held else "train"
-            writers[split].add(encoded.ids, encoded.bytes, trained=encoded.trained)
-            count.documents += 1
-            count.tokens += len(encoded.ids)
-            count.bytes += encoded.bytes
-    for split, writer in writers.items():
-        shards = writer.close()
-        if not shards:
-            part = "held out" if split == "held_out" else "trained on"
-            raise UserError(
-                f"of {count.documents:,} conversations none is {part}",
-                hint="give more, or another --held-out",
-            )
-        result.shards += [TaskShard(**{**shard, "split": split}) for shard in shards]
+    def sinks(work: Path) -> dict[str, Sink[EncodedConversation]]:
+        return {s: Conversations(ShardWriter(work, s, SOURCE, dtype)) for s in SPLITS}
 
+    def facts(count: Count) -> dict[str, Any]:
+        tally.left_out = count.bad
+        found = {"template": form.source, "context": context, "special_tokens_added": added}
+        return {"conversations": asdict(tally) | found}
 
-def _row(line: bytes, where: str) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{where}: broken JSON ({error})") from None
+    return make_folder(files, out, SOURCE, tokenizer, rule, on_bad, encode, sinks, facts)
 
 
 def _fitted(

@@ -114,6 +114,7 @@ class SampleFolder:
         self.row: int = index["row"]
         """Ids in a sample."""
         self.masked = False  # this layout cannot say what is not trained on
+        self.preferences = None  # nor hold pairs of answers
         content = {
             "tokenizer": tokenizer.sha256,
             "row": self.row,

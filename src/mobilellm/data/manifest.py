@@ -94,6 +94,8 @@ class Manifest(TypedDict):
     """The rule by which documents were held out."""
     sources: list[SourceEntry]
     splits: dict[str, SplitEntry]
+    row: NotRequired[int]
+    """Tokens of a row, where samples are whole rows."""
     fingerprint: str
 
 
@@ -121,6 +123,7 @@ def fingerprint(manifest: Manifest) -> str:
         "eos": manifest["eos"],
         "bos_id": manifest["bos_id"],
         "eos_id": manifest["eos_id"],
+        **({"row": manifest["row"]} if "row" in manifest else {}),
     }
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -166,6 +169,9 @@ def _fault(manifest: dict[str, Any]) -> str:
         known = _whole(token) and token < vocab_size
         if not isinstance(used, bool) or not (known or (token is None and not used)):
             return f"{kind} is {used!r} with the id {token!r}"
+    row = manifest.get("row", 0)
+    if not _whole(row) or ("row" in manifest and row < 3):
+        return f"rows of {row!r} tokens"
     names = [source["name"] for source in manifest["sources"]]
     for source in manifest["sources"]:
         weight = source.get("weight", 1.0)
@@ -200,6 +206,8 @@ def _fault(manifest: dict[str, Any]) -> str:
                 or shard.get("mask_size", masked) != masked
             ):
                 return f"the sizes of {shard['file']} do not follow from its counts"
+            if row and shard["tokens"] % row:
+                return f"{shard['file']} does not divide into rows of {row} tokens"
             if ("mask_size" in shard) != isinstance(shard.get("mask_sha256"), str):
                 return f"{shard['file']} has half a mask"
         for key in ("documents", "tokens", "bytes"):

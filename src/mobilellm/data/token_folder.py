@@ -84,6 +84,10 @@ class TokenFolder:
         self.fingerprint: str = manifest["fingerprint"]
         self.masked = any("mask_size" in s for s in manifest["splits"]["train"]["shards"])
         """Whether some tokens of the training split are not trained on."""
+        self.row: int = manifest.get("row", 0)
+        """Tokens of a row, where samples are whole rows; else 0."""
+        self.preferences: dict[str, Any] | None = manifest.get("preferences")  # type: ignore[assignment]
+        """What there is to know of pairs of answers, where rows hold such."""
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> TokenFolder:
@@ -119,7 +123,7 @@ class TokenFolder:
         shards = [
             s for s in self.manifest["splits"][split]["shards"] if source in (None, s["source"])
         ]
-        return shard_stream(self.path, shards, np.dtype(self.manifest["dtype"]))
+        return shard_stream(self.path, shards, np.dtype(self.manifest["dtype"]), self.row)
 
     def sources(self) -> list[str]:
         """The names of the sources, in the order in which they were given."""

@@ -17,12 +17,15 @@ import numpy as np
 from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
+from mobilellm.evaluate.conversations import answers_loss
 from mobilellm.evaluate.perplexity import (
     ALONE,
     Processes,
     Score,
     TokenList,
+    check_windows,
     perplexity,
+    score_of,
     total_loss,
 )
 from mobilellm.model.network import Network
@@ -45,8 +48,24 @@ def held_out(
 ) -> Score:
     """Score of the held-out tokens of `data`, each once; options and errors as `perplexity`.
 
-    The training loop, the end of a run and `mobilellm eval` all call this.
+    Of conversations the assistant's tokens are scored, over the bytes that it says, each
+    conversation alone; of pairs of answers the chosen ones. The training loop, the end of a run and
+    `mobilellm eval` all call this.
     """
+    if data.masked:
+        check_windows(network, sequence_length, stride)
+        pairs = data.preferences
+        nats, counted = answers_loss(
+            network,
+            data.tokens("held_out"),
+            sequence_length=sequence_length,
+            stride=stride,
+            every=2 if pairs else 1,
+            precision=precision,
+            processes=processes,
+        )
+        size = pairs["chosen_bytes"]["held_out"] if pairs else data.text_bytes("held_out")
+        return score_of(nats, counted, max(1, size))
     return perplexity(
         network,
         data.tokens("held_out"),
@@ -73,6 +92,15 @@ def held_out_of_source(
     stream = data.tokens("held_out", source)
     if len(stream) < MIN_TOKENS:
         return None
+    if data.masked:
+        nats, counted = answers_loss(
+            network,
+            stream,
+            sequence_length=sequence_length,
+            precision=precision,
+            processes=processes,
+        )
+        return nats / counted if counted else None
     nats, counted = total_loss(
         network,
         stream,

@@ -187,16 +187,7 @@ def perplexity(
 
     `UserError` when there is nothing to score, or `sequence_length` exceeds the model's context.
     """
-    context = network.config.max_position_embeddings
-    if sequence_length > context:
-        raise UserError(
-            f"sequence length {sequence_length} exceeds the model's context of {context}"
-        )
-    if not 0 <= stride <= sequence_length:
-        raise UserError(
-            f"stride {stride}: must be from 1 to the sequence length {sequence_length}, "
-            "or 0 for the same"
-        )
+    check_windows(network, sequence_length, stride)
     nats, counted = total_loss(
         network,
         stream,
@@ -209,6 +200,21 @@ def perplexity(
         progress=progress,
     )
     return score_of(nats, counted, text_bytes)
+
+
+def check_windows(network: Network, sequence_length: int, stride: int) -> None:
+    """`UserError` for windows that are longer than the network's context, or further apart than
+    they are long."""
+    context = network.config.max_position_embeddings
+    if sequence_length > context:
+        raise UserError(
+            f"sequence length {sequence_length} exceeds the model's context of {context}"
+        )
+    if not 0 <= stride <= sequence_length:
+        raise UserError(
+            f"stride {stride}: must be from 1 to the sequence length {sequence_length}, "
+            "or 0 for the same"
+        )
 
 
 def score_of(nats: float, counted: int, text_bytes: int) -> Score:

@@ -1,0 +1,143 @@
+"""A token folder of lines of JSON, each encoded by itself and put into its split.
+
+    manifest = make_folder(files, out, "chat", tokenizer, rule, "stop", encode, sinks, facts)
+
+Conversations and pairs of answers are read by this one loop; what they have of their own is
+`encode` and the `sinks` that their results go to.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from mobilellm.data.manifest import ShardEntry
+from mobilellm.errors import UserError
+from mobilellm.files import PARTIAL, disk_errors, sha256_file, sweep_partial
+from mobilellm.prepare.assembly import describe, put_together
+from mobilellm.prepare.sources import Source
+from mobilellm.prepare.split_rule import SplitRule
+from mobilellm.prepare.task_run import MAX_LISTED, Count, FinishedTask, TaskResult, TaskShard
+from mobilellm.readers.lines import lines
+from mobilellm.readers.reader import Span
+from mobilellm.tokenizer.tokenizer import Tokenizer
+
+Item = TypeVar("Item")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+
+
+class Sink(Protocol[ItemIn]):
+    """Where the encoded lines of a split go."""
+
+    def add(self, item: ItemIn) -> tuple[int, int]:
+        """Take one; returns its tokens and its bytes of text."""
+        ...
+
+    def close(self) -> list[ShardEntry]:
+        """Finish; returns the manifest entries of the shards."""
+        ...
+
+
+def check_given(files: Sequence[Path], out: Path, held_out: float, what: str) -> None:
+    """`UserError` for files that are not there, an `out` that is, and an impossible share."""
+    if not files:
+        raise UserError(f"no {what} given", hint="name files of JSON lines")
+    if out.exists():
+        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    if not 0 < held_out < 1:
+        raise UserError(f"held-out {held_out:g}: must be between 0 and 1")
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file")
+
+
+def make_folder(
+    files: Sequence[Path],
+    out: Path,
+    source: str,
+    tokenizer: Tokenizer,
+    rule: SplitRule,
+    on_bad: str,
+    encode: Callable[[Any, str], Item],
+    sinks: Callable[[Path], dict[str, Sink[Item]]],
+    facts: Callable[[Count], dict[str, Any]],
+) -> dict[str, Any]:
+    """Make the token folder `out`; returns its manifest.
+
+    `encode(row, where)` gives what a line becomes, and raises `UserError` for a bad one; `sinks`
+    takes the folder to write to and has one for each split; `facts` are what the manifest says
+    beside what all manifests say, asked for at the end.
+    """
+    sweep_partial(out.parent, out.name)
+    work = out.with_name(f".{out.name}{PARTIAL}{source}")
+    result = TaskResult(counts={source: Count()})
+    with disk_errors(out):
+        work.mkdir(parents=True)
+        try:
+            writers = sinks(work)
+            _read(files, result, source, rule, on_bad, encode, writers)
+            count = result.counts[source]
+            for split, writer in writers.items():
+                shards = writer.close()
+                if not shards:
+                    part = "held out" if split == "held_out" else "trained on"
+                    raise UserError(
+                        f"of {count.documents:,} lines none is {part}",
+                        hint="give more, or another --held-out",
+                    )
+                result.shards += [TaskShard(**{**shard, "split": split}) for shard in shards]
+            given = [Source(source, list(files))]
+            how = {"bos": False, "eos": False, "library": "tokenizers", "reason": ""}
+            manifest = describe(given, [result], tokenizer, rule, **how)  # type: ignore[arg-type]
+            manifest |= facts(count)
+            put_together(out, [FinishedTask(work, result)], manifest, tokenizer)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _read(
+    files: Sequence[Path],
+    result: TaskResult,
+    source: str,
+    rule: SplitRule,
+    on_bad: str,
+    encode: Callable[[Any, str], Item],
+    sinks: dict[str, Sink[Item]],
+) -> None:
+    """Encode every line, and give it to the sink of its split."""
+    count = result.counts[source]
+    for file_number, file in enumerate(files):
+        result.files.append([str(file), file.stat().st_size, sha256_file(file)])
+        for number, position, line, fault in lines(file, Span()):
+            if not fault and line.isspace():
+                continue
+            where = f"{file}:{number()}"
+            count.records += 1
+            try:
+                if fault:
+                    raise UserError(f"{where}: {fault}")
+                item = encode(_row(line, where), where)
+            except UserError as error:
+                if on_bad == "stop":
+                    raise
+                count.bad += 1
+                if len(result.skipped) < MAX_LISTED:
+                    result.skipped.append([where, error.what.removeprefix(f"{where}: ")])
+                continue
+            held, _ = rule.held_out(source, file_number, position)
+            tokens, size = sinks["held_out" if held else "train"].add(item)
+            count.documents += 1
+            count.tokens += tokens
+            count.bytes += size
+
+
+def _row(line: bytes, where: str) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{where}: broken JSON ({error})") from None
