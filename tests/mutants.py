@@ -85,6 +85,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_layer_order.py::test_blocks_are_applied_in_the_order_that_is_named[case2-blocks2]",
     ),
     fault(
+        "a sliding window has a token too many", "model/attention_spec.py",
+        "seen & (distance < self.window)", "seen & (distance <= self.window)",
+        "model/test_windows.py::test_losses_and_gradients_are_those_of_transformers[qwen3]",
+    ),
+    fault(
+        "a cache with a window forgets where it stands", "model/cache.py",
+        "ring[:, :, :, last % W] = new", "ring[:, :, :, last % W - 1] = new",
+        "model/test_windows.py::test_with_a_cache_the_logits_are_those_without[7-changes0]",
+    ),
+    fault(
+        "MobileLLM-R1's keys stay in pairs of neighbors", "interop/llama4.py",
+        'reordered(config, name, tensor, to="halves")', "tensor",
+        "interop/test_llama4.py::test_without_qk_norm_it_is_llamas_network",
+    ),
+    fault(
         "long conversations are cut without being counted",
         "conversations/prepare_chat.py",
         "tally.messages_left_out += dropped",

@@ -81,10 +81,14 @@ def test_every_preset_scaled_down_loads_in_transformers(tmp_path: Path, name: st
         intermediate_size=64,
         layer_repeats=config.layer_repeats,
         shared_kv="own",
+        qk_norm=config.qk_norm,
+        sliding_window=5 if config.layer_types else None,
+        layer_types=config.layer_types and config.layer_types[:2],
     )
     convert(checkpoint(tmp_path / "in", model), tmp_path / "out", "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
-    assert type(theirs).__name__ == "LlamaForCausalLM"
+    kind = "Qwen3" if config.qk_norm else "Cwm" if config.layer_types else "Llama"
+    assert type(theirs).__name__ == f"{kind}ForCausalLM"
     with torch.no_grad():
         assert (theirs(IDS).logits - logits(model)).abs().max() < 1e-5
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True

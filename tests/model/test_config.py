@@ -16,6 +16,11 @@ PUBLISHED = {
     "600M": 603_188_352,
     "1B": 1_005_461_760,
     "1.5B": 1_511_188_800,
+    # those of MobileLLM-R1 and R1.5, as counted on their files
+    "R1-140M": 140_248_512,
+    "R1-360M": 359_431_168,
+    "R1-950M": 949_685_760,
+    "Pro-1B": 1_084_453_120,
 }
 
 
@@ -37,10 +42,14 @@ def test_presets_are_listed_smallest_first() -> None:
         "15M",
         "125M",
         "125M-LS",
+        "R1-140M",
         "350M",
         "350M-LS",
+        "R1-360M",
         "600M",
+        "R1-950M",
         "1B",
+        "Pro-1B",
         "1.5B",
     ]
 

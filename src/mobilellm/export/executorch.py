@@ -46,6 +46,12 @@ def write(path: Path, model: ModelToWrite) -> list[str]:
     require()
     config, context = model.network.config, model.context
     assert context is not None
+    if config.windows_within(context):
+        raise UserError(
+            "ExecuTorch's attention (llama::custom_sdpa) has no sliding windows",
+            hint=f"use --context {config.sliding_window}, within which nothing is hidden, or "
+            "--to onnx",
+        )
     network, quantized, notes = model.network, model.quantized, []
     if model.number_type == "F32":
         quantized = None  # weights on a grid stay there, as float32 numbers

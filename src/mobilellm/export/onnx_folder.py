@@ -161,7 +161,16 @@ def end_tokens(config: ModelConfig) -> list[int]:
 def _write_settings(path: Path, config: ModelConfig, context: int, written: list[str]) -> None:
     """config.json, generation_config.json and genai_config.json."""
     values = config.to_dict()
-    for key in ("layer_repeats", "shared_kv", "qk_norm"):
+    for key in (
+        "layer_repeats",
+        "shared_kv",
+        "qk_norm",
+        "qk_norm_gain",
+        "layer_types",  # said within the graph, layer by layer
+        "sliding_window",
+        "use_sliding_window",
+        "rope_parameters",
+    ):
         values.pop(key, None)
     kind = "qwen3" if config.qk_norm else "llama"  # whichever: a decoder with a cache
     values |= {

@@ -48,6 +48,7 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.export.onnx_graph import CONTRIB, Graph, Port, Shape
+from mobilellm.model.attention_spec import AttentionSpec
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.quantize.grid import GridWeight
@@ -89,7 +90,10 @@ class Build:
         self.context, self.accuracy_level = context, accuracy_level
         self.int8_columns = int8_columns
         self._made: set[str] = set()
-        self.parameters = dict(network.named_parameters())
+        self.parameters: dict[str, Tensor] = dict(network.named_parameters())
+        # A QK-norm without a gain is one with a gain of 1.
+        buffers = network.named_buffers()
+        self.parameters |= {name: b for name, b in buffers if name.endswith("norm.weight")}
         self.graph = Graph()
         cache = [config.num_key_value_heads, config.head_dim]
         past: list[Port] = []
@@ -125,7 +129,8 @@ class Build:
         self.total = graph.cast(total, np.int32, "/total_sequence_length")
         self.rotary = self._rotary()
         x, residual, slot = self._embedding(), "", 0
-        for i, _ in enumerate(self.network.layers):
+        for i, own in enumerate(config.attention_specs):
+            spec = own.within(self.context)
             shared: tuple[str, str] | None = None
             for repeat in range(config.layer_repeats):
                 at = f"/layers.{i}" + (f"/{repeat}" if config.layer_repeats > 1 else "")
@@ -133,7 +138,7 @@ class Build:
                 first = shared is None or config.shared_kv == "own"
                 slot += first
                 h, residual = self._norm(x, residual, f"{p}input_layernorm.weight", at + "/norm1")
-                x, shared = self._attention(h, p, at, slot - 1, None if first else shared)
+                x, shared = self._attention(h, p, at, slot - 1, spec, None if first else shared)
                 h, residual = self._norm(
                     x, residual, f"{p}post_attention_layernorm.weight", at + "/norm2"
                 )
@@ -185,7 +190,13 @@ class Build:
         )
 
     def _attention(
-        self, h: str, p: str, at: str, slot: int, shared: tuple[str, str] | None
+        self,
+        h: str,
+        p: str,
+        at: str,
+        slot: int,
+        spec: AttentionSpec,
+        shared: tuple[str, str] | None,
     ) -> tuple[str, tuple[str, str] | None]:
         """Attention of h, and the new keys and values where another application may need them."""
         config, graph = self.config, self.graph
@@ -225,6 +236,7 @@ class Build:
             do_rotary=1,
             rotary_interleaved=0,
             scale=float(config.head_dim) ** -0.5,
+            **({} if spec.window is None else {"local_window_size": spec.window}),
         )
         pair = (query[1], query[2]) if query[1] else None
         return self._product(attended, f"{p}self_attn.o_proj.weight", at + "/o"), pair

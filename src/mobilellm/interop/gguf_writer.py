@@ -54,6 +54,11 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
     config = network.config
     if config.layer_repeats > 1:
         raise UserError("GGUF's llama has no shared layers", hint="unroll them first")
+    if config.windows_within(config.max_position_embeddings):
+        raise UserError(
+            f"GGUF's {architecture(config)} has no sliding windows by layer (layer_types)",
+            hint="convert --to hf",
+        )
     if number_type == "Q4_0" and model.quantized is not None and model.quantized.kind.bits != 4:
         raise UserError(
             f"Q4_0: the model is quantized to {model.quantized.kind.bits} bits already",

@@ -1,4 +1,4 @@
-"""Hugging Face folders in: the Llama family, our own, and the original MobileLLM's.
+"""Hugging Face folders in: the Llama family, MobileLLM-R1, our own, and the original MobileLLM's.
 
     network, origin = read(Path("SmolLM2-135M"))
 
@@ -26,16 +26,17 @@ from torch import Tensor
 
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json
+from mobilellm.interop import llama4
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.sampling_defaults import read_settings
-from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.config import ALL, SLIDING, ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
-MODEL_TYPES = ("llama", "qwen3", "mobilellm")
+MODEL_TYPES = ("llama", "qwen3", "cwm", "mobilellm", llama4.MODEL_TYPE)
 # Keys that foreign configurations carry and that do not touch the network.
 HARMLESS = frozenset(
     {
@@ -64,6 +65,16 @@ LLAMA_DEFAULTS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# The same of its CwmConfig, the Llama network with sliding windows.
+CWM_DEFAULTS = {
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "sliding_window": 8192,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+}
 MAX_SHARDS = 4096
 MAX_CONFIG = 1 << 20  # bytes of config.json
 
@@ -72,7 +83,8 @@ def foreign_keys(values: dict[str, Any]) -> list[str]:
     """The keys of a config.json that other tools left behind and that cannot change the network."""
     found = [key for key in values if key in LEFT_BEHIND or key.startswith(LEFT_BEHIND_BY)]
     kinds = values.get("layer_types")
-    if isinstance(kinds, list) and set(kinds) <= {"full_attention"}:
+    windows = values.get("model_type") == "cwm" or values.get("use_sliding_window")
+    if not windows and isinstance(kinds, list) and set(kinds) <= {ALL}:
         found.append("layer_types")
     return found
 
@@ -95,6 +107,15 @@ def read_config(
         raise UserError(
             f"{where}: model_type {kind!r} is another kind of network",
             hint=f"supported: {', '.join(MODEL_TYPES)}",
+        )
+    if kind == llama4.MODEL_TYPE:
+        values = llama4.plain_values(values, str(where))
+    elif kind == "cwm":
+        values = _cwm_values(values)
+    elif kind == "llama" and SLIDING in str(values.get("layer_types")):
+        raise UserError(
+            f"{where}: layer_types has {SLIDING}, which transformers' llama does not do",
+            hint="model_type cwm is the Llama network with sliding windows",
         )
     if values.get("quantization_config") is not None:
         raise UserError(
@@ -140,6 +161,19 @@ def read_config(
     except UserError as error:
         raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     return config, told
+
+
+def _cwm_values(values: dict[str, Any]) -> dict[str, Any]:
+    """CWM's keys with what the absent ones mean: every fourth layer is full, from the first on."""
+    values = CWM_DEFAULTS | values
+    layers = values.get("num_hidden_layers")
+    if values.get("layer_types") is None and isinstance(layers, int):
+        values["layer_types"] = [SLIDING if i % 4 else ALL for i in range(layers)]
+    if values.get("rope_parameters") is None and "rope_theta" not in values:
+        rope = {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e6}
+        values["rope_parameters"] = rope
+    return values
 
 
 def _end_within(values: dict[str, Any]) -> dict[str, Any]:
@@ -304,8 +338,11 @@ def read(
     for file in files:
         named |= read_tensors(file)
     check_weights(named, where)
-    named = honor_tie(config, named, where)
     values = read_json(folder / "config.json", limit=MAX_CONFIG)
+    named = honor_tie(config, named, where)
+    of_llama4 = values.get("model_type") == llama4.MODEL_TYPE
+    if of_llama4:
+        named = llama4.plain_tensors(config, named)
     if "mobillama" in str(values.get("auto_map")).lower():
         named = spread_mlp(config, named)
     network = assemble(config, named, where)
@@ -315,6 +352,8 @@ def read(
     }
     if left_out := sorted({*foreign_keys(values), *(set(ignored) & values.keys())}):
         origin = origin | {"left_out": {key: values[key] for key in left_out}}
+    if of_llama4 and llama4.context_cut(values, config):
+        origin = origin | {"first_chunk": config.max_position_embeddings}
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
     return network, origin

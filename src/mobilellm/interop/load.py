@@ -84,6 +84,8 @@ def load(
     notes = []
     if left_out := origin.get("left_out"):
         notes.append(f"keys that change nothing are left out: {', '.join(left_out)}")
+    if chunk := origin.get("first_chunk"):
+        notes.append(f"context of {chunk:,} tokens: after them its attention begins anew")
     if found is not None and found.vocab_size > network.config.vocab_size:
         found, beyond = _within(found, network.config.vocab_size, path)
         notes.append(

@@ -40,7 +40,7 @@ def plain(network: Network, approximate: bool = False) -> Network:
 def unrolled(network: Network) -> Network:
     """The same function with every application a block of its own; the weights are copied."""
     config = network.config
-    repeats = config.layer_repeats
+    repeats, order, kinds = config.layer_repeats, config.application_order, config.layer_types
     plain = Network(
         dataclasses.replace(
             config,
@@ -48,12 +48,13 @@ def unrolled(network: Network) -> Network:
             layer_repeats=1,
             shared_kv="own",
             layer_order="immediate",
+            layer_types=None if kinds is None else [kinds[i] for i in order],
         ),
         initialized=False,
     )
     with torch.no_grad():
         _copy_outside(network, plain)
-        for number, layer in zip(config.application_order, plain.layers, strict=True):
+        for number, layer in zip(order, plain.layers, strict=True):
             layer.load_state_dict(network.layers[number].state_dict())
     return plain
 
@@ -64,12 +65,13 @@ def folded(network: Network) -> Network:
     Returns `network` itself where nothing can be folded.
     """
     config = network.config
-    count = config.num_hidden_layers
+    count, specs, kinds = config.num_hidden_layers, config.attention_specs, config.layer_types
     if config.layer_repeats > 1:
         return network
     for repeats in range(count, 1, -1):
         if count % repeats == 0 and all(
             _equal(network.layers[i], network.layers[i - i % repeats])
+            and specs[i] == specs[i - i % repeats]
             for i in range(count)
             if i % repeats
         ):
@@ -79,6 +81,7 @@ def folded(network: Network) -> Network:
                     num_hidden_layers=count // repeats,
                     layer_repeats=repeats,
                     shared_kv="own",
+                    layer_types=None if kinds is None else kinds[::repeats],
                 ),
                 initialized=False,
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mobilellm.errors import UserError
 from mobilellm.interop.writer import ModelToWrite, Writer
 
 
@@ -29,6 +30,16 @@ def _write_folder(path: Path, model: ModelToWrite) -> list[str]:
     return [] if model.tokenizer is not None else ["no tokenizer: the source has none"]
 
 
+def _write_hf(path: Path, model: ModelToWrite) -> list[str]:
+    if model.network.config.to_dict()["model_type"] == "mobilellm":
+        raise UserError(
+            "transformers' network with sliding windows and without qk_norm (cwm) divides "
+            "hidden_size by num_attention_heads, which this network does not",
+            hint="keep it with --to mobilellm",
+        )
+    return _write_folder(path, model)
+
+
 def _write_gguf(path: Path, model: ModelToWrite) -> list[str]:
     from mobilellm.interop.gguf_writer import save
 
@@ -42,7 +53,7 @@ WRITERS: dict[str, Writer] = {
         keeps_repeats=False,
         number_types=("F32", "BF16", "F16"),
         as_stored=True,
-        write=_write_folder,
+        write=_write_hf,
     ),
     "gguf": Writer(
         what="a file for llama.cpp, shared layers unrolled",

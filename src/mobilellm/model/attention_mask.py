@@ -1,10 +1,11 @@
-"""Attention that stays within a document, for samples that hold several.
+"""What tokens may attend to: those before them, within a document, within a sliding window.
 
 On a GPU the mask is FlexAttention's block mask (arXiv 2412.05496): blocks without a common document
 are never computed. Elsewhere it is a table of booleans for scaled_dot_product_attention."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.model.attention import causal_attention
+from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 # Positions start to end that see each other as the mask (T, T) says, causally without one; and
 # nothing else.
@@ -20,8 +22,49 @@ Span = tuple[int, int, Tensor | None]
 DocumentMask = Any
 
 
-def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
-    """What token t may attend to: s <= t of the same document. documents (B, T), whole numbers.
+def attention_mask(
+    spec: AttentionSpec,
+    past: int,
+    length: int,
+    device: torch.device,
+    documents: Tensor | None = None,
+    packed: tuple[Tensor, Sequence[Span]] | None = None,
+) -> tuple[DocumentMask | None, bool]:
+    """The mask of `length` new tokens after `past` cached ones, and whether it is plain causality
+    instead, for a layer that looks at what `spec` says. `documents` and `packed` are those of
+    `Network.hidden`."""
+    if documents is not None:
+        return document_mask(documents, spec=spec), False
+    if packed is not None and not past:
+        positions, spans = packed
+        return (spans if spec == FULL else windowed_spans(spec, positions, spans)), False
+    if length == 1:  # sees all that the cache gives it
+        return None, False
+    if spec == FULL and not past:
+        return None, True
+    # Behind cached positions a query may look at all of them, so causality needs a mask.
+    kept = past if spec.window is None else min(past, spec.window - 1)
+    keys = torch.arange(past - kept, past + length, device=device)
+    return spec.sees(keys[kept:], keys), False
+
+
+def windowed_spans(
+    spec: AttentionSpec, positions: Tensor, spans: Sequence[Span]
+) -> list[tuple[int, int, Tensor]]:
+    """Spans of a packed row in which tokens also see no further back than `spec` says."""
+    found = []
+    for start, end, seen in spans:
+        place, at = torch.arange(end - start, device=positions.device), positions[start:end]
+        before = FULL.sees(place, place) if seen is None else seen
+        found.append((start, end, before & spec.sees(at, at)))
+    return found
+
+
+def document_mask(
+    documents: Tensor, flex: bool | None = None, spec: AttentionSpec = FULL
+) -> DocumentMask:
+    """What token t may attend to: s <= t of the same document, as far back as `spec` says.
+    documents (B, T), whole numbers.
 
     `flex` chooses the block mask; by default it is used on a GPU.
     """
@@ -30,11 +73,13 @@ def document_mask(documents: Tensor, flex: bool | None = None) -> DocumentMask:
         from torch.nn.attention.flex_attention import create_block_mask
 
         def allowed(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (documents[b, query] == documents[b, key]) & (query >= key)
+            same = (documents[b, query] == documents[b, key]) & (query >= key)
+            return same if spec.window is None else same & (query - key < spec.window)
 
         return create_block_mask(allowed, B, None, T, T, device=str(documents.device))
     same = documents.unsqueeze(2) == documents.unsqueeze(1)
-    return (same & torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()).unsqueeze(1)
+    places = torch.arange(T, device=documents.device)
+    return (same & spec.sees(places, places)).unsqueeze(1)
 
 
 def masked_attention(

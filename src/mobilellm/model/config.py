@@ -6,7 +6,8 @@
 A plain network is written as `model_type: llama` and loads in transformers as it stands. A
 layer-sharing one is written as `model_type: mobilellm` with `layer_repeats` and `shared_kv`, so
 that no other tool takes it for the plain one. With `qk_norm` the plain network is Qwen3's, and
-is written as `model_type: qwen3`.
+is written as `model_type: qwen3`. Where some layers look through a sliding window it is Qwen3's
+with `layer_types`, or without `qk_norm` that of CWM, and written as `model_type: cwm`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any, Literal
 from mobilellm.divisors import divisors, nearest_multiples
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import read_json
+from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 SharedKV = Literal["own", "first"]
 LayerOrder = Literal["immediate", "all_over", "reverse"]
+SLIDING, ALL = "sliding_attention", "full_attention"  # transformers' names in layer_types
 
 # Keys of the Llama family that name parts our network does not have: these values mean "absent".
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -31,7 +34,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "attention_dropout": (0, 0.0, None),
     "pretraining_tp": (1, None),
-    "sliding_window": (None,),
     "use_sliding_window": (False, None),
 }
 # Keys that say nothing about the network.
@@ -116,6 +118,12 @@ class ModelConfig:
     qk_norm: bool = False
     """Whether an RMSNorm over each head stands between the query and key projections and their
     rotation (as in Qwen3)."""
+    qk_norm_gain: bool = True
+    """Whether that norm has a learned gain; MobileLLM-R1's has none. On disk it is a gain of 1."""
+    sliding_window: int | None = None
+    """How many positions a token of a `sliding_attention` layer sees, its own included."""
+    layer_types: list[str] | None = None
+    """For each layer `full_attention` or `sliding_attention`; None is full in all."""
     bos_token_id: int | None = None
     """Token that opens a text, or none."""
     eos_token_id: int | list[int] | None = None
@@ -158,6 +166,9 @@ class ModelConfig:
                 f"num_key_value_heads {self.num_key_value_heads}",
                 hint=f"num_key_value_heads can be {fitting}",
             )
+        if not self.qk_norm:
+            object.__setattr__(self, "qk_norm_gain", True)  # of no norm: it says nothing
+        self._check_windows()
         if self.shared_kv not in ("own", "first"):
             raise unknown_name("shared_kv", str(self.shared_kv), ("own", "first"))
         orders = ("immediate", "all_over", "reverse")
@@ -187,6 +198,53 @@ class ModelConfig:
                     raise UserError(
                         f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}"
                     )
+
+    def _check_windows(self) -> None:
+        """`UserError` for windows that do not say what each layer does; none are None."""
+        kinds, window = self.layer_types, self.sliding_window
+        if kinds is not None:
+            if not isinstance(kinds, (list, tuple)) or len(kinds) != self.num_hidden_layers:
+                raise UserError(
+                    f"layer_types: must name a kind for each of {self.num_hidden_layers} layers"
+                )
+            for kind in kinds:
+                if kind not in (SLIDING, ALL):
+                    raise unknown_name("layer type", str(kind), (SLIDING, ALL))
+        if kinds is None or SLIDING not in kinds:
+            if window is not None and kinds is None:
+                raise UserError(
+                    f"sliding_window = {window!r} without layer_types is not supported",
+                    hint="layer_types says for which layers it is",
+                )
+            object.__setattr__(self, "sliding_window", None)
+            object.__setattr__(self, "layer_types", None)
+            return
+        if type(window) is not int or window < 1:
+            raise UserError(
+                f"sliding_window = {window!r}: a whole number from 1, where layer_types has "
+                f"{SLIDING}"
+            )
+        object.__setattr__(self, "layer_types", list(kinds))
+
+    @property
+    def attention_specs(self) -> tuple[AttentionSpec, ...]:
+        """What each block's attention looks at."""
+        if self.layer_types is None:
+            return (FULL,) * self.num_hidden_layers
+        sliding = AttentionSpec(self.sliding_window)
+        return tuple(sliding if kind == SLIDING else FULL for kind in self.layer_types)
+
+    @property
+    def slot_specs(self) -> tuple[AttentionSpec, ...]:
+        """The same for each pair of keys and values in a cache (`kv_slots`)."""
+        specs = self.attention_specs
+        if self.shared_kv == "first":
+            return specs
+        return tuple(specs[block] for block in self.application_order)
+
+    def windows_within(self, length: int) -> bool:
+        """Whether a window hides anything of a sequence of `length` tokens."""
+        return any(spec.within(length) != FULL for spec in self.attention_specs)
 
     @property
     def kv_slots(self) -> int:
@@ -232,12 +290,8 @@ class ModelConfig:
             if rope.get("rope_type", rope.get("type", "default")) != "default":
                 values["rope_scaling"] = rope
         if values.get("model_type") == "qwen3":  # the Llama family's network with qk_norm
-            values["qk_norm"] = True
-            values.pop(
-                "max_window_layers", None
-            )  # counts for sliding windows alone, which FIXED refuses
-            if any(kind != "full_attention" for kind in values.pop("layer_types", None) or ()):
-                raise UserError(f"{where}: layer_types other than full_attention are not supported")
+            values.setdefault("qk_norm", True)
+            values = _qwen3_windows(values)
         fields = {field.name for field in dataclasses.fields(cls)}
         kept: dict[str, Any] = {}
         for key, value in values.items():
@@ -301,14 +355,24 @@ class ModelConfig:
         repeats, shared_kv, qk_norm, order = (
             values.pop(key) for key in ("layer_repeats", "shared_kv", "qk_norm", "layer_order")
         )
-        shared = repeats > 1
-        name, kind = (
-            ("MobileLLM", "mobilellm")
-            if shared
-            else ("Qwen3", "qwen3")
-            if qk_norm
-            else ("Llama", "llama")
-        )
+        shared, windows = repeats > 1, self.layer_types is not None
+        if not qk_norm or values["qk_norm_gain"]:
+            del values["qk_norm_gain"]
+        if not windows:
+            del values["sliding_window"], values["layer_types"]
+        # transformers' cwm divides the width by the heads.
+        divides = self.hidden_size % self.num_attention_heads == 0
+        if shared or (windows and not qk_norm and not divides):
+            name, kind = "MobileLLM", "mobilellm"
+        elif qk_norm:
+            name, kind = "Qwen3", "qwen3"
+        else:
+            name, kind = ("Cwm", "cwm") if windows else ("Llama", "llama")
+        if windows and kind == "qwen3":
+            values["use_sliding_window"] = True
+        if kind == "cwm":  # which takes Llama 3's scaling where these are absent
+            rope = self.rope_scaling or {"rope_type": "default"}
+            values["rope_parameters"] = {"rope_theta": self.rope_theta} | rope
         head = {"architectures": [f"{name}ForCausalLM"], "model_type": kind}
         tail = {
             "hidden_act": "silu",
@@ -316,7 +380,7 @@ class ModelConfig:
             "mlp_bias": False,
             "torch_dtype": "float32",
         }
-        if shared:
+        if kind == "mobilellm":
             values |= {"layer_repeats": repeats, "shared_kv": shared_kv} | (
                 {"qk_norm": True} if qk_norm else {}
             )
@@ -324,6 +388,24 @@ class ModelConfig:
         if kind == "qwen3":
             del tail["mlp_bias"]
         return head | values | tail
+
+
+def _qwen3_windows(values: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3's keys with its windows as `layer_types` alone says them.
+
+    Without `use_sliding_window` a window does nothing; with it and without `layer_types` the layers
+    from `max_window_layers` on have it.
+    """
+    values = dict(values)
+    first, using = values.pop("max_window_layers", 28), values.pop("use_sliding_window", None)
+    kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
+    if using is None:
+        using = isinstance(kinds, list) and SLIDING in kinds
+    if not using:
+        values["sliding_window"] = None
+    elif kinds is None and values.get("sliding_window") and isinstance(layers, int):
+        values["layer_types"] = [ALL if i < (first or 0) else SLIDING for i in range(layers)]
+    return values
 
 
 def presets_folder() -> Path:
@@ -341,5 +423,5 @@ def preset_names() -> list[str]:
 
 
 def _size(name: str) -> float:
-    digits = name.removesuffix("-LS")
+    digits = name.removesuffix("-LS").split("-")[-1]  # "R1-140M": a family, and then the size
     return float(digits[:-1]) * {"M": 1e6, "B": 1e9}.get(digits[-1], 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mobilellm.model.attention_spec import AttentionSpec
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.precision import Precision
 
@@ -36,6 +37,10 @@ class ModelCosts:
     """Numbers in one key (or value) over all its heads."""
     attention_width: int
     """num_attention_heads x head_dim."""
+    attention: tuple[AttentionSpec, ...]
+    """What each executed layer looks at."""
+    slots: tuple[AttentionSpec, ...]
+    """What each key/value pair is kept for."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> ModelCosts:
@@ -46,7 +51,7 @@ class ModelCosts:
             config.num_key_value_heads * config.head_dim,
         )
         embedding = config.vocab_size * d
-        head_norms = config.head_dim if config.qk_norm else 0
+        head_norms = config.head_dim if config.qk_norm and config.qk_norm_gain else 0
         attention, feed_forward = d * (q + 2 * kv) + q * d, 3 * d * config.intermediate_size
         groups = {
             "embedding": embedding,
@@ -68,6 +73,8 @@ class ModelCosts:
             kv_slots=config.kv_slots,
             kv_width=kv,
             attention_width=q,
+            attention=tuple(config.attention_specs[i] for i in config.application_order),
+            slots=config.slot_specs,
         )
 
     def flops_per_token(self, sequence_length: int) -> dict[str, int]:
@@ -75,18 +82,21 @@ class ModelCosts:
 
         `six_n`: 6 x every parameter that multiplies the token, the tied embedding counted once, as
         output layer. `palm`: that plus 12 x layers x attention width x sequence_length (PaLM, arXiv
-        2204.02311, appendix B; the causal mask is not discounted). At 125M and 2048 tokens they
-        differ by a factor of 1.57."""
+        2204.02311, appendix B; the causal mask is not discounted, and a layer with a sliding window
+        counts that instead of a longer sequence). At 125M and 2048 tokens they differ by a factor
+        of 1.57."""
         six_n = 6 * self.applied_parameters
-        return {
-            "six_n": six_n,
-            "palm": six_n + 12 * self.executed_layers * self.attention_width * sequence_length,
-        }
+        seen = sum(spec.held(sequence_length) for spec in self.attention)
+        return {"six_n": six_n, "palm": six_n + 12 * self.attention_width * seen}
 
     def kv_cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Bytes of keys and values that one token adds to the cache (2 bytes a number: bf16 or
-        fp16)."""
+        fp16); with sliding windows only until they are full."""
         return 2 * self.kv_slots * self.kv_width * bytes_per_number
+
+    def kv_cache_bytes(self, length: int, bytes_per_number: int = 2) -> int:
+        """Bytes of all keys and values that the cache holds after `length` tokens."""
+        return 2 * sum(s.held(length) for s in self.slots) * self.kv_width * bytes_per_number
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights alone at each precision (int8 and int4 without their scales)."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mobilellm.model.attention_mask import DocumentMask, Span, document_mask, masked_attention
+from mobilellm.model.attention_mask import DocumentMask, Span, attention_mask, masked_attention
 from mobilellm.model.cache import KeyValue, KVCache
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.fused import rms_norm, swiglu
@@ -28,11 +28,16 @@ from mobilellm.model.rope import cos_sin
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in float32 (arXiv 1910.07467)."""
+    """x / rms(x) * weight over the last dimension, in float32 (arXiv 1910.07467). Without a `gain`
+    the weight stays 1 and is no parameter."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight: Tensor
+        if gain:
+            self.weight = nn.Parameter(torch.ones(width))
+        else:
+            self.register_buffer("weight", torch.ones(width), persistent=False)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +65,9 @@ class Attention(nn.Module):
         self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv_proj = Linear(config.hidden_size, self.q_width + 2 * self.kv_width)
         self.o_proj = Linear(self.q_width, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        norm = (config.head_dim, config.rms_norm_eps, config.qk_norm_gain)
+        self.q_norm = RMSNorm(*norm) if config.qk_norm else None
+        self.k_norm = RMSNorm(*norm) if config.qk_norm else None
 
     def forward(
         self,
@@ -193,23 +199,21 @@ class Network(nn.Module):
         these positions are wanted, (B, N, C): the last block computes no others."""
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = (self.cos[past : past + T], self.sin[past : past + T])
-        # Behind cached positions a query may look at all of them, so causality needs a mask; a
-        # single one needs none.
-        mask: DocumentMask | None = None
-        if documents is not None:
-            mask = document_mask(documents)
-        elif past and T > 1:
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=input_ids.device).tril(past)
-        elif packed is not None:
-            positions, mask = packed
+        if packed is not None and not past:
+            positions, _ = packed
             rotation = (self.cos[positions], self.sin[positions])
-        causal = not past and T > 1 and mask is None
+        specs = [spec.within(past + T) for spec in self.config.attention_specs]
+        masks = {
+            spec: attention_mask(spec, past, T, input_ids.device, documents, packed)
+            for spec in dict.fromkeys(specs)
+        }
         x, slot, order = self.embed_tokens(input_ids), 0, self.config.application_order
         reuse, before = self.config.shared_kv == "first", -1
         shared: KeyValue | None = None
         for place, number in enumerate(order, 1):
             if number != before:
                 shared, before = None, number
+            mask, causal = masks[specs[number]]
             wanted = rows if place == len(order) else None
             x, key_value = self.layers[number](
                 x, rotation, mask, causal, cache, slot, shared, wanted

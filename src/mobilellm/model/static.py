@@ -74,7 +74,8 @@ class StaticNetwork(nn.Module):
         rotation = (self.cos[positions], self.sin[positions])
         # A token sees its own position and all before it; what the cache holds after it is masked.
         places = torch.arange(self.context, device=positions.device)
-        mask = places <= positions.unsqueeze(1)  # (T, S)
+        specs = [spec.within(self.context) for spec in self.config.attention_specs]
+        masks = {spec: spec.sees(positions, places) for spec in dict.fromkeys(specs)}  # (T, S)
         x, pairs = self.embed_tokens(input_ids), list(cache.unbind(1))
         slot, filled = 0, []
         pair, before = cache, -1
@@ -84,7 +85,7 @@ class StaticNetwork(nn.Module):
                 pair, before = _filled(block, x, rotation, positions, pairs[slot]), number
                 filled.append(pair)
                 slot += 1
-            x = x + _attend(block, x, rotation, mask, pair)
+            x = x + _attend(block, x, rotation, masks[specs[number]], pair)
             x = x + _feed_forward(block, x)
         logits = F.linear(_normed(x, self.norm), self._output_weight())
         return logits, torch.stack(filled, dim=1)

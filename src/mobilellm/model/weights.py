@@ -39,7 +39,7 @@ def stacks(config: ModelConfig) -> Stacks:
             (theirs + f"self_attn.{name}_proj.weight", rows)
             for name, rows in (("q", q), ("k", kv), ("v", kv))
         ]
-        if config.qk_norm:
+        if config.qk_norm and config.qk_norm_gain:
             for name in ("q_norm", "k_norm"):
                 found[ours + f"self_attn.{name}.weight"] = [
                     (theirs + f"self_attn.{name}.weight", config.head_dim)
@@ -84,7 +84,16 @@ def to_named(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tens
         named.update(
             (name, piece.contiguous()) for (name, _), piece in zip(parts, pieces, strict=True)
         )
-    return named
+    # A norm without a gain is one with a gain of 1 to every other tool.
+    return named | {name: torch.ones(config.head_dim) for name in _absent_gains(config)}
+
+
+def _absent_gains(config: ModelConfig) -> list[str]:
+    """Names on disk of the gains that the network's QK-norms have none of."""
+    if not config.qk_norm or config.qk_norm_gain:
+        return []
+    names, layers = ("q_norm", "k_norm"), range(config.num_hidden_layers)
+    return [f"model.layers.{i}.self_attn.{name}.weight" for i in layers for name in names]
 
 
 def from_named(
@@ -94,6 +103,14 @@ def from_named(
     misshapen tensor."""
     expected = shapes(config)
     complaints = []
+    if absent := _absent_gains(config):
+        gains = [named[name] for name in absent if name in named]
+        if any(gain.device.type != "meta" and not bool((gain == 1).all()) for gain in gains):
+            raise UserError(
+                f"{where}: gains of the QK-norms differ from 1, and qk_norm_gain is false",
+                hint="the weights and config.json belong to different models",
+            )
+        named = {name: tensor for name, tensor in named.items() if name not in set(absent)}
     if missing := sorted(expected.keys() - named.keys()):
         complaints.append(f"missing {_listed(missing)}")
     if unexpected := sorted(named.keys() - expected.keys()):

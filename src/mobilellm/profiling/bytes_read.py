@@ -68,7 +68,7 @@ def bytes_per_token(
     if config is None:
         return weights
     number = number_bytes or (2 if runtime in HALF_CACHES else 4)
-    return weights + round(positions * ModelCosts.of(config).kv_cache_bytes_per_token(number))
+    return weights + ModelCosts.of(config).kv_cache_bytes(round(positions), number)
 
 
 def model_facts(config: ModelConfig) -> dict[str, Any]:

@@ -16,6 +16,13 @@ def sharing(config: ModelConfig) -> str | None:
     return f"{config.layer_repeats}x, shared_kv={config.shared_kv}{order}"
 
 
+def _windows(config: ModelConfig) -> list[tuple[str, str]]:
+    """A row for sliding windows, where there are any."""
+    sliding = [spec.window for spec in config.attention_specs if spec.window is not None]
+    words = f"{config.sliding_window} tokens in {len(sliding)} of {config.num_hidden_layers} layers"
+    return [("sliding window", words)] if sliding else []
+
+
 def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tuple[str, str]]:
     """What is printed of a model, as (name, value); `length` is the tokens a sequence."""
     parameters, flops = costs.parameters, costs.flops_per_token(length)
@@ -29,18 +36,19 @@ def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tupl
         for name, n in parameters.items()
         if n and name != "total"
     ]
-    feed_forward = config.intermediate_size
+    feed_forward, context = config.intermediate_size, config.max_position_embeddings
     return [
         ("parameters", f"{total:,}"),
         *parts,
         ("shape", f"{layers} layers x {width} wide, feed-forward {feed_forward}"),
         ("heads", f"{heads} query, {kv_heads} key and value, {config.head_dim} wide"),
         ("vocabulary", f"{config.vocab_size:,}, {tied}"),
-        ("context", f"{config.max_position_embeddings:,} tokens"),
+        ("context", f"{context:,} tokens"),
+        *_windows(config),
         ("layer sharing", sharing(config) or "none"),
         ("training FLOPs", f"{count(flops['six_n'])} a token (6N)"),
         ("", f"{count(flops['palm'])} with attention at {length:,} tokens (PaLM's count)"),
         ("KV cache", f"{cache:,} bytes a token in 16 bit"),
-        ("", f"{size(cache * config.max_position_embeddings)} for the whole context"),
+        ("", f"{size(costs.kv_cache_bytes(context))} for the whole context"),
         ("weights", weights),
     ]
