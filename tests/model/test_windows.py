@@ -24,6 +24,7 @@ from mobilellm.workflows.convert import convert
 
 SLIDING, ALL = "sliding_attention", "full_attention"
 KINDS = [SLIDING, ALL, SLIDING]
+REVERSE = {"layer_repeats": 2, "layer_order": "reverse", "layer_types": [ALL, SLIDING, SLIDING]}
 IDS = torch.arange(60)[None] * 37 % 300
 USED = {"use_sliding_window": True, "sliding_window": 7}
 SHAPE = {
@@ -87,7 +88,12 @@ def test_a_folder_of_ours_is_transformers_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qk_norm": True}, {"layer_repeats": 2}, {"layer_repeats": 2, "shared_kv": "first"}],
+    [
+        {},
+        {"qk_norm": True},
+        {"layer_repeats": 2, "shared_kv": "first"},
+        REVERSE,
+    ],
 )
 @pytest.mark.parametrize("window", [1, 2, 7, 59, 60, 100])
 def test_with_a_cache_the_logits_are_those_without(window: int, changes: dict) -> None:
@@ -137,7 +143,7 @@ def test_the_block_mask_has_the_window_too() -> None:
             assert bool(allowed) == bool(table[0, 0, query, key])
 
 
-@pytest.mark.parametrize("changes", [{}, {"layer_repeats": 2}])
+@pytest.mark.parametrize("changes", [{}, {"layer_repeats": 2}, REVERSE])
 def test_what_exporters_trace_is_the_same_network(changes: dict) -> None:
     model = windowed(**changes)
     static = StaticNetwork(model, context=64)

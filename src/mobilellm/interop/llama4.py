@@ -7,8 +7,8 @@ Llama 4 turns neighboring pairs of each query and key and then divides it by its
 A turn changes no mean square, so dividing first and turning then is the same, and that is QK-norm
 without gains: with the rows of both projections in another order and gains of 1, the network is
 Qwen3's (`use_qk_norm` false: Llama's). Experts, layers without rotary positions and a temperature
-that grows with the position have no equal here, and are refused. Attention in chunks is full attention
-up to the first chunk's end, so that the context ends there.
+that grows with the position have no equal here, and are refused. Attention in chunks is full
+attention up to the first chunk's end, so that the context ends there.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class AttentionSpec:
         return length if self.window is None else min(self.window, length)
 
     def within(self, length: int) -> AttentionSpec:
-        """The same attention over at most `length` positions: full where the window has them all."""
+        """The same over at most `length` positions: full where the window has them all."""
         return FULL if self.held(length) == length else self
 
     def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
