@@ -36,7 +36,8 @@ def command(run: Path, data: Path, arguments: argparse.Namespace) -> list[str]:
         sys.executable, "-m", "mobilellm", "train", "--out", str(run), "--data.path", str(data),
         "--model.preset", arguments.preset, "--train.steps", str(arguments.steps),
         "--train.batch-tokens", str(arguments.batch_tokens),
-        "--optimizer.warmup-steps", "10", "--train.checkpoint-every", str(arguments.steps // 3),
+        "--train.compile", arguments.compile, "--optimizer.warmup-steps", "10",
+        "--train.checkpoint-every", str(arguments.steps // 3),
     ]  # fmt: skip
 
 
@@ -114,6 +115,28 @@ def decoding(model: Path, device: torch.device, new: int, repeats: int) -> dict[
     return found
 
 
+def save(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    runs: dict[str, Any],
+    written: dict[str, Any],
+) -> None:
+    """Write what is measured by now, where that is asked for."""
+    record = {
+        "benchmark": "gpu_run",
+        "date": datetime.date.today().isoformat(),
+        "machine": {k: v for k, v in describe(device).items() if k != "command"},
+        "preset": arguments.preset,
+        "steps": arguments.steps,
+        "batch_tokens": arguments.batch_tokens,
+        "compile": arguments.compile,
+        "runs": runs,
+        "decode_tokens_per_second": written,
+    }
+    if arguments.save:
+        write_json(arguments.save, record)
+
+
 def main() -> None:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,6 +144,7 @@ def main() -> None:
     parser.add_argument("--preset", default="125M")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-tokens", type=int, default=131072)
+    parser.add_argument("--compile", default="auto", help="train.compile")
     parser.add_argument("--new", type=int, default=128, help="tokens to write")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", type=Path)
@@ -129,21 +153,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         runs = whole_runs(Path(name), arguments.data, arguments)
         print(json.dumps(runs), flush=True)
+        save(arguments, device, runs, {})
         model = max((Path(name) / "whole" / "checkpoints").glob("step-*"))
         written = decoding(model, device, arguments.new, arguments.repeats)
         print(json.dumps(written))
-    record = {
-        "benchmark": "gpu_run",
-        "date": datetime.date.today().isoformat(),
-        "machine": {k: v for k, v in describe(device).items() if k != "command"},
-        "preset": arguments.preset,
-        "steps": arguments.steps,
-        "batch_tokens": arguments.batch_tokens,
-        "runs": runs,
-        "decode_tokens_per_second": written,
-    }
-    if arguments.save:
-        write_json(arguments.save, record)
+    save(arguments, device, runs, written)
     if runs["largest_difference"]:
         raise SystemExit("the resumed run differs from the undisturbed one")
 

@@ -31,6 +31,13 @@ VOCABULARY = 32000
 WARM_UP, STEPS = 5, 15
 FLASH = ("flash", "cudnn", "efficient")
 CHUNKS = (1 << 22, 1 << 25, 1 << 28)  # logits of the chunked loss that are held at once
+BEST: dict[str, Any] = {
+    "compile": True,
+    "attention": "auto",
+    "loss": "chunked",
+    "chunk": CHUNKS[-1],
+    "fused": True,
+}
 
 
 def synchronize(device: torch.device) -> None:
@@ -269,13 +276,7 @@ def measure(
     from mobilellm.plan.batching import Batching
     from mobilellm.plan.memory import estimate
 
-    best = {
-        "compile": True,
-        "attention": "auto",
-        "loss": "chunked",
-        "chunk": CHUNKS[-1],
-        "fused": True,
-    }
+    best = BEST
 
     def run(micro: int, **changes: Any) -> dict[str, Any]:
         settings = best | changes
@@ -380,6 +381,9 @@ def main() -> None:
         "--smoke", action="store_true", help="a tiny size and few steps, on any device"
     )
     parser.add_argument("--quick", action="store_true", help="leave out what is known to lose")
+    parser.add_argument(
+        "--kernels", type=int, help="only where the time of a step goes, at this micro-batch"
+    )
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     from mobilellm.hardware.description import describe
@@ -396,6 +400,10 @@ def main() -> None:
             length, vocabulary, steps = (
                 (64, 512, 2) if arguments.smoke else (SEQUENCE_LENGTH, VOCABULARY, STEPS)
             )
+            if arguments.kernels:
+                contestant = Contestant(device, preset, arguments.kernels, length, vocabulary, BEST)
+                print(json.dumps(kernels(device, contestant, min(10, steps)), indent=1))
+                continue
             result = measure(device, preset, largest, length, vocabulary, steps, arguments.quick)
             results.append(result)
             if "best" in result:
