@@ -7,12 +7,26 @@ from pathlib import Path
 import mobilellm
 
 PACKAGE = Path(mobilellm.__file__).parent
-GROUND = {"version", "divisors", "errors", "files", "records"}
+GROUND = {
+    "version",
+    "divisors",
+    "errors",
+    "damage",
+    "printable",
+    "schema",
+    "files",
+    "budget",
+    "records",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "divisors": set(),
+    "damage": set(),
+    "printable": set(),
+    "schema": set(),
     "files": set(),
+    "budget": set(),
     "records": set(),
     "hardware": set(),
     "jobs": set(),

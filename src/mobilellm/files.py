@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -121,18 +122,48 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, limit: int = 256 << 20) -> Any:
-    """Read JSON of at most `limit` bytes; `UserError` when it is missing, too large or broken."""
+    """Read JSON of at most `limit` bytes; `UserError` when it is missing, no regular file, too
+    large or broken."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise UserError(f"{path}: {size} bytes of JSON, the limit is {limit}")
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(read_regular(path, limit=limit))
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: broken JSON ({error})") from None
+
+
+def read_regular(path: Path, *, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit`; `UserError` for what is missing, is a device,
+    a pipe or a folder, or is larger."""
+    try:
+        # A pipe without a writer is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: not a regular file")
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: broken JSON ({error})") from None
+    if len(data) > limit:
+        raise UserError(f"{path}: {path.stat().st_size} bytes, the limit is {limit}")
+    return data
+
+
+MAX_NAME = 255  # bytes of one part of a path, on every file system in use
+
+
+def plain_name(name: Any) -> bool:
+    """Whether a name in a file of ours leads to a file inside its folder: relative, without parts
+    that go up, and without characters that are part of no name of ours."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "\\" not in name
+        and all(
+            part not in ("", ".", "..") and len(os.fsencode(part)) <= MAX_NAME
+            for part in name.split("/")
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -179,9 +210,14 @@ def check_file(path: Path, *, size: int, sha256: str) -> None:
     """`UserError` unless the file has this size (bytes) and SHA-256."""
     hint = "the file was damaged after it was written: restore it, or make it again"
     try:
-        found = path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path}: missing", hint=hint) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", hint=hint) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: not a regular file", hint=hint)
+    found = status.st_size
     if found != size:
         raise UserError(f"{path}: {found} bytes where {size} were written", hint=hint)
     if sha256_file(path) != sha256:

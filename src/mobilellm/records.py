@@ -2,6 +2,7 @@
 
     row: MetricsRow = {"step": 1, "loss": 6.93, "tokens": 2048}
     add_figures(row, {"held_out_loss/books": 3.1})
+    metrics_row(b'{"step": 1, "lo')        # None: a kill cut the line off
 
 They stand on the ground because training writes them, reports read them, and neither may know the
 other. JSON has no infinity: a number that is not finite is null on disk, so a reader meets None in
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypedDict, cast
+
+import orjson
 
 
 class MetricsRow(TypedDict, total=False):
@@ -56,6 +59,18 @@ class MetricsRow(TypedDict, total=False):
 def add_figures(row: MetricsRow, figures: Mapping[str, float]) -> None:
     """Add figures whose names are known only when the run is: those of a source or a task."""
     cast("dict[str, Any]", row).update(figures)
+
+
+def metrics_row(line: bytes) -> MetricsRow | None:
+    """The row that a line of metrics.jsonl holds; None for a line that was cut off or altered."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+        return None
+    numbers = (int, float, type(None))
+    return cast("MetricsRow", row) if all(type(v) in numbers for v in row.values()) else None
 
 
 class HeldOut(TypedDict):

@@ -17,10 +17,10 @@ from mobilellm import cli
 from mobilellm.chat import line_reader
 from mobilellm.chat.dialogue import Dialogue
 from mobilellm.chat.loop import ChatLoop
-from mobilellm.chat.printable import printable
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.model.generation import Sampling
+from mobilellm.printable import printable
 from mobilellm.runtimes.running import RunningModel
 from mobilellm.tokenizer.chat_template import CHATML_TOKENS, ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt

@@ -378,11 +378,11 @@ def test_a_profile_is_read_as_it_was_written(
         ({"format_version": 2}, "of format 2, 1 is read; measure again"),
         ({"format_version": "x" * 99}, "of format x"),
         ({"format": "other"}, "not a device profile"),
-        ({"rows": {}}, "rows is missing or no list"),
-        ({"rows": [1]}, "row 0 is no table"),
-        ({"rows": [{"name": "x"}]}, "row 0: file is missing"),
-        ({"bandwidth": {"read": 1}}, "bandwidth.read is no figure"),
-        ({"settings": None}, "settings is missing"),
+        ({"rows": {}}, "rows is {}, must be a list"),
+        ({"rows": [1]}, r"rows\[0\] is 1, must be an object"),
+        ({"rows": [{"name": "x"}]}, r"rows\[0\].file is missing"),
+        ({"bandwidth": {"read": 1}}, "bandwidth.read is 1, must be an object"),
+        ({"settings": None}, "settings is None, must be an object"),
     ],
 )
 def test_another_versions_profile_and_a_damaged_one_are_one_line(
@@ -409,9 +409,6 @@ def test_a_row_that_was_altered_or_cut_off_is_one_line(
         broken = json.loads(text)
         broken["rows"][0][key] = [1]
         (tmp_path / "p.json").write_text(json.dumps(broken))
-        if key == "error":
-            assert read_profile(tmp_path / "p.json")
-            continue
         with pytest.raises(UserError, match="damaged"):
             read_profile(tmp_path / "p.json")
     (tmp_path / "p.json").write_text(text[:-20])

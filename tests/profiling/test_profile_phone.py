@@ -136,7 +136,7 @@ def test_a_gguf_file_is_measured_by_llama_bench(
     }
     said = (device.root / "last-llama-bench").read_text().strip()
     assert said == "./llama-bench -m model.gguf -p 8 -n 4 -r 2 -t 2 -o json"
-    assert found["machine"]["device"] == "Phone?[2J"  # its text is no command to a terminal
+    assert found["machine"]["device"] == "Phone␛[2J"  # its text is no command to a terminal
     write_profile(tmp_path / "p.json", found)  # type: ignore[arg-type]
     assert read_profile(tmp_path / "p.json") == found
 
@@ -230,7 +230,7 @@ def test_a_program_that_fails_is_a_row_and_the_others_go_on(
     (tmp_path / "m.pte").write_bytes(b"ET12")
     (tmp_path / "tokenizer.model").write_text("x")
     bad, good = profile([tmp_path / "m.pte", gguf], runners)["rows"]
-    assert bad["error"] == "no ?[31mGPU"
+    assert bad["error"] == "no ␛[31mGPU"
     assert good["error"] is None
     (runners / "llama-bench").write_text("#!/bin/sh\necho 'nothing'\n")
     (row,) = profile([gguf], runners)["rows"]
@@ -280,7 +280,7 @@ def test_the_command_line_measures_on_the_phone(
         cli.main(["profile", str(gguf), *settings, "--repeats", "2"])
     out, err = capsys.readouterr()
     assert ended.value.code == 0, err
-    assert "Phone?[2J, 4 threads" in out
+    assert "Phone␛[2J, 4 threads" in out
     assert "50.6" in out
     for flags in (["--serial", "x"], ["--adb"], [*settings, "--operators"]):
         with pytest.raises(SystemExit) as ended:

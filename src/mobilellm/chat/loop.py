@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 
 from mobilellm.chat.dialogue import Dialogue
-from mobilellm.chat.printable import printable
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import write_file
 from mobilellm.model.generation import Sampling
+from mobilellm.printable import printable
 
 COMMANDS = {
     "/reset": "begin a new conversation",

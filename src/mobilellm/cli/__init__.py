@@ -13,7 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mobilellm.errors import UserError, unknown_name
+from mobilellm.budget import limit_memory
+from mobilellm.damage import as_user_error
+from mobilellm.errors import unknown_name
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,22 +28,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        status = run([a for a in given if a != "--debug"])
-    except UserError as error:
-        if debug:
+        status = run(with_limit([a for a in given if a != "--debug"]))
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        status = 1
+    except Exception as error:
+        complaint = as_user_error(error)
+        if debug or complaint is None:
             raise
-        if not error.said:
-            print(f"mobilellm: {error}", file=sys.stderr)
+        if not complaint.said:
+            say(f"mobilellm: {one_line(str(complaint))}")
         status = 2
     except KeyboardInterrupt:
         if debug:
             raise
         print("mobilellm: interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stderr.close()
-        status = 1
     sys.exit(status)
+
+
+def with_limit(arguments: list[str]) -> list[str]:
+    """The arguments without --max-memory, which any verb takes and which is obeyed from here on."""
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == "--max-memory":
+            limit_memory(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    return rest
 
 
 def run(arguments: list[str]) -> int:

@@ -11,7 +11,8 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.export.targets import NUMBER_TYPES, TARGETS
-from mobilellm.terminal.output import print_json, say
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import print_json, put, say
 
 if TYPE_CHECKING:
     from mobilellm.workflows.convert import ConvertResult
@@ -97,18 +98,18 @@ class Convert:
             print_json(dataclasses.asdict(result) | {"measured_sharing": measured})
             return 0
         several = len(TARGETS[result.to].number_types) > 1
-        print(f"{result.out}: {result.to}" + (f" {result.precision}" if several else ""))
+        put(f"{result.out}: {result.to}" + (f" {result.precision}" if several else ""))
         for note in result.notes:
-            print(f"- {note}")
+            put(one_line(f"- {note}"))
         if result.largest_difference is not None:
             how = "read back" if result.runtime is None else f"run by {result.runtime}"
-            print(
+            put(
                 f"{how}: logits differ by at most {result.largest_difference:.3g} "
                 f"(their spread is {result.logit_std:.3g}), "
                 f"the first choice is the same at {result.same_first_choice:.1%} of positions"
             )
         if result.kl is not None:
-            print(
+            put(
                 f"divergence from what was written: {result.kl:.2g} nats a token"
                 + _loss_words(result)
             )

@@ -8,8 +8,9 @@ from typing import Any
 
 import tyro
 
+from mobilellm.printable import one_line
 from mobilellm.report.figures import count
-from mobilellm.terminal.output import print_json, progress
+from mobilellm.terminal.output import print_json, progress, put
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +58,30 @@ class DataStats:
         """The figures as text."""
         for name, split in figures["splits"].items():
             counts = (f"{split[key]:>14,} {key}" for key in ("documents", "tokens", "bytes"))
-            print(f"{name:8} {'  '.join(counts)}  {split['bytes_per_token']:.2f} bytes a token")
+            put(f"{name:8} {'  '.join(counts)}  {split['bytes_per_token']:.2f} bytes a token")
         vocabulary, length = figures["vocabulary"], figures["length"]
         used = f"{vocabulary['used']:,} of {figures['tokenizer']['vocab_size']:,} used"
-        print(f"vocabulary  {used}, {vocabulary['entropy_bits']:.2f} bits of entropy a token")
+        put(f"vocabulary  {used}, {vocabulary['entropy_bits']:.2f} bits of entropy a token")
         span = f"{length['least']:,} to {length['most']:,}"
-        print(f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {span})")
+        put(f"\ndocument lengths in tokens (mean {length['mean']:,.0f}, {span})")
         most = max((row["documents"] for row in figures["lengths"]), default=1)
         for row in figures["lengths"]:
             bar = "#" * max(1, round(40 * row["documents"] / most))
-            print(f"{row['from']:>11,}  {row['documents']:>11,}  {bar}")
-        print("\nsources")
+            put(f"{row['from']:>11,}  {row['documents']:>11,}  {bar}")
+        put("\nsources")
         for source in figures["sources"]:
             weight = "" if source["weight"] is None else f"  weight {source['weight']:g}"
-            print(
-                f"  {source['name']:20} {count(source['tokens']):>8} tokens {source['share']:>6.1%}"
+            name = one_line(source["name"])
+            put(
+                f"  {name:20} {count(source['tokens']):>8} tokens {source['share']:>6.1%}"
                 f"  {source['documents']:>11,} documents"
                 f"  {source['bytes_per_token']:.2f} bytes a token{weight}"
             )
-        print("\nmost frequent tokens")
+        put("\nmost frequent tokens")
         for row in figures["frequent"][:10]:
-            print(f"  {row['id']:>7} {row['piece']!r:16} {row['count']:>13,} {row['share']:>6.2%}")
+            put(f"  {row['id']:>7} {row['piece']!r:16} {row['count']:>13,} {row['share']:>6.2%}")
         for sample in figures["samples"][:3]:
             text = " ".join(sample["text"].split())[:300]
-            print(f"\n{sample['source']}, {sample['tokens']:,} tokens: {text}")
+            put(f"\n{one_line(sample['source'])}, {sample['tokens']:,} tokens: {text}")
         if self.html is not None:
-            print(f"\npage  {self.html}")
+            put(f"\npage  {self.html}")

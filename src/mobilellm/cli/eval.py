@@ -14,7 +14,8 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
-from mobilellm.terminal.output import print_json, progress, say
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import print_json, progress, put, say
 
 if TYPE_CHECKING:
     from mobilellm.evaluate.perplexity import Score
@@ -112,7 +113,7 @@ class Eval:
             print_json(found if len(found) > 1 else next(iter(found.values())))
             return 0
         for name, score in found.items():
-            print(
+            put(
                 (f"{name}: " if len(found) > 1 else "")
                 + "loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
                 "{bits_per_byte:.4f} bits a byte ({tokens:,} tokens, {bytes:,} bytes)".format(
@@ -324,7 +325,7 @@ class Eval:
         if self.json:
             print_json([dataclasses.asdict(row) for row in rows])
         else:
-            print(markdown(rows))
+            put(markdown(rows))
         return 0
 
     def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
@@ -332,13 +333,13 @@ class Eval:
         from mobilellm.report.score_table import markdown
         from mobilellm.tasks.campaign import compare
 
-        print("\n" + markdown(self.all_rows(rows)))
+        put("\n" + markdown(self.all_rows(rows)))
         if len(samples) > 1:
             (first, a), (second, b) = list(samples.items())[:2]
-            print(f"{first} against {second}, the same items, McNemar's exact test:")
+            put(f"{first} against {second}, the same items, McNemar's exact test:")
             for task, found in compare(a, b).items():
                 for metric, pair in found.items():
-                    print(
+                    put(
                         f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} "
                         f"±{100 * pair.stderr:.2f} points, p = "
                         f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of "
@@ -351,7 +352,7 @@ class Eval:
 
         (first, a), (second, b) = list(samples.items())[:2]
         for pair in differing(a, b, self.explain):
-            print("\n" + explain((first, second), pair))
+            put("\n" + explain((first, second), pair))
 
 
 def harness_main() -> None:
@@ -367,5 +368,5 @@ def harness_main() -> None:
 
         cli_evaluate()
     except UserError as error:
-        print(f"mobilellm: {error}", file=sys.stderr)
+        say(f"mobilellm: {one_line(str(error))}")
         sys.exit(2)

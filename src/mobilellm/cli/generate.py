@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tyro
 
+from mobilellm.printable import printable
 from mobilellm.terminal.output import print_json
 
 
@@ -70,8 +71,10 @@ class Generate:
         with open_model(self.model, self.runtime, threads=self.threads) as model:
             prompt = prompt_ids(model.tokenizer, self.prompt, special=self.special)
             start = time.perf_counter()
+            # A terminal shows and does not obey what a model wrote; a file gets its text.
+            shown_as = printable if sys.stdout.isatty() else str
             if not self.json:
-                sys.stdout.write(self.prompt)
+                sys.stdout.write(shown_as(self.prompt))
             for token in generate(model.session, prompt, self.max_new_tokens, sampling):
                 tokens.append(token)
                 if not self.json:
@@ -79,7 +82,7 @@ class Generate:
                     # unfinished one must wait.
                     text = continuation(model.tokenizer, prompt, tokens)
                     if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                        sys.stdout.write(text[len(shown) :])
+                        sys.stdout.write(shown_as(text[len(shown) :]))
                         sys.stdout.flush()
                         shown = text
             seconds = time.perf_counter() - start
@@ -96,5 +99,5 @@ class Generate:
             }
             print_json(facts)
         else:
-            sys.stdout.write(text[len(shown) :] + "\n")
+            sys.stdout.write(shown_as(text[len(shown) :]) + "\n")
         return 0

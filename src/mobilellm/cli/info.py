@@ -9,7 +9,8 @@ from typing import Any
 
 import tyro
 
-from mobilellm.terminal.output import print_json
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import print_json, put
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Info:
                 print_json({"presets": presets})
             else:
                 for name, total in presets.items():
-                    print(f"{name:8} {total:>14,} parameters")
+                    put(f"{name:8} {total:>14,} parameters")
             return 0
         origin: dict[str, Any] = {}
         quantization = None
@@ -92,5 +93,5 @@ class Info:
         if origin:
             rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
         for name, value in rows:
-            print(f"{name:16} {value}")
+            put(one_line(f"{name:16} {value}"))
         return 0

@@ -16,7 +16,7 @@ from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import OptimizerName
 from mobilellm.report.figures import count
-from mobilellm.terminal.output import duration, print_json, say, size
+from mobilellm.terminal.output import duration, print_json, put, say, size
 
 if TYPE_CHECKING:
     from mobilellm.plan.run import Plan as PlanFigures
@@ -68,7 +68,7 @@ class Plan:
 
         if self.device == "list":
             for key, entry in DEVICES.items():
-                print(
+                put(
                     f"{key:14} {entry.bf16 / 1e12:6.0f} TFLOP/s bf16  "
                     f"{entry.memory / 1e9:4.0f} GB  {entry.bandwidth / 1e9:5.0f} GB/s  "
                     f"{entry.watts:4.0f} W  {entry.source}"
@@ -166,4 +166,4 @@ def show(plan: PlanFigures) -> None:
         lines.append(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
     if plan["cost"] is not None:
         lines.append(f"cost         {plan['cost']:,.0f}")
-    print("\n".join([*lines, f"figures of   {plan['device_facts']['source']}"]))
+    put("\n".join([*lines, f"figures of   {plan['device_facts']['source']}"]))

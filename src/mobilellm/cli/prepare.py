@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mobilellm.errors import UserError
+from mobilellm.printable import one_line
 from mobilellm.report.figures import count
-from mobilellm.terminal.output import print_json, progress, say
+from mobilellm.terminal.output import print_json, progress, put, say
 
 SAMPLE_TOKENS = 2048  # of the original's samples
 
@@ -189,7 +190,7 @@ class Prepare:
             print_json(manifest)
             return 0
         for line in (chat_lines if self.chat else preference_lines)(manifest, out):
-            print(line)
+            put(one_line(line))
         return 0
 
     def show(self, manifest: dict[str, Any]) -> None:
@@ -201,40 +202,40 @@ class Prepare:
                 for name, step in report["dropped"].items()
                 if step["documents"]
             )
-            print(
+            put(
                 f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + "
                 f"dropped: {dropped or 'none'}"
             )
-            print(f"  examples of each are in {self.out}/manifest.json")
+            put(f"  examples of each are in {self.out}/manifest.json")
         sources, skipped = manifest["sources"], manifest["skipped"]
         records, documents = (
             sum(source[key] for source in sources) for key in ("records", "documents")
         )
         left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
-        print(
+        put(
             f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped"
             f"{f' ({left_out})' if left_out else ''}"
         )
         for where, why in skipped["first"][:3] if skipped["bad"] else ():
-            print(f"  skipped {where}: {why}")
+            put(one_line(f"  skipped {where}: {why}"))
         if skipped["empty"] + skipped["bad"] > 3 and skipped["bad"]:
-            print(f"  the first {len(skipped['first'])} are listed in {self.out}/manifest.json")
+            put(f"  the first {len(skipped['first'])} are listed in {self.out}/manifest.json")
         for name, split in manifest["splits"].items():
             if self.format == "jsonl":
                 rest = sum(split["tokens_left_out"].values())
-                print(
+                put(
                     f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; "
                     f"the {rest:,} tokens after the last whole ones are left out"
                 )
                 continue
-            print(
+            put(
                 f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  "
                 f"{split['bytes']:>13,} bytes of text  "
                 f"{split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
             )
         size = manifest["tokenizer"]["vocab_size"]
         nodes = f" for {self.nodes} nodes" if self.format == "jsonl" else ""
-        print(
+        put(
             f"{count(manifest['splits']['train']['tokens'])} tokens to train on in "
             f"{self.out}{nodes}, of a vocabulary of {size:,}"
         )
@@ -256,9 +257,9 @@ class Prepare:
             print_json({**vars(report), "path": str(path), "valid": not report.faults_in_all})
             return 2 if report.faults_in_all else 0
         for where, what in report.faults:
-            print(f"{where}: {what}" if where else what)
+            put(one_line(f"{where}: {what}" if where else what))
         unit = "documents" if report.kind == "token folder" else "samples"
-        print(
+        put(
             f"{path}: {report.kind}, {report.files:,} files, {report.records:,} {unit}, "
             f"{report.tokens:,} tokens: "
             f"{f'{report.faults_in_all:,} faults' if report.faults_in_all else 'sound'}"

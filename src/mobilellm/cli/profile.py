@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mobilellm.errors import UserError
-from mobilellm.terminal.output import print_json, progress, say
+from mobilellm.terminal.output import print_json, progress, put, say
 
 if TYPE_CHECKING:
     from mobilellm.profiling.device_profile import DeviceProfile
@@ -123,6 +123,6 @@ class Profile:
         if self.json:
             print_json(found)
             return
-        print("\n".join(profile_lines(found, shutil.get_terminal_size().columns)))
+        put("\n".join(profile_lines(found, shutil.get_terminal_size().columns)))
         if self.out is not None:
-            print(f"\n{self.out / 'profile.json'}\n{self.out / 'profile.html'}")
+            put(f"\n{self.out / 'profile.json'}\n{self.out / 'profile.html'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.quantize.schemes import EMBEDDINGS, METHODS, SCHEMES
-from mobilellm.terminal.output import print_json, progress
+from mobilellm.terminal.output import print_json, progress, put, say
 
 if TYPE_CHECKING:
     from mobilellm.model.network import Network
@@ -95,7 +94,7 @@ class Quantize:
         if self.json:
             print_json(dataclasses.asdict(result))
             return 0
-        print("\n".join(result_lines(result)))
+        put("\n".join(result_lines(result)))
         return 0
 
     def print_table(self) -> int:
@@ -108,7 +107,7 @@ class Quantize:
         if self.text is None:
             raise UserError("--table measures on a text", hint="give --text FILE")
         if not self.json:
-            print(HEAD)
+            put(HEAD)
         rows = table(
             self.model,
             self.text,
@@ -128,7 +127,10 @@ class Quantize:
         """Print a row, on standard error with --json."""
         from mobilellm.terminal.quantize_lines import row_line
 
-        print(row_line(row), file=sys.stderr if self.json else None, flush=True)
+        if self.json:
+            say(row_line(row))
+        else:
+            put(row_line(row), flush=True)
 
     def score_tasks(self, network: Network, tokenizer: Tokenizer) -> dict[str, float]:
         """Accuracy on the tasks asked for."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import cast
 
 from mobilellm.errors import UserError
+from mobilellm.files import read_json
+from mobilellm.printable import one_line
 from mobilellm.recipe.recipe import PrecisionName
 from mobilellm.records import Result
 from mobilellm.report.figures import fixed, formatted
-from mobilellm.terminal.output import duration, print_json, say
+from mobilellm.schema import fault_of
+from mobilellm.terminal.output import duration, print_json, put, say
 
 HELD_OUT = 0.1  # the split nanoGPT uses on this text: the last tenth is validation
 
@@ -54,7 +58,6 @@ class Quickstart:
         if not 0.05 <= self.minutes <= 60 * 24 * 30:
             raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
         from mobilellm.cli.train import conclude
-        from mobilellm.files import read_json
         from mobilellm.prepare.sources import parse_sources
         from mobilellm.terminal.live_view import live_view
         from mobilellm.train import start
@@ -69,10 +72,11 @@ class Quickstart:
         if not self.steps and not (self.out / "recipe.toml").is_file():
             precision = fast_precision_for(self.preset, self.vocab_size, self.minutes * 60)
         self.prepare(data)
-        if (self.out / "result.json").is_file():
+        earlier = self.finished()
+        if earlier is not None:
             say(f"{self.out} is finished already, with these results; another --out is another run")
             self.page()
-            return self.show(read_json(self.out / "result.json"))
+            return self.show(earlier)
         with live_view() as watcher:
             if (self.out / "recipe.toml").is_file():
                 say(f"{self.out} was begun before: going on with it")
@@ -94,6 +98,23 @@ class Quickstart:
         result = finish(outcome)
         self.page()
         return self.show(result)
+
+    def finished(self) -> Result | None:
+        """The result of an earlier call; None where there is none, or a damaged one."""
+        path = self.out / "result.json"
+        if not path.is_file():
+            return None
+        try:
+            found = read_json(path)
+            fault = fault_of(found, Result)
+            if not fault and not (found.get("samples") and "next" in found):
+                fault = "it is not whole"
+        except UserError as error:
+            fault = str(error)
+        if fault:
+            say(f"{path}: damaged ({one_line(fault)}): it is written again")
+            return None
+        return cast("Result", found)
 
     def page(self) -> None:
         """Write the page in which the model writes, unless it is there; say so where it cannot."""
@@ -152,7 +173,7 @@ class Quickstart:
             for name in ("unigram", "gzip", "xz")
             if name in baselines
         )
-        print(
+        put(
             f"\nheld-out  {formatted(held_out['bits_per_byte'], '.3f')} bits a byte ({rival}), "
             f"perplexity {fixed(held_out['perplexity'], 2)} a token\n"
             f"model     {result['model']['parameters']['total']:,} parameters, "
@@ -161,10 +182,10 @@ class Quickstart:
         )
         sample = result["samples"][-1]
         text = (sample["prompt"] + sample["text"]).strip().splitlines()
-        print("sample    " + "\n          ".join(text[:8]))
-        print(f"\nreport    {self.out / 'report.html'}")
+        put("sample    " + "\n          ".join(text[:8]))
+        put(f"\nreport    {self.out / 'report.html'}")
         if page.is_file():
-            print(f"page      {page}: open it in a browser, and the model writes there")
+            put(f"page      {page}: open it in a browser, and the model writes there")
         for step in result["next"]:
-            print(f"{step['what'] + ':':26}{step['command']}")
+            put(f"{step['what'] + ':':26}{step['command']}")
         return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 import tyro
 
 from mobilellm.errors import UserError
-from mobilellm.terminal.output import print_json
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import print_json, put, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Report:
     def run(self) -> int:
         """Write and name the page."""
         from mobilellm.report.comparison_page import write_comparison
+        from mobilellm.report.run_files import RunFiles
         from mobilellm.report.run_page import write_report
 
         if not self.runs:
@@ -47,8 +49,11 @@ class Report:
             if self.out is None
             else write_comparison(self.runs, self.out)
         )
+        for run in self.runs:
+            for line in RunFiles.read(run).damaged:
+                say(one_line(f"mobilellm: note: {line}; left out of the page"))
         if self.json:
             print_json({"report": str(path)})
         else:
-            print(path)
+            put(path)
         return 0

@@ -31,7 +31,7 @@ from mobilellm.recipe.recipe import (
     TransferSection,
 )
 from mobilellm.report.figures import count, fixed, formatted
-from mobilellm.terminal.output import duration, print_json, say
+from mobilellm.terminal.output import duration, print_json, put, say
 
 if TYPE_CHECKING:
     from mobilellm.records import Result
@@ -187,11 +187,11 @@ def conclude(outcome: Outcome, result: Result, json: bool) -> int:
         return exit_status(outcome)
     if not json:
         held_out = result["held_out"]
-        print(
+        put(
             f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
             f"{duration(outcome.seconds)}; held-out "
             f"{formatted(held_out['bits_per_byte'], '.4f')} bits a byte, "
             f"perplexity {fixed(held_out['perplexity'], 2)}"
         )
-        print(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
+        put(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
     return 0

@@ -64,7 +64,8 @@ def list_verbs() -> str:
             *lines,
             "",
             "mobilellm VERB --help explains a verb. Anywhere: --debug shows the traceback of an",
-            "error. Alone: --version; --tyro-write-completion bash FILE writes shell completion.",
+            "error; --max-memory 4GiB bounds what files may ask for (else 80% of what is free).",
+            "Alone: --version; --tyro-write-completion bash FILE writes shell completion.",
         ]
     )
 

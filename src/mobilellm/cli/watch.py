@@ -11,6 +11,8 @@ from pathlib import Path
 import tyro
 
 from mobilellm.errors import UserError
+from mobilellm.printable import printable
+from mobilellm.terminal.output import put
 from mobilellm.terminal.run_picture import picture
 
 
@@ -38,7 +40,7 @@ class Watch:
         if not self.every > 0:
             raise UserError(f"--every {self.every}: must be a number of seconds above 0")
         if self.once or not sys.stdout.isatty():
-            print(picture(self.run_folder, 80, 30))
+            put(picture(self.run_folder, 80, 30))
             return 0
         from rich.console import Console
         from rich.live import Live
@@ -48,7 +50,11 @@ class Watch:
             while True:
                 size = shutil.get_terminal_size()
                 live.update(
-                    Text(picture(self.run_folder, min(size.columns - 1, 160), size.lines - 2)),
+                    Text(
+                        printable(
+                            picture(self.run_folder, min(size.columns - 1, 160), size.lines - 2)
+                        )
+                    ),
                     refresh=True,
                 )
                 if (self.run_folder / "result.json").is_file():

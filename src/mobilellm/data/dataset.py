@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import orjson
@@ -45,6 +45,7 @@ from mobilellm.files import (
     check_file,
     locked,
     new_folder,
+    plain_name,
     read_json,
     sha256_file,
     sweep_partial,
@@ -52,7 +53,22 @@ from mobilellm.files import (
 )
 from mobilellm.jobs.pool import Workspace
 from mobilellm.jobs.task import KeyedTask, Progress
+from mobilellm.schema import AtLeast, fault_of
 from mobilellm.tokenizer.tokenizer import Tokenizer
+
+
+class Index(TypedDict):
+    """index.json beside the original's layout: what its lines were read into."""
+
+    state: dict[str, Any]
+    """What it was made from: another one makes it again."""
+    dtype: str
+    row: Annotated[int, AtLeast(3)]
+    """Ids in a sample."""
+    splits: dict[str, list[ShardEntry]]
+    sha256: list[str]
+    """Of the files that were read."""
+
 
 CACHE = ".mobilellm-index"
 INDEX_VERSION = 3
@@ -238,18 +254,23 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 def _read_index(cache: Path) -> dict[str, Any] | None:
+    """The index, or None where there is none, or one that is damaged: it is made again."""
     try:
         index = read_json(cache / "index.json")
-        if index["state"]["version"] != INDEX_VERSION:
-            return None
-        for split in SPLITS:
-            for shard in index["splits"][split]:
-                folder, _, name = shard["file"].partition("/")
-                if folder != split or "/" in name or not name.endswith(".npy"):
-                    return None
-        return dict(index)
-    except (UserError, KeyError, TypeError, AttributeError):
+    except UserError:
         return None
+    if fault_of(index, Index) or index["state"].get("version") != INDEX_VERSION:
+        return None
+    for split in SPLITS:
+        for shard in index["splits"].get(split, ()):
+            folder, _, name = shard["file"].partition("/")
+            if folder != split or "/" in name or not name.endswith(".npy"):
+                return None
+            if not plain_name(shard["file"]):
+                return None
+    if index["splits"].keys() != set(SPLITS) or index["dtype"] not in ("<u2", "<u4"):
+        return None
+    return dict(index)
 
 
 def _build(

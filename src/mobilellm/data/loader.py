@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import Beside, TokenStream
 from mobilellm.errors import UserError
+from mobilellm.schema import AtLeast
 
 NOT_TRAINED = -100  # the target that counts for nothing, as in torch's cross_entropy
 BLOCK = 256  # samples whose places are worked out at once
@@ -36,11 +37,11 @@ BLOCK = 256  # samples whose places are worked out at once
 class SourceState:
     """A position in one source of a mixture."""
 
-    epoch: int = 0
+    epoch: Annotated[int, AtLeast(0)] = 0
     """Passes over the source completed."""
-    samples: int = 0
+    samples: Annotated[int, AtLeast(0)] = 0
     """Samples taken in this pass."""
-    samples_per_epoch: int
+    samples_per_epoch: Annotated[int, AtLeast(1)]
     """Samples in a pass: another number means other data, or another sequence length."""
     credit: int = 0
     """What the source is owed (or has had too much of), in units of 2^-40 samples."""
@@ -54,10 +55,10 @@ class DataState:
 
     seed: int
     """Decides the order."""
-    epoch: int
+    epoch: Annotated[int, AtLeast(0)]
     """Passes over the data completed. Of a mixture of several sources, 0: each source counts its
     own."""
-    samples: int
+    samples: Annotated[int, AtLeast(0)]
     """Samples taken in this epoch; of a mixture of several sources, in all."""
     fingerprint: str
     """Of the data this position is in."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import orjson
+from typing_extensions import NotRequired  # Python 3.11 has it in typing
 
 from mobilellm.data.shard_file import ENDS, HEADER_BYTES, PREPARE_AGAIN, mask_bytes, token_dtype
 from mobilellm.errors import UserError
-from mobilellm.files import read_json
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired  # Python 3.11 has it in typing
+from mobilellm.files import plain_name, read_json
+from mobilellm.schema import fault_of
 
 FORMAT, VERSION = "mobilellm-tokens", 2
 READ_VERSIONS = (1, 2)
@@ -149,10 +148,7 @@ def check_manifest(manifest: Any, path: Path) -> None:
     splits = manifest.get("splits")
     if manifest["version"] == 1 and isinstance(splits, dict) and OLD_HELD_OUT in splits:
         splits["held_out"] = splits.pop(OLD_HELD_OUT)
-    try:
-        fault = _fault(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        fault = f"a part is missing or of another type ({error!r})"
+    fault = fault_of(manifest, Manifest) or _fault(manifest)
     if fault:
         raise UserError(f"{path}: damaged or edited: {fault}", hint=PREPARE_AGAIN)
 
@@ -188,7 +184,7 @@ def _fault(manifest: dict[str, Any]) -> str:
                 folder not in (split, OLD_HELD_OUT if split == "held_out" else split)
                 or not name.endswith(".npy")
                 or "/" in name
-                or "\\" in name
+                or not plain_name(name)
                 or name in seen
             ):
                 return f"a shard named {shard['file']!r}"

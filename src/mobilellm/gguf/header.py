@@ -24,9 +24,10 @@ SCALARS = {
     10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
-MAX_HEADER = 256 << 20  # bytes: the largest vocabularies need a tenth of that
+MAX_HEADER = 96 << 20  # bytes: the largest vocabularies need a fifth of that
 MAX_DEPTH = 2  # arrays in arrays
-MAX_VALUES = 1 << 22  # in one array; the largest vocabularies have a tenth of that
+MAX_VALUES = 1 << 22  # in all arrays together; the largest vocabularies have a third of that
+MAX_KEYS, MAX_TENSORS = 1 << 14, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class GGUFHeader:
 class _Reader:
     def __init__(self, data: bytes, where: str) -> None:
         self.data, self.position, self.where = data, 0, where
+        self.values = 0
+        """Of the arrays read so far."""
 
     def fault(self, what: str) -> UserError:
         return UserError(f"{self.where}: {what}", hint="not a whole GGUF file: fetch it again")
@@ -83,13 +86,15 @@ class _Reader:
         if kind != ARRAY or depth >= MAX_DEPTH:
             raise self.fault(f"a value of unknown type {kind}")
         inner, count = self.scalar("<I"), self.scalar("<Q")
+        # As Python's objects they take far more memory than in the file.
+        self.values += count
+        if self.values > MAX_VALUES:
+            raise self.fault(f"arrays of more than {MAX_VALUES} values")
         if inner in SCALARS:
             size = struct.calcsize(SCALARS[inner])
-            if count > MAX_VALUES:
-                raise self.fault(f"an array of {count} values")
             return list(struct.unpack(f"<{count}{SCALARS[inner][1]}", self.take(count * size)))
         # A string takes 8 bytes at least: those of its length.
-        if count > min(MAX_VALUES, (len(self.data) - self.position) // 8):
+        if count > (len(self.data) - self.position) // 8:
             raise self.fault(f"an array of {count} values")
         return [self.value(inner, depth + 1) for _ in range(count)]
 
@@ -109,7 +114,7 @@ def read_header(path: Path, type_sizes: dict[int, tuple[int, int]]) -> GGUFHeade
     if version not in (2, 3):
         raise UserError(f"{path}: GGUF version {version}; 2 and 3, little-endian, are read")
     tensor_count, key_count = reader.scalar("<Q"), reader.scalar("<Q")
-    if tensor_count > size // 24 or key_count > size // 12:
+    if tensor_count > min(MAX_TENSORS, size // 24) or key_count > min(MAX_KEYS, size // 12):
         raise reader.fault(f"{tensor_count} tensors and {key_count} keys")
     keys: dict[str, Any] = {}
     for _ in range(key_count):
@@ -139,4 +144,9 @@ def read_header(path: Path, type_sizes: dict[int, tuple[int, int]]) -> GGUFHeade
         if name in tensors:
             raise reader.fault(f"tensor {name!r} occurs twice")
         tensors[name] = TensorInfo(name, shape, kind, start + offset, length)
+    end, before = 0, ""
+    for info in sorted(tensors.values(), key=lambda info: info.offset):
+        if info.offset < end:
+            raise reader.fault(f"tensors {before!r} and {info.name!r} overlap")
+        end, before = info.offset + info.size, info.name
     return GGUFHeader(keys, tensors)

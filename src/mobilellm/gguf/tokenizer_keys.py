@@ -102,6 +102,8 @@ def _pieces(keys: dict[str, Any], path: Path) -> tuple[list[str], list[int]]:
         raise UserError(f"{path}: its tokenizer has no list of tokens")
     if not isinstance(types, list) or len(types) != len(pieces):
         types = [NORMAL] * len(pieces)
+    if not all(type(kind) is int for kind in types):
+        raise UserError(f"{path}: its tokenizer has a token whose type is no number")
     count = len(pieces)
     while count and types[count - 1] == UNUSED and pieces[count - 1].startswith(FILLER):
         count -= 1
@@ -117,7 +119,11 @@ def _sentencepiece(
 ) -> SentencePieceModel:
     """A tokenizer of the kind that GGUF calls "llama"."""
     scores = keys.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) < len(pieces):
+    if (
+        not isinstance(scores, list)
+        or len(scores) < len(pieces)
+        or not all(isinstance(score, (int, float)) for score in scores)
+    ):
         raise UserError(f"{path}: its tokenizer has no scores for its {len(pieces)} tokens")
     if len(set(pieces)) != len(pieces):
         raise UserError(f"{path}: a piece of its tokenizer occurs twice")

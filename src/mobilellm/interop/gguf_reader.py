@@ -7,6 +7,7 @@ network, origin = read(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mobilellm.budget import ask
 from mobilellm.errors import UserError
 from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
 from mobilellm.gguf.tokenizer_keys import read_keys
@@ -31,7 +33,7 @@ from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.sampling_defaults import from_keys
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
-from mobilellm.model.weights import shapes
+from mobilellm.model.weights import listed, shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 # Published settings of Llama 3.1 and 3.2, but for the factor.
@@ -98,8 +100,8 @@ def read(
     unexpected = sorted(header.tensors.keys() - names.keys() - {ROPE_FACTORS})
     missing = sorted(names.keys() - header.tensors.keys())
     if missing or unexpected:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing)
-        parts += [f"unexpected {', '.join(unexpected)}"] * bool(unexpected)
+        parts = [f"missing {listed(missing)}"] * bool(missing)
+        parts += [f"unexpected {listed(unexpected)}"] * bool(unexpected)
         raise UserError(f"{path}: {'; '.join(parts)}")
     for theirs, ours in names.items():
         if header.tensors[theirs].shape != expected[ours]:
@@ -107,6 +109,8 @@ def read(
                 f"{path}: {theirs} is {header.tensors[theirs].shape}, "
                 f"its keys ask for {expected[ours]}"
             )
+    # They are held in float32 beside the network that they are copied into.
+    ask(4 * sum(map(math.prod, expected.values())), f"{path}: its weights in float32")
     named: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         tensor = torch.from_numpy(_unpack(path, header.tensors[theirs]))

@@ -13,7 +13,6 @@ say which kind of sharing the weights were trained for.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -24,14 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mobilellm.budget import ask
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json
 from mobilellm.interop import llama4
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader
+from mobilellm.interop.pickled import read_pickle
 from mobilellm.interop.sampling_defaults import read_settings
-from mobilellm.model.config import ALL, SLIDING, ModelConfig, SharedKV
+from mobilellm.model.config import (
+    ALL,
+    SLIDING,
+    ModelConfig,
+    SharedKV,
+    plausible_layers,
+)
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -76,6 +83,7 @@ CWM_DEFAULTS = {
     "max_position_embeddings": 131072,
 }
 MAX_SHARDS = 4096
+MAX_HEADER = 16 << 20  # bytes of a safetensors file's table of contents; 1,000 tensors take 120,000
 MAX_CONFIG = 1 << 20  # bytes of config.json
 
 
@@ -84,7 +92,7 @@ def foreign_keys(values: dict[str, Any]) -> list[str]:
     found = [key for key in values if key in LEFT_BEHIND or key.startswith(LEFT_BEHIND_BY)]
     kinds = values.get("layer_types")
     windows = values.get("model_type") == "cwm" or values.get("use_sliding_window")
-    if not windows and isinstance(kinds, list) and set(kinds) <= {ALL}:
+    if not windows and isinstance(kinds, list) and all(kind == ALL for kind in kinds):
         found.append("layer_types")
     return found
 
@@ -105,7 +113,7 @@ def read_config(
     kind = values.get("model_type", "llama")
     if kind not in MODEL_TYPES:
         raise UserError(
-            f"{where}: model_type {kind!r} is another kind of network",
+            f"{where}: model_type {str(kind)[:60]!r} is another kind of network",
             hint=f"supported: {', '.join(MODEL_TYPES)}",
         )
     if kind == llama4.MODEL_TYPE:
@@ -139,7 +147,7 @@ def read_config(
         told = True
     elif (
         shared_kv is not None
-        and values.get("layer_repeats", 1) > 1
+        and values.get("layer_repeats", 1) != 1
         and values.get("shared_kv") != shared_kv
     ):
         raise UserError(
@@ -167,7 +175,7 @@ def _cwm_values(values: dict[str, Any]) -> dict[str, Any]:
     """CWM's keys with what the absent ones mean: every fourth layer is full, from the first on."""
     values = CWM_DEFAULTS | values
     layers = values.get("num_hidden_layers")
-    if values.get("layer_types") is None and isinstance(layers, int):
+    if values.get("layer_types") is None and plausible_layers(layers):
         values["layer_types"] = [SLIDING if i % 4 else ALL for i in range(layers)]
     if values.get("rope_parameters") is None and "rope_theta" not in values:
         rope = {"rope_type": "llama3", "factor": 16.0, "original_max_position_embeddings": 8192}
@@ -244,37 +252,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     `UserError` when it is damaged, or a pickle that holds anything but tensors.
     """
-    hint = "the file is damaged or not what its name says: fetch it again"
+    if path.suffix != ".safetensors":
+        return read_pickle(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})", hint=hint) from None
-    except pickle.UnpicklingError as error:
-        reason = first_line(error)
+        check_header(path)
+        return load_file(path)
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: holds more than tensors, and is not opened ({reason})",
-            hint="ask for safetensors",
+            f"{path}: not a whole safetensors file ({first_line(error)})",
+            hint="the file is damaged or not what its name says: fetch it again",
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        AttributeError,
-        IndexError,
-        TypeError,
-    ) as error:
-        raise UserError(
-            f"{path}: cannot be read as weights ({first_line(error)})", hint=hint
-        ) from None
-    if not isinstance(values, dict) or not all(
-        isinstance(v, Tensor) and isinstance(k, str) for k, v in values.items()
-    ):
-        raise UserError(f"{path}: not a table of tensors", hint=hint)
-    return values
+
+
+def check_header(path: Path) -> None:
+    """`UserError` for a safetensors file whose table of contents is longer than MAX_HEADER: the
+    library holds it in a form that takes many times the memory."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise UserError(f"{path}: a header of {length} bytes, the limit is {MAX_HEADER}")
 
 
 def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -334,6 +330,7 @@ def read(
     config, told = read_config(folder, shared_kv, ignored)
     files = weight_files(folder)
     where = str(files[0] if len(files) == 1 else folder)
+    ask(sum(file.stat().st_size for file in files), f"{where}: its weights")
     named: dict[str, Tensor] = {}
     for file in files:
         named |= read_tensors(file)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.interop.names import reordered
-from mobilellm.model.config import ModelConfig
+from mobilellm.model.config import ModelConfig, plausible_layers
 
 MODEL_TYPE = "llama4_text"
 # What an absent key means to transformers' Llama4TextConfig.
@@ -57,8 +57,8 @@ def plain_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     found = DEFAULTS | dict(values)
     layers = found.get("num_hidden_layers")
-    if type(layers) is not int or layers < 1:
-        raise UserError(f"{where}: num_hidden_layers = {layers!r}: must be a whole number from 1")
+    if not plausible_layers(layers):
+        raise UserError(f"{where}: num_hidden_layers = {repr(layers)[:60]}: not a number of layers")
     step, expert_layers = found.pop("interleave_moe_layer_step"), found.pop("moe_layers", None)
     if expert_layers is None:
         expert_layers = range(step - 1, layers, step) if type(step) is int and step > 0 else ()

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mobilellm.damage import reading
 from mobilellm.errors import UserError
 from mobilellm.files import sha256_file
 from mobilellm.interop import gguf_reader, huggingface, llama2c
@@ -68,8 +69,10 @@ def load(
     read leaves the weights usable (`Loaded.tokenizer_fault`).
     """
     reader, where = recognize(path)
-    network, origin = reader.read(where, shared_kv, ignored)
-    quantized = read_quantized(where, network) if where.is_dir() else None
+    with reading(where, reader.what):
+        network, origin = reader.read(where, shared_kv, ignored)
+        quantized = read_quantized(where, network) if where.is_dir() else None
+        generation = reader.read_settings(where)
     found: Tokenizer | None
     fault: UserError | None = None
     if tokenizer is not None:
@@ -82,7 +85,8 @@ def load(
         if quantized is not None:
             quantized = quantized.folded(blocks // network.config.num_hidden_layers)
     notes = []
-    if left_out := origin.get("left_out"):
+    left_out = origin.get("left_out")
+    if isinstance(left_out, dict) and left_out:
         notes.append(f"keys that change nothing are left out: {', '.join(left_out)}")
     if chunk := origin.get("first_chunk"):
         notes.append(f"context of {chunk:,} tokens: after them its attention begins anew")
@@ -98,7 +102,7 @@ def load(
         tokenizer=found,
         origin=origin,
         quantized=quantized,
-        generation=reader.read_settings(where),
+        generation=generation,
         notes=tuple(notes),
         tokenizer_fault=fault,
     )
@@ -135,16 +139,18 @@ def _within(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str
 def _own_tokenizer(reader: Reader, where: Path) -> tuple[Tokenizer | None, UserError | None]:
     """The model's own tokenizer, and why it could not be read."""
     try:
-        return reader.read_tokenizer(where), None
+        with reading(where, "a model's tokenizer"):
+            return reader.read_tokenizer(where), None
     except UserError as fault:
         return None, fault
 
 
 def _given_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     """A tokenizer that a user names: any that `Tokenizer.load` reads, or llama2.c's."""
-    if path.suffix == ".bin":
-        return llama2c.read_tokenizer(path, config.vocab_size)
-    return Tokenizer.load(path)
+    with reading(path, "a tokenizer"):
+        if path.suffix == ".bin":
+            return llama2c.read_tokenizer(path, config.vocab_size)
+        return Tokenizer.load(path)
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
@@ -153,7 +159,8 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
         reader, where = recognize(path)
     except UserError:  # what another runtime runs
         return {}
-    return sampling_of(reader.read_settings(where))
+    with reading(where, reader.what):
+        return sampling_of(reader.read_settings(where))
 
 
 def describe(path: Path) -> tuple[ModelConfig, dict[str, Any] | None, dict[str, Any]]:
@@ -162,7 +169,8 @@ def describe(path: Path) -> tuple[ModelConfig, dict[str, Any] | None, dict[str, 
     The facts are None without a tokenizer, and only `fault` for one that cannot be read.
     """
     reader, where = recognize(path)
-    config, origin = reader.describe(where)
+    with reading(where, reader.what):
+        config, origin = reader.describe(where)
     tokenizer, fault = _own_tokenizer(reader, where)
     facts: dict[str, Any] | None = None
     if tokenizer is not None:

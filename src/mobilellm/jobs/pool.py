@@ -92,7 +92,13 @@ class Workspace:
     def finished(self, key: str) -> Values | None:
         """The result of a task that is done."""
         path = self.tasks / key / "result.json"
-        return dict(read_json(path)) if path.is_file() else None
+        with contextlib.suppress(UserError):
+            found = read_json(path)
+            if isinstance(found, dict):
+                return found
+        # Done in part, or damaged since: it is done again.
+        shutil.rmtree(self.tasks / key, ignore_errors=True)
+        return None
 
     def run(
         self,

@@ -21,8 +21,9 @@ from typing import Any
 
 import orjson
 
-from mobilellm.errors import UserError
+from mobilellm.damage import as_user_error
 from mobilellm.jobs.task import KeyedTask, TaskError, Values, name_of, run_task
+from mobilellm.printable import printable
 
 
 def message_of(function: str, job: Values, task: KeyedTask, folder: Path) -> dict[str, Any]:
@@ -70,12 +71,14 @@ def main() -> None:
             answer(result=result)
         except TaskError as error:
             answer(error=name_of(type(error)), text=str(error))
-        except UserError as error:
-            answer(what=error.what, hint=error.hint)
         except KeyboardInterrupt:
             os._exit(130)
-        except BaseException:
-            answer(bug=traceback.format_exc())
+        except BaseException as error:
+            complaint = as_user_error(error)
+            if complaint is None:
+                answer(bug=traceback.format_exc())
+            else:
+                answer(what=printable(complaint.what), hint=printable(complaint.hint))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ network(next_token, cache)             # (1, 1): one more
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from mobilellm.budget import ask
 from mobilellm.model.attention_spec import FULL
 from mobilellm.model.config import ModelConfig
 
@@ -23,11 +26,13 @@ class KVCache:
     that, each at its position's place modulo the window."""
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
-        """Room for `max_length` positions, with the type and on the device of `like`."""
+        """Room for `max_length` positions, with the type and on the device of `like`. `UserError`
+        where it takes more memory than there is."""
         heads, width = config.num_key_value_heads, config.head_dim
 
         def room(slots: int, length: int) -> Tensor:
             shape = (2, slots, batch_size, heads, length, width)
+            ask(math.prod(shape) * like.dtype.itemsize, f"a cache of {max_length:,} positions")
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
         specs = [spec.within(max_length) for spec in config.slot_specs]

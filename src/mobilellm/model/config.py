@@ -16,7 +16,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from mobilellm.divisors import divisors, nearest_multiples
 from mobilellm.errors import UserError, unknown_name
@@ -138,7 +138,7 @@ class ModelConfig:
                 or not 1 <= value <= LARGEST[name]
             ):
                 raise UserError(
-                    f"{name} = {value!r}: must be a whole number from 1 to {LARGEST[name]}"
+                    f"{name} = {repr(value)[:60]}: must be a whole number from 1 to {LARGEST[name]}"
                 )
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
@@ -151,6 +151,7 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if (
             not isinstance(self.head_dim, int)
+            or isinstance(self.head_dim, bool)
             or self.head_dim < 2
             or self.head_dim % 2
             or self.head_dim > 1 << 16
@@ -180,6 +181,9 @@ class ModelConfig:
                 "those of another depth there",
                 hint='leave shared_kv out, or take layer_order = "immediate"',
             )
+        for name in ("tie_word_embeddings", "qk_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} = {repr(getattr(self, name))[:60]}: must be true or false")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if (
@@ -191,12 +195,13 @@ class ModelConfig:
                 raise UserError(f"{name} = {value!r}: must be a positive number")
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            for token in value if isinstance(value, list) else [value]:
+            several = isinstance(value, list) and name == "eos_token_id"
+            for token in value if several else [value]:
                 if token is not None and (
                     not isinstance(token, int) or not 0 <= token < self.vocab_size
                 ):
                     raise UserError(
-                        f"{name} = {token!r}: outside the vocabulary of {self.vocab_size}"
+                        f"{name} = {repr(token)[:60]}: outside the vocabulary of {self.vocab_size}"
                     )
 
     def _check_windows(self) -> None:
@@ -403,9 +408,16 @@ def _qwen3_windows(values: dict[str, Any]) -> dict[str, Any]:
         using = isinstance(kinds, list) and SLIDING in kinds
     if not using:
         values["sliding_window"] = None
-    elif kinds is None and values.get("sliding_window") and isinstance(layers, int):
+    elif kinds is None and values.get("sliding_window") and plausible_layers(layers):
+        if type(first) not in (int, type(None)):
+            raise UserError(f"max_window_layers = {repr(first)[:60]}: must be a whole number")
         values["layer_types"] = [ALL if i < (first or 0) else SLIDING for i in range(layers)]
     return values
+
+
+def plausible_layers(value: Any) -> TypeGuard[int]:
+    """Whether a file's number of layers is one that a list may be made for."""
+    return type(value) is int and 1 <= value <= LARGEST["num_hidden_layers"]
 
 
 def presets_folder() -> Path:

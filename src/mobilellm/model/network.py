@@ -17,14 +17,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from mobilellm.budget import ask
 from mobilellm.model.attention_mask import DocumentMask, Span, attention_mask, masked_attention
 from mobilellm.model.cache import KeyValue, KVCache
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.generation import Sampling, generate
 from mobilellm.model.linear import Embedding, Linear, linear
 from mobilellm.model.loss import linear_cross_entropy
-from mobilellm.model.rope import cos_sin
+from mobilellm.model.rope import cos_sin, first_positions
 
 
 class RMSNorm(nn.Module):
@@ -152,11 +154,14 @@ class Block(nn.Module):
 class Network(nn.Module):
     """The language model. Parameters are float32, set by `initialize` from torch's generator.
 
-    With `initialized` false they are left for the caller to set.
+    With `initialized` false they are left for the caller to set. `UserError` where they take more
+    memory than there is.
     """
 
     def __init__(self, config: ModelConfig, initialized: bool = True) -> None:
         super().__init__()
+        if torch.get_default_device().type != "meta":
+            ask(4 * ModelCosts.of(config).parameters["total"], "a network's weights in float32")
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -166,13 +171,25 @@ class Network(nn.Module):
         )
         self.cos: Tensor
         self.sin: Tensor
-        cos, sin = cos_sin(config)
-        self.register_buffer(
-            "cos", cos.unsqueeze(1), persistent=False
-        )  # (max_position_embeddings, 1, D/2)
+        cos, sin = cos_sin(config, first_positions(config))
+        self.register_buffer("cos", cos.unsqueeze(1), persistent=False)  # (positions, 1, D/2)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
         if initialized:
             initialize(self)
+
+    def rotation(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions `start` to `stop`, (stop - start, 1, D/2) each.
+
+        The tables of a long context grow when a position is first asked for.
+        """
+        if stop > self.cos.shape[0] < self.config.max_position_embeddings:
+            length = min(self.config.max_position_embeddings, max(stop, 2 * self.cos.shape[0]))
+            with torch.inference_mode(False):  # they may be used in training later
+                cos, sin = (
+                    table.unsqueeze(1).to(self.cos) for table in cos_sin(self.config, length)
+                )
+            self.cos, self.sin = cos, sin
+        return self.cos[start:stop], self.sin[start:stop]
 
     @property
     def output_weight(self) -> Tensor:
@@ -198,10 +215,10 @@ class Network(nn.Module):
         spans, each of which may hold several continuations of one beginning. With `rows` (N,) only
         these positions are wanted, (B, N, C): the last block computes no others."""
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
-        rotation = (self.cos[past : past + T], self.sin[past : past + T])
+        rotation = self.rotation(past, past + T)
         if packed is not None and not past:
             positions, _ = packed
-            rotation = (self.cos[positions], self.sin[positions])
+            rotation = (rotation[0][positions], rotation[1][positions])
         specs = [spec.within(past + T) for spec in self.config.attention_specs]
         masks = {
             spec: attention_mask(spec, past, T, input_ids.device, documents, packed)

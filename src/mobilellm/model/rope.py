@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 
+from mobilellm.budget import ask
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.model.config import ModelConfig
+
+TABLE_BYTES = 16 << 20
+"""Of the tables that a network has from the start; those of a longer context grow with its use."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -31,8 +35,8 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling: dict[str, Any] = config.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in KEYS:
-        raise unknown_name("rope_scaling type", str(kind), KEYS)
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise unknown_name("rope_scaling type", str(kind)[:60], KEYS)
     for key in KEYS[kind]:
         value = scaling.get(key)
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
@@ -43,6 +47,11 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
         return frequencies / scaling["factor"]
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        if high <= low:
+            raise UserError(
+                f"rope_scaling of type llama3: high_freq_factor {high} is not above "
+                f"low_freq_factor {low}"
+            )
         turns = (
             scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         )  # over the old context
@@ -56,8 +65,17 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
 def cos_sin(config: ModelConfig, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of the first `length` positions, each (length, head_dim / 2), in float32.
 
-    Without `length` they are those of every position, max_position_embeddings of them.
+    Without `length` they are those of every position, max_position_embeddings of them. `UserError`
+    where the tables take more memory than there is.
     """
-    positions = torch.arange(length or config.max_position_embeddings, dtype=torch.float32)
+    length = length or config.max_position_embeddings
+    ask(4 * config.head_dim * length, f"rotary tables of {length:,} positions")
+    positions = torch.arange(length, dtype=torch.float32)
     angles = torch.outer(positions, inverse_frequencies(config))
     return angles.cos(), angles.sin()
+
+
+def first_positions(config: ModelConfig) -> int:
+    """How many positions a network's tables hold from the start: all of them, unless that takes
+    more than TABLE_BYTES (65,536 positions of heads 64 wide)."""
+    return max(1, min(config.max_position_embeddings, TABLE_BYTES // (4 * config.head_dim)))

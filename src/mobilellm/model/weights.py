@@ -112,16 +112,16 @@ def from_named(
             )
         named = {name: tensor for name, tensor in named.items() if name not in set(absent)}
     if missing := sorted(expected.keys() - named.keys()):
-        complaints.append(f"missing {_listed(missing)}")
+        complaints.append(f"missing {listed(missing)}")
     if unexpected := sorted(named.keys() - expected.keys()):
-        complaints.append(f"unexpected {_listed(unexpected)}")
+        complaints.append(f"unexpected {listed(unexpected)}")
     wrong = [
         f"{name} {tuple(named[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if name in named and tuple(named[name].shape) != shape
     ]
     if wrong:
-        complaints.append(f"wrong shape: {_listed(wrong)}")
+        complaints.append(f"wrong shape: {listed(wrong)}")
     if complaints:
         raise UserError(
             f"{where}: {'; '.join(complaints)}",
@@ -135,7 +135,8 @@ def from_named(
     }
 
 
-def _listed(names: list[str], most: int = 40) -> str:
+def listed(names: list[str], most: int = 40) -> str:
+    """Names with commas between; of more than `most` the rest is counted."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Annotated, Any, TypedDict
 
 from mobilellm.errors import MAX_LINE, UserError
 from mobilellm.files import read_json, write_json
+from mobilellm.printable import one_line as printable_line
+from mobilellm.schema import AtLeast, checked
 
 FORMAT, FORMAT_VERSION = "mobilellm device profile", 1
 MAX_BYTES = 64 << 20
@@ -37,9 +39,9 @@ FIGURES = {
 class Figure(TypedDict):
     """One measured quantity over the repeats."""
 
-    median: float
-    lowest: float
-    highest: float
+    median: Annotated[float, AtLeast(0)]
+    lowest: Annotated[float, AtLeast(0)]
+    highest: Annotated[float, AtLeast(0)]
     values: list[float]
 
 
@@ -52,14 +54,14 @@ class ProfileRow(TypedDict):
     """The path that was given."""
     runtime: str
     runtime_version: str | None
-    bytes: int
+    bytes: Annotated[int, AtLeast(0)]
     """Of the file, or of a folder's files."""
     sha256: str
     model: dict[str, Any] | None
     """Shape of the network (profile_bytes.model_facts), where the file tells it."""
     figures: dict[str, Figure]
     """By the keys of FIGURES; empty for a row that failed."""
-    bytes_per_token: int | None
+    bytes_per_token: Annotated[int | None, AtLeast(0)]
     """Weights and cache that a token reads, each once."""
     bandwidth_share: float | None
     """Of the bound that memory sets: bytes_per_token x decode_tokens_per_second / bandwidth."""
@@ -89,7 +91,7 @@ class DeviceProfile(TypedDict):
 
 def one_line(text: str) -> str:
     """Text of a process or device as one short line that a terminal shows and does not obey."""
-    return "".join(c if c.isprintable() else "?" for c in text.strip())[:MAX_LINE]
+    return printable_line(text.strip(), MAX_LINE)
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -124,48 +126,4 @@ def read_profile(path: Path) -> DeviceProfile:
             f"{path}: a device profile of format {str(version)[:20]}, {FORMAT_VERSION} is read",
             hint="measure again with this version of mobilellm",
         )
-    fault = _fault(found)
-    if fault:
-        raise UserError(f"{path}: damaged ({fault})", hint="measure again")
-    return cast("DeviceProfile", found)
-
-
-def _fault(found: dict[str, Any]) -> str:
-    """What of a profile's fields is missing or of the wrong kind; empty where all are right."""
-    wanted = {"made_by": str, "date": str, "machine": dict, "settings": dict, "bandwidth": dict}
-    for key, kind in (wanted | {"interrupted": bool, "rows": list}).items():
-        if not isinstance(found.get(key), kind):
-            return f"{key} is missing or no {kind.__name__}"
-    for name, way in found["bandwidth"].items():
-        if not _is_figure(way):
-            return f"bandwidth.{name} is no figure"
-    for number, row in enumerate(found["rows"]):
-        if not isinstance(row, dict):
-            return f"row {number} is no table"
-        for key in ("name", "file", "runtime", "sha256"):
-            if not isinstance(row.get(key), str):
-                return f"row {number}: {key} is missing or no text"
-        if not _is_number(row.get("bytes")) or not isinstance(row.get("figures"), dict):
-            return f"row {number}: bytes or figures are missing"
-        for key in ("model", "bytes_per_token", "bandwidth_share", "operators", "error"):
-            if key not in row:
-                return f"row {number}: {key} is missing"
-        if not (row["bytes_per_token"] is None or _is_number(row["bytes_per_token"])):
-            return f"row {number}: bytes_per_token is no number"
-        if not (row["model"] is None or isinstance(row["model"], dict)):
-            return f"row {number}: model is no table"
-        for name, value in row["figures"].items():
-            if not _is_figure(value):
-                return f"row {number}: {name[:40]} is no figure"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    """A number of at least 0; JSON has no infinity."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_number(value.get(key)) for key in ("median", "lowest", "highest")
-    )
+    return checked(found, DeviceProfile, str(path), hint="it is damaged: measure again")

@@ -101,7 +101,7 @@ def gptq_blocks(
             hint="choose --method search, or unroll it first with `mobilellm convert --to hf`",
         )
     states = network.embed_tokens(tokens)  # (N, T, C)
-    rotation = (network.cos[: tokens.shape[1]], network.sin[: tokens.shape[1]])
+    rotation = network.rotation(0, tokens.shape[1])
     found: dict[str, GridWeight] = {}
     for number, layer in enumerate(network.layers):
         block = cast(Block, layer)

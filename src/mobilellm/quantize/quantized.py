@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -30,10 +30,30 @@ from mobilellm.model.network import Network
 from mobilellm.model.weights import stacks, write_tensors
 from mobilellm.quantize.grid import GridWeight, groups_of, on_grid
 from mobilellm.quantize.schemes import SCHEMES, Scheme
+from mobilellm.schema import checked
 
 FORMAT_VERSION = 1
 FACTS_FILE, SCALES_FILE = "quantization.json", "quantization.safetensors"
 MAX_FACTS = 16 << 20  # bytes of quantization.json
+
+
+class GridEntry(TypedDict):
+    """A tensor in quantization.json."""
+
+    bits: int
+    group: int
+    """Columns that share a scale."""
+
+
+class FactsFile(TypedDict):
+    """quantization.json."""
+
+    format_version: int
+    scheme: str
+    method: str
+    facts: dict[str, Any]
+    grids: dict[str, GridEntry]
+    """By the tensors' names on disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +136,14 @@ def read(folder: Path, network: Network) -> Quantized | None:
     where = folder / FACTS_FILE
     if not where.is_file():
         return None
-    said = read_json(where, limit=MAX_FACTS)
-    damaged = UserError(f"{where}: damaged, or of another version", hint="quantize the model again")
-    if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
+    hint = "quantize the model again"
+    damaged = UserError(f"{where}: damaged, or of another version", hint=hint)
+    said = checked(read_json(where, limit=MAX_FACTS), FactsFile, str(where), hint=hint)
+    if said["format_version"] != FORMAT_VERSION:
         raise damaged
-    scheme, method, grids, facts = (said.get(key) for key in ("scheme", "method", "grids", "facts"))
-    if not (isinstance(scheme, str) and isinstance(method, str) and isinstance(facts, dict)):
-        raise damaged
+    scheme, grids = said["scheme"], said["grids"]
     if scheme not in SCHEMES:
-        raise unknown_name("scheme", scheme, SCHEMES, str(where))
-    if not isinstance(grids, dict):
-        raise damaged
+        raise unknown_name("scheme", scheme[:60], SCHEMES, str(where))
     scales = _read_scales(folder / SCALES_FILE)
     parameters = dict(network.named_parameters())
     weights: dict[str, GridWeight] = {}
@@ -134,7 +151,7 @@ def read(folder: Path, network: Network) -> Quantized | None:
         names = [name for name, _ in parts]
         if not any(name in grids for name in names):
             continue
-        bits = {_bits(grids.get(name)) for name in names}
+        bits = {grids[name]["bits"] if name in grids else 0 for name in names}
         if len(bits) != 1 or (one := bits.pop()) not in (4, 8):
             raise damaged
         columns = parameters[ours].shape[1]
@@ -148,13 +165,7 @@ def read(folder: Path, network: Network) -> Quantized | None:
                 )
         together = torch.cat([scales[name] for name in names]).float()
         weights[ours] = on_grid(parameters[ours].detach(), together, one, f"{folder}: {ours}")
-    return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
-
-
-def _bits(grid: Any) -> int:
-    """The bits that an entry of `grids` names; 0 where it names none."""
-    bits = grid.get("bits") if isinstance(grid, dict) else None
-    return bits if type(bits) is int else 0
+    return Quantized(scheme=scheme, method=said["method"], weights=weights, facts=said["facts"])
 
 
 def _read_scales(path: Path) -> dict[str, Tensor]:

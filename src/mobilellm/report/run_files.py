@@ -7,14 +7,13 @@ run.points("loss")                       # [(1, 6.93), (2, 6.81), ...]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import orjson
-
+from mobilellm.errors import UserError
 from mobilellm.files import read_json
-from mobilellm.records import MetricsRow, Result
+from mobilellm.records import MetricsRow, Result, metrics_row
 from mobilellm.report.chart import Point
 from mobilellm.report.figures import is_finite
 
@@ -26,14 +25,11 @@ def read_metrics(path: Path) -> tuple[list[MetricsRow], int]:
     if path.is_file():
         with open(path, "rb") as file:
             for line in file:
-                try:
-                    row = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    row = None
-                if isinstance(row, dict):
-                    rows.append(cast("MetricsRow", row))
-                else:
+                row = metrics_row(line)
+                if row is None:
                     broken += 1
+                else:
+                    rows.append(row)
     return rows, broken
 
 
@@ -59,14 +55,22 @@ class RunFiles:
     result: Result
     environment: dict[str, Any]
     recipe: str
+    damaged: list[str] = field(default_factory=list)
+    """A line for each file that is there and could not be read."""
 
     @classmethod
     def read(cls, run: Path) -> RunFiles:
-        """Read the folder `run`. `UserError` for a file that is there and is no JSON."""
+        """Read the folder `run`. A file that is there and is no JSON is named in `damaged`."""
 
         def json_file(name: str) -> dict[str, Any]:
-            value = read_json(run / name) if (run / name).is_file() else {}
+            value: Any = {}
+            try:
+                value = read_json(run / name) if (run / name).is_file() else {}
+            except UserError as error:
+                damaged.append(str(error))
             return value if isinstance(value, dict) else {}
+
+        damaged: list[str] = []
 
         rows, broken = read_metrics(run / "metrics.jsonl")
         recipe = run / "recipe.toml"
@@ -77,6 +81,7 @@ class RunFiles:
             result=cast("Result", json_file("result.json")),
             environment=json_file("environment.json"),
             recipe=recipe.read_text("utf-8", "replace") if recipe.is_file() else "",
+            damaged=damaged,
         )
 
     @property

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from mobilellm.printable import printable
 from mobilellm.records import MetricsRow
 from mobilellm.report.figures import count
 from mobilellm.terminal.output import say
@@ -82,7 +83,7 @@ class LiveView(Watcher):
     def said(self, line: str) -> None:
         """Print a line, above the bar where there is one."""
         if self.bar is not None:
-            self.bar.console.print(line, highlight=False)
+            self.bar.console.print(printable(line), highlight=False, markup=False)
         else:
             say(line)
 

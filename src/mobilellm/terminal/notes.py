@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
+from mobilellm.printable import one_line
+from mobilellm.terminal.output import say
+
 
 def note(line: str) -> None:
     """Print one note."""
-    print(f"mobilellm: note: {line}", file=sys.stderr, flush=True)
+    say(f"mobilellm: note: {one_line(line)}")
 
 
 @contextlib.contextmanager

@@ -13,20 +13,27 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mobilellm.printable import escaped_json, printable
+
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output. Numbers that are not finite become null."""
     import orjson
 
-    sys.stdout.write(
-        orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY).decode()
-    )
+    text = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+    sys.stdout.write(escaped_json(text.decode()))
     sys.stdout.flush()
 
 
-def say(line: str) -> None:
-    """A line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+def put(text: object = "", *, flush: bool = False) -> None:
+    """Text and a line feed on standard output, safe for a terminal: names, keys and samples in it
+    are of others."""
+    print(printable(str(text)), flush=flush)
+
+
+def say(text: str) -> None:
+    """Text and a line feed on standard error, as safe."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

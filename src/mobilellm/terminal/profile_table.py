@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from mobilellm.printable import one_line
 from mobilellm.profiling.device_profile import DeviceProfile, Figure, ProfileRow, bound
 from mobilellm.report.figures import MISSING, fixed, percent
 from mobilellm.terminal.output import size
@@ -64,7 +65,7 @@ def profile_lines(profile: DeviceProfile, width: int) -> list[str]:
         if row["operators"]:
             lines += ["", *_operators(row)]
     # Names of files and operators are text of others: a terminal shows and does not obey it.
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def _table(rows: Sequence[ProfileRow]) -> list[str]:

@@ -30,7 +30,7 @@ def picture(run: Path, width: int, height: int) -> str:
     from mobilellm.recipe.recipe import Recipe
     from mobilellm.report.braille import plot
     from mobilellm.report.chart import smooth
-    from mobilellm.report.figures import fixed, formatted
+    from mobilellm.report.figures import fixed, formatted, grouped, percent
     from mobilellm.report.run_files import points, read_metrics
 
     recipe, (rows, _) = Recipe.read(run / "recipe.toml"), read_metrics(run / "metrics.jsonl")
@@ -39,25 +39,25 @@ def picture(run: Path, width: int, height: int) -> str:
         return f"{run}: no step yet of {steps:,}"
 
     last = rows[-1]
-    speed, done = last["tokens_per_second"], last["step"]
+    speed, done = last.get("tokens_per_second") or 0.0, last["step"]
     left = (steps - done) * recipe.train.batch_tokens / max(speed, 1e-9)
     state = "ended" if done >= steps else f"{duration(left)} left"
     facts = [
         f"step {done:,}/{steps:,}",
-        f"{count(last['tokens'])} tokens",
+        f"{count(last.get('tokens'))} tokens",
         f"{speed:,.0f} tokens/s",
         state,
-        f"loss {fixed(last['loss'], 4)}",
-        f"lr {last['learning_rate']:.3g}",
-        f"norm {formatted(last['grad_norm'], '.3g')}",
-        f"MFU {last['mfu_6n']:.1%} (6N) {last['mfu_palm']:.1%} (PaLM)",
-        f"{last['skipped']} skipped",
+        f"loss {fixed(last.get('loss'), 4)}",
+        f"lr {formatted(last.get('learning_rate'), '.3g')}",
+        f"norm {formatted(last.get('grad_norm'), '.3g')}",
+        f"MFU {percent(last.get('mfu_6n'))} (6N) {percent(last.get('mfu_palm'))} (PaLM)",
+        f"{grouped(last.get('skipped'))} skipped",
     ]
     lines = [cut(str(run), width), *filled(facts, width)]
     phases = {
-        "data": last.get("data_seconds", 0.0),
-        "compute": last.get("compute_seconds", 0.0),
-        "optimizer": last.get("optimizer_seconds", 0.0),
+        "data": last.get("data_seconds") or 0.0,
+        "compute": last.get("compute_seconds") or 0.0,
+        "optimizer": last.get("optimizer_seconds") or 0.0,
     }
     if total := sum(phases.values()):
         shares = (f"{name} {seconds / total:.1%}" for name, seconds in phases.items())

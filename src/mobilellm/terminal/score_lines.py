@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
+from mobilellm.terminal.output import put
 
 
 def labels(models: tuple[Path, ...]) -> list[str]:
@@ -24,7 +25,7 @@ def labels(models: tuple[Path, ...]) -> list[str]:
 def print_scores(scores: dict[str, dict[str, Any]]) -> None:
     """A line for each task and model: metrics with standard errors, then what they rest on."""
     for name, tasks in scores.items():
-        print(name)
+        put(name)
         for task, row in tasks.items():
             numbers = [
                 f"{metric} {value:.4f}"
@@ -43,4 +44,4 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
             mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + (
                 "; data altered" if "altered" in row else ""
             )
-            print(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
+            put(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from safetensors.torch import load_file
@@ -43,6 +43,7 @@ from mobilellm.files import (
     PARTIAL,
     check_file,
     disk_errors,
+    plain_name,
     publish,
     read_json,
     sha256_file,
@@ -53,25 +54,34 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named
 from mobilellm.optimizers.optimizer import empty_state
+from mobilellm.schema import AtLeast, checked
 from mobilellm.train.average import Average
 
 if TYPE_CHECKING:
     from mobilellm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
+STATE_FILE = "train_state/state.json"
 warnings.filterwarnings(
     "ignore", "torch.distributed is disabled, unavailable or uninitialized"
 )  # it says what no_dist asks for
 MAX_STATE_BYTES = 1 << 20
 
 
+class ChecksumEntry(TypedDict):
+    """A file in checksums.json."""
+
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Where a run stands, beside its weights and moments."""
 
-    step: int
+    step: Annotated[int, AtLeast(0)]
     """Optimizer steps done."""
-    tokens: int
+    tokens: Annotated[int, AtLeast(0)]
     """Tokens trained on."""
     data: DataState
     """Position in the data: of all processes together, not of one."""
@@ -221,7 +231,7 @@ class Saver:
     ) -> None:
         write_checkpoint(staging, config, named, tokenizer, origin)
         write_json(
-            staging / "train_state" / "state.json",
+            staging / STATE_FILE,
             {"format": FORMAT} | state.__dict__ | {"data": state.data.to_dict()},
         )
         files = sorted(p for p in staging.rglob("*") if p.is_file())
@@ -259,25 +269,29 @@ def _unwrapped(wait: Callable[[], Any]) -> None:
 def verify(path: Path) -> None:
     """`UserError` unless every file of the checkpoint has the size and SHA-256 it was written
     with."""
-    listed = read_json(path / "checksums.json", limit=MAX_STATE_BYTES)
-    if not isinstance(listed, dict) or not listed:
-        raise UserError(f"{path}/checksums.json: lists no files")
-    for name, entry in listed.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(entry, dict):
-            raise UserError(f"{path}/checksums.json: {name!r} is not a file of this checkpoint")
-        check_file(path / name, size=entry.get("size", -1), sha256=entry.get("sha256", ""))
+    where = path / "checksums.json"
+    files = checked(read_json(where, limit=MAX_STATE_BYTES), dict[str, ChecksumEntry], str(where))
+    if "model.safetensors" not in files or STATE_FILE not in files:
+        raise UserError(f"{where}: does not list the files of a checkpoint")
+    for name, entry in files.items():
+        if not plain_name(name):
+            raise UserError(f"{where}: {name!r:.200} is not a file of this checkpoint")
+        check_file(path / name, size=entry["size"], sha256=entry["sha256"])
 
 
 def read_state(path: Path) -> TrainState:
     """Where the run stood at a verified checkpoint. `UserError` for another format's."""
-    where = read_json(path / "train_state" / "state.json", limit=MAX_STATE_BYTES)
-    if not isinstance(where, dict) or where.pop("format", None) != FORMAT:
+    values = read_json(path / STATE_FILE, limit=MAX_STATE_BYTES)
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(
             f"{path}: its training state is not of format {FORMAT}, which this version reads",
             hint="start a new run",
         )
+    checked(values, TrainState, str(path / STATE_FILE))
+    if len(values["guard"]) != len(TrainState.guard):
+        raise UserError(f"{path / STATE_FILE}: guard has {len(values['guard'])} numbers")
     return TrainState(
-        **where | {"data": DataState.from_dict(where["data"]), "guard": tuple(where["guard"])}
+        **values | {"data": DataState.from_dict(values["data"]), "guard": tuple(values["guard"])}
     )
 
 

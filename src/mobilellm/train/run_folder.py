@@ -21,9 +21,18 @@ from typing import Any
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.files import disk_errors, locked, sweep_partial, write_file, write_json
+from mobilellm.files import (
+    disk_errors,
+    locked,
+    read_json,
+    sweep_partial,
+    write_file,
+    write_json,
+)
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.records import MetricsRow
+from mobilellm.records import MetricsRow, metrics_row
+
+MAX_ENVIRONMENT = 1 << 20  # bytes of environment.json
 
 
 def now() -> str:
@@ -55,6 +64,31 @@ def read_recipe(run: Path) -> Recipe:
     return Recipe.read(run / "recipe.toml")
 
 
+def mend_environment(run: Path, environment: dict[str, Any]) -> str:
+    """Write environment.json anew where it is missing, empty or cut; the damaged one is kept
+    beside. Returns a line that says so, or an empty one.
+
+    Nothing that is computed depends on it, so its loss is no reason to lose a run.
+    """
+    path = run / "environment.json"
+    try:
+        if isinstance(read_json(path, limit=MAX_ENVIRONMENT), dict):
+            return ""
+        fault = f"{path}: no JSON object"
+    except UserError as error:
+        fault = str(error)
+    kept = f", the damaged one kept as {set_aside(path).name}" if path.is_file() else ""
+    write_json(path, environment | {"rebuilt": now()})
+    return f"{fault}; written anew of this machine{kept}"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that a whole one can have its name; returns the new name."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return aside
+
+
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[None]:
     """Hold the run for this process alone, and clear away what a killed one left half-written."""
@@ -71,21 +105,28 @@ class Metrics:
     def __init__(self, run: Path) -> None:
         self.path = run / "metrics.jsonl"
 
-    def rewind(self, step: int) -> None:
-        """Drop what was recorded after `step`, and a last line that a kill cut off."""
+    def rewind(self, step: int) -> str:
+        """Drop what was recorded after `step`, and lines that a kill or a full disk cut off.
+
+        Returns a line that says so where a line before the last was damaged; the file as it was is
+        then kept beside.
+        """
         if not self.path.exists():
-            return
-        kept = []
+            return ""
+        kept, broken, last_is_whole = [], 0, True
         with open(self.path, "rb") as file:
             for line in file:
-                try:
-                    row = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    break
-                if row["step"] > step:
-                    break
-                kept.append(line)
+                row = metrics_row(line)
+                last_is_whole = row is not None and line.endswith(b"\n")
+                broken += row is None
+                if row is not None and row["step"] <= step:
+                    kept.append(line if last_is_whole else line + b"\n")
+        said = ""
+        if broken > (not last_is_whole):
+            aside = set_aside(self.path)
+            said = f"{self.path}: {broken} damaged lines left out; kept as {aside.name}"
         write_file(self.path, b"".join(kept))
+        return said
 
     def append(self, rows: Sequence[MetricsRow]) -> None:
         """Add rows, one JSON object a line. Numbers that are not finite become null, as JSON has

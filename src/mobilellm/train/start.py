@@ -30,7 +30,7 @@ from mobilellm.train.loop import Outcome, Trainer
 from mobilellm.train.origin import Origin, read_origin
 from mobilellm.train.resolve import resolve
 from mobilellm.train.rows import Watcher
-from mobilellm.train.run_folder import Metrics, create, hold, now, read_recipe
+from mobilellm.train.run_folder import Metrics, create, hold, mend_environment, now, read_recipe
 
 # What may differ when a run goes on. Nothing of it changes what is computed but in the order of
 # sums, save the mixture, which is meant to.
@@ -125,7 +125,10 @@ def resume(
         if path is not None:
             trainer.restore(path, allow_data_change)
         if world.main:
-            Metrics(run).rewind(trainer.state.step)
+            environment = describe(trainer.device) | {"data_fingerprint": data.fingerprint}
+            mended = [Metrics(run).rewind(trainer.state.step), mend_environment(run, environment)]
+            for line in filter(None, mended):
+                watcher.said(line)
             if recipe != own:
                 recipe.write(run / "recipe.toml")
         world.barrier("the beginning of the run")

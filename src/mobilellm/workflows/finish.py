@@ -9,8 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any, cast
 
-import orjson
-
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.held_out import held_out
@@ -28,6 +26,7 @@ from mobilellm.records import (
     SourceFigures,
     Training,
 )
+from mobilellm.report.run_files import read_metrics
 from mobilellm.report.run_page import write_report
 from mobilellm.train.inputs import Data, open_data
 from mobilellm.train.loop import Outcome
@@ -182,9 +181,8 @@ def _training(run: Path, outcome: Outcome) -> Training:
     """Totals over every process that trained this run, from its metrics."""
     tokens = seconds = 0.0
     before = 0
-    with open(run / "metrics.jsonl", "rb") as file:
-        for line in file:
-            row = orjson.loads(line)
+    for row in read_metrics(run / "metrics.jsonl")[0]:
+        if row.get("tokens") and row.get("tokens_per_second"):
             seconds += (row["tokens"] - before) / row["tokens_per_second"]
             tokens, before = row["tokens"], row["tokens"]
     return {
