@@ -427,6 +427,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_attention.py::test_value_and_gradients_equal_torchs",
     ),
     fault(
+        "ParetoQ's two bits are rounded to even levels", "interop/paretoq.py",
+        "(1.5, 0.0) if bits == 0 else (2.0, 0.5)", "(1.5, 0.0) if bits == 0 else (2.0, 0.0)",
+        "interop/test_paretoq.py::test_values_are_those_of_the_published_quantizer[2]",
+    ),
+    fault(
         "documents see what follows", "model/attention_mask.py",
         "(same & spec.sees(places, places))", "same",
         "model/test_attention_mask.py::test_loss_and_gradients_equal_each_document_alone",

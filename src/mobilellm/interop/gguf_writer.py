@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
@@ -144,7 +145,8 @@ def _kind(
         return asked, []
     exact = model.quantized is not None
     if exact and name not in grids:
-        return "F32", [f"{gguf_name(name)} is F32: quantizing left it as it is"]
+        kind = "BF16" if torch.equal(tensor, tensor.bfloat16().float()) else "F32"
+        return kind, [f"{gguf_name(name)} is {kind}: quantizing left it as it is"]
     if columns % GROUP:
         kind = "F32" if exact else "F16"
         return kind, [

@@ -26,7 +26,7 @@ from torch import Tensor
 from mobilellm.budget import ask
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json
-from mobilellm.interop import llama4
+from mobilellm.interop import llama4, paretoq
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader
@@ -41,6 +41,8 @@ from mobilellm.model.config import (
 )
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
+from mobilellm.quantize.quantized import Quantized
+from mobilellm.quantize.quantized import read as read_own_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 MODEL_TYPES = ("llama", "qwen3", "cwm", "mobilellm", llama4.MODEL_TYPE)
@@ -125,6 +127,8 @@ def read_config(
             f"{where}: layer_types has {SLIDING}, which transformers' llama does not do",
             hint="model_type cwm is the Llama network with sliding windows",
         )
+    paretoq.bits_of(values, str(where))
+    values.pop(paretoq.KEY, None)
     if values.get("quantization_config") is not None:
         raise UserError(
             f"{where}: the weights are quantized (quantization_config)",
@@ -328,14 +332,12 @@ def read(
 ) -> tuple[Network, dict[str, Any]]:
     """Network and origin of a folder. `UserError` says what is wrong with its files."""
     config, told = read_config(folder, shared_kv, ignored)
-    files = weight_files(folder)
-    where = str(files[0] if len(files) == 1 else folder)
-    ask(sum(file.stat().st_size for file in files), f"{where}: its weights")
-    named: dict[str, Tensor] = {}
-    for file in files:
-        named |= read_tensors(file)
+    named, where = _all_tensors(folder)
     check_weights(named, where)
     values = read_json(folder / "config.json", limit=MAX_CONFIG)
+    bits = paretoq.bits_of(values, where)
+    if bits is not None:
+        named, _ = paretoq.on_grid(named, bits, where)
     named = honor_tie(config, named, where)
     of_llama4 = values.get("model_type") == llama4.MODEL_TYPE
     if of_llama4:
@@ -354,6 +356,27 @@ def read(
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
     return network, origin
+
+
+def _all_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Every tensor of a folder, and what messages call the place."""
+    files = weight_files(folder)
+    where = str(files[0] if len(files) == 1 else folder)
+    ask(sum(file.stat().st_size for file in files), f"{where}: its weights")
+    named: dict[str, Tensor] = {}
+    for file in files:
+        named |= read_tensors(file)
+    return named, where
+
+
+def read_quantized(folder: Path, network: Network) -> Quantized | None:
+    """What of the network read from `folder` lies on the grid: by our own file, or ParetoQ's."""
+    own = read_own_quantized(folder, network)
+    bits = paretoq.bits_of(read_json(folder / "config.json", limit=MAX_CONFIG), str(folder))
+    if own is not None or bits is None:
+        return own
+    named, where = _all_tensors(folder)
+    return paretoq.quantized_of(network.config, paretoq.on_grid(named, bits, where)[1], bits)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -385,4 +408,5 @@ READER = Reader(
     read_tokenizer=read_tokenizer,
     describe=describe,
     read_settings=read_settings,
+    read_quantized=read_quantized,
 )

@@ -22,7 +22,6 @@ from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.interop.repeats import folded
 from mobilellm.interop.sampling_defaults import sampling_of
 from mobilellm.model.config import ModelConfig, SharedKV
-from mobilellm.quantize.quantized import read as read_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 READERS: tuple[Reader, ...] = (huggingface.READER, gguf_reader.READER, llama2c.READER)
@@ -71,7 +70,7 @@ def load(
     reader, where = recognize(path)
     with reading(where, reader.what):
         network, origin = reader.read(where, shared_kv, ignored)
-        quantized = read_quantized(where, network) if where.is_dir() else None
+        quantized = reader.read_quantized(where, network)
         generation = reader.read_settings(where)
     found: Tokenizer | None
     fault: UserError | None = None

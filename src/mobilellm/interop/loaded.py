@@ -149,3 +149,5 @@ class Reader:
     """Configuration and origin, without reading the weights."""
     read_settings: Callable[[Path], dict[str, Any]] = lambda _: {}
     """How the model's makers sample from it, in generation_config.json's keys."""
+    read_quantized: Callable[[Path, Network], Quantized | None] = lambda _, __: None
+    """What of the network, read from there, lies on the grid; None where nothing does."""

@@ -74,6 +74,14 @@ class Quantized:
         """The scheme's entry."""
         return SCHEMES[self.scheme]
 
+    def with_scales(self, rounding: Callable[[Tensor], Tensor]) -> Quantized:
+        """The same integers with their scales rounded: `rounding` takes and gives float32."""
+        weights = {
+            name: replace(weight, scales=rounding(weight.scales))
+            for name, weight in self.weights.items()
+        }
+        return replace(self, weights=weights)
+
     def unrolled(self, order: Sequence[int]) -> Quantized:
         """As the network that has a block for each application; `order` says of which one
         (interop/repeats.py)."""
@@ -105,7 +113,8 @@ class Quantized:
             pieces = weight.scales.split([rows for _, rows in parts])
             for (name, _), piece in zip(parts, pieces, strict=True):
                 grids[name] = {"bits": weight.bits, "group": weight.group}
-                scales[name] = piece.to(torch.bfloat16).contiguous()
+                short = piece.to(torch.bfloat16)
+                scales[name] = (short if torch.equal(short.float(), piece) else piece).contiguous()
         write_tensors(folder / SCALES_FILE, scales)
         write_json(
             folder / FACTS_FILE,
