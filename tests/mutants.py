@@ -353,6 +353,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "evaluate/test_conversations.py::test_the_score_is_that_of_the_answers",
     ),
     fault(
+        "every part of a reference's table the first one", "derived/reference.py",
+        "rows = range(firsts[number], firsts[number] + file.count // width)",
+        "rows = range(0, file.count // width)",
+        "train/test_dpo.py::test_the_table_is_what_the_reference_says_of_each_answer_alone",
+    ),
+    fault(
+        "an edited manifest of what was derived", "derived/parts.py",
+        "if own != _digest(manifest):", "if own is None:",
+        "train/test_dpo.py::test_what_is_damaged_or_of_something_else_is_refused",
+    ),
+    fault(
         "the epoch not counted", "data/loader.py",
         "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
         f"{LOADER}::test_an_epoch_trains_on_each_token_once_but_for_the_remainder",

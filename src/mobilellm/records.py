@@ -54,6 +54,14 @@ class MetricsRow(TypedDict, total=False):
     """Nats a token."""
     held_out_perplexity: float
     held_out_bits_per_byte: float
+    reward_margin: float
+    """Of pairs of answers: how far the chosen one's reward is above the rejected one's."""
+    reward_accuracy: float
+    """Share of the pairs where it is above."""
+    held_out_preference_loss: float
+    """On the held-out pairs, as the following."""
+    held_out_reward_margin: float
+    held_out_reward_accuracy: float
 
 
 def add_figures(row: MetricsRow, figures: Mapping[str, float]) -> None:

@@ -171,8 +171,10 @@ ENTRIES: dict[str, Acts] = {
     "track.every": of("tracked", "track.every", 1, 2, track={"wandb": "mine"}),
 }  # fmt: skip
 
-# What one process cannot show, and the test that does.
+# What one process on text cannot show, and the test that does.
 ELSEWHERE = {
+    "objective.name": ("test_dpo.py", "test_data_and_settings_that_do_not_fit_are_one_line"),
+    "objective.beta": ("test_dpo.py", "test_beta_acts"),
     "parallel.kind": ("test_world.py", "test_gradients_are_those_of_one_process"),
     "parallel.shard_group_size": ("test_world.py", "test_gradients_are_those_of_one_process"),
     "parallel.timeout": ("test_world.py", "test_a_rank_that_hangs_is_named"),

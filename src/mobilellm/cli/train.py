@@ -16,19 +16,22 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.recipe.recipe import (
-    AverageSection,
     DataSection,
-    DistillSection,
     EvalSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
-    QuantizeSection,
     Recipe,
     StartSection,
     TrackSection,
     TrainSection,
     TransferSection,
+)
+from mobilellm.recipe.tuning import (
+    AverageSection,
+    DistillSection,
+    ObjectiveSection,
+    QuantizeSection,
 )
 from mobilellm.report.figures import count, fixed, formatted
 from mobilellm.terminal.output import duration, print_json, put, say
@@ -70,6 +73,7 @@ class Train:
     train: TrainSection = field(default_factory=TrainSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     transfer: TransferSection = field(default_factory=TransferSection)
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     distill: DistillSection = field(default_factory=DistillSection)
     quantize: QuantizeSection = field(default_factory=QuantizeSection)
     average: AverageSection = field(default_factory=AverageSection)

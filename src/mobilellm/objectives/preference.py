@@ -59,9 +59,7 @@ class Preference:
         with torch.no_grad():
             nats = linear_cross_entropy(hidden.detach(), weight.detach(), flat, "none")
             answers = answer_log_probabilities(nats, targets, documents, reference.shape[1])
-            rewards = (self.beta * (answers - reference)).unflatten(1, (-1, 2))  # (B, D/2, 2)
-            margin = rewards[..., 0] - rewards[..., 1]
-            there = pairs_there(documents, margin.shape[1])
+            margin, there = margins(self.beta, answers, reference, documents)
             value = (F.softplus(-margin) * there).sum()
             # d loss / d (a token's nats): up for the tokens of the chosen answer, down for the
             # rejected one's, more where the pair is on the wrong side.
@@ -99,10 +97,15 @@ def answer_log_probabilities(
     return found.scatter_add_(1, documents.long(), -nats.float().view_as(targets))
 
 
-def pairs_there(documents: Tensor, width: int) -> Tensor:
-    """Which of up to `width` pairs each row holds, (B, width)."""
-    numbers = torch.arange(width, device=documents.device)
-    return numbers < ((documents[:, -1:] + 1) // 2)
+def margins(
+    beta: float, answers: Tensor, reference: Tensor, documents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far the reward of each chosen answer is above the rejected one's, (B, D/2), and which of
+    these pairs a row holds; of log-probabilities by the network and the reference, (B, D)."""
+    rewards = (beta * (answers - reference)).unflatten(1, (-1, 2))  # (B, D/2, 2)
+    margin = rewards[..., 0] - rewards[..., 1]
+    numbers = torch.arange(margin.shape[1], device=documents.device)
+    return margin, numbers < ((documents[:, -1:] + 1) // 2)
 
 
 def weighted_chunk(targets: Tensor, weights: Tensor) -> ChunkLoss:

@@ -38,6 +38,12 @@ from mobilellm.errors import UserError
 from mobilellm.files import write_file
 from mobilellm.plan.batching import Batching, check_batch
 from mobilellm.recipe.settings import Above, AtLeast, Between, build, check_ranges, plain
+from mobilellm.recipe.tuning import (
+    AverageSection,
+    DistillSection,
+    ObjectiveSection,
+    QuantizeSection,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -203,46 +209,6 @@ class TransferSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSection:
-    """A teacher whose distributions the network learns from, beside the text."""
-
-    teacher: str = ""
-    """A model with the data's tokenizer: a run, a checkpoint, a Hugging Face folder, a GGUF. The
-    word start names the network of start.from as it was given, for quantization-aware training.
-    Empty is none."""
-    weight: Annotated[float, Between(0, 1)] = 0.5
-    """Share of the teacher in the loss; the rest is the cross-entropy of the text."""
-    temperature: Annotated[float, Above(0)] = 1.0
-    """Divides the logits of both before they are compared; above 1 unlikely tokens count more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeSection:
-    """Training for a grid of integers: every product sees the weights as `mobilellm quantize
-    --method round` will leave them, and the gradients pass through to float32 ones."""
-
-    scheme: Literal["", "int4", "8da4w", "int8", "w8a8"] = ""
-    """The grid, as `mobilellm quantize` names it; 8da4w is int4 with 8-bit activations, as
-    ExecuTorch computes. Empty trains for none."""
-    embedding: Literal["int8", "float"] = "int8"
-    """What becomes of the embedding and the output layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AverageSection:
-    """An average of the weights. Where there is one, it is what checkpoints hold for others to
-    load, and what held-out losses and tasks measure."""
-
-    kind: Literal["", "ema", "tail"] = ""
-    """ema forgets old weights at a fixed rate; tail gives all weights from a step on equal shares.
-    Empty keeps none."""
-    decay: Annotated[float, Between(0, 1)] = 0.999
-    """With ema: the share of the old average that stays at each step; less of it at first."""
-    start: Annotated[int, AtLeast(0)] = 0
-    """Steps before the first weights that are taken in."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ParallelSection:
     """Several processes, as `torchrun` starts them."""
 
@@ -300,6 +266,8 @@ class Recipe:
     """The optimizer and its schedule."""
     transfer: TransferSection = field(default_factory=TransferSection)
     """Learning rates that hold at every size."""
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    """What a step minimizes."""
     distill: DistillSection = field(default_factory=DistillSection)
     """A teacher."""
     quantize: QuantizeSection = field(default_factory=QuantizeSection)
@@ -323,9 +291,24 @@ class Recipe:
                 f"{self.train.steps}"
             )
         self._check_stages()
+        self._check_objective()
         if self.train.seed >= 1 << 63:
             raise UserError(f"train.seed = {self.train.seed}: must be below 2^63")
         check_batch(self.data.sequence_length, self.train.batch_tokens)
+
+    def _check_objective(self) -> None:
+        if self.objective.name != "dpo":
+            return
+        where = "objective.name = 'dpo'"
+        if not self.data.mask_documents:
+            raise UserError(
+                f"{where}: an answer would see the other one", hint="set data.mask_documents = true"
+            )
+        if self.distill.teacher or self.optimizer.z_loss:
+            raise UserError(
+                f"{where}: goes with neither distill.teacher nor optimizer.z_loss",
+                hint="leave them out",
+            )
 
     def _check_stages(self) -> None:
         before = 0

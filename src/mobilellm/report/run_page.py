@@ -96,6 +96,25 @@ def curves(files: RunFiles) -> list[Markup]:
         line_chart(
             "Held-out", [Line("held-out", held_out, "c2", marked=True)], "step", "bits a byte"
         ),
+        line_chart(
+            "Pairs of answers: how far the chosen one is ahead",
+            [
+                Line("each step", files.points("reward_margin"), "c1", faint=True),
+                Line("held-out", files.points("held_out_reward_margin"), "c2", marked=True),
+            ],
+            "step",
+            "reward margin",
+        ),
+        line_chart(
+            "Pairs of answers: the chosen one ahead",
+            [
+                Line("each step", files.points("reward_accuracy"), "c1", faint=True),
+                Line("held-out", files.points("held_out_reward_accuracy"), "c2", marked=True),
+            ],
+            "step",
+            "share of pairs",
+            zero=True,
+        ),
         single("Learning rate", "learning rate", "learning_rate", "c3", ""),
         single("Speed", "speed", "tokens_per_second", "c4", "tokens a second"),
         single("Gradient norm", "gradient norm", "grad_norm", "c5", "before clipping"),

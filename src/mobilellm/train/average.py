@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mobilellm.distributed.sharded import local
 from mobilellm.model.network import Network
-from mobilellm.recipe.recipe import AverageSection
+from mobilellm.recipe.tuning import AverageSection
 
 
 class Average:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from mobilellm.data.token_folder import TokenFolder
+from mobilellm.derived.reference import Reference, held_out_pairs
 from mobilellm.distributed.sharded import full
 from mobilellm.distributed.world import World
 from mobilellm.evaluate.held_out import held_out, held_out_of_source
@@ -27,10 +29,17 @@ class Evaluation:
     """The measurements of one run."""
 
     def __init__(
-        self, network: Network, data: Data, recipe: Recipe, world: World, sharded: bool
+        self,
+        network: Network,
+        data: Data,
+        recipe: Recipe,
+        world: World,
+        sharded: bool,
+        reference: Reference | None = None,
     ) -> None:
+        """`reference` is that of a training on pairs of answers."""
         self.network, self.data, self.recipe = network, data, recipe
-        self.world, self.sharded = world, sharded
+        self.world, self.sharded, self.reference = world, sharded, reference
 
     def held_out(self) -> Score:
         """Score of the held-out split, in windows of the training length."""
@@ -49,6 +58,20 @@ class Evaluation:
                 if loss is not None:
                     found[f"held_out_loss/{name}"] = loss
         return found
+
+    def preferences(self) -> dict[str, float]:
+        """Loss, reward margin and accuracy on the held-out pairs, where there are such."""
+        if self.reference is None or not isinstance(self.data, TokenFolder):
+            return {}
+        with self.measuring() as options:
+            return held_out_pairs(
+                self.network,
+                self.data,
+                self.reference,
+                self.recipe.objective.beta,
+                options["precision"],
+                options["processes"],
+            )
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mobilellm.data.dataset import SampleFolder, open_dataset
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture, Stage
+from mobilellm.data.stream import Beside
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
@@ -119,9 +120,14 @@ def _check_shape(recipe: Recipe, config: ModelConfig, started: ModelConfig) -> N
 
 
 def batches(
-    recipe: Recipe, data: Data, state: DataState, rank: int, world_size: int
+    recipe: Recipe,
+    data: Data,
+    state: DataState,
+    rank: int,
+    world_size: int,
+    beside: Mapping[str, Beside] | None = None,
 ) -> Loader | Mixture:
-    """The endless batches of one process from `state` on.
+    """The endless batches of one process from `state` on; `beside` is what lies beside each source.
 
     `UserError` for data shorter than a sample, and for stages that do not fit the data's sources.
     """
@@ -131,9 +137,14 @@ def batches(
     common = (section.sequence_length, sequences, state, *place, section.mask_documents)
     sources = getattr(data, "manifest", {}).get("sources", [])
     weighted = any(source.get("weight") is not None for source in sources)
-    if not section.stages and not weighted:
-        return Loader(data.tokens("train"), *common)
+    several = beside is not None and len(beside) > 1  # then each source is cut by itself
+    if not section.stages and not weighted and not several:
+        stream = data.tokens("train")
+        stream.beside = next(iter(beside.values())) if beside else None
+        return Loader(stream, *common)
     streams = {name: data.tokens("train", name) for name in data.sources()}
+    for name, found in (beside or {}).items():
+        streams[name].beside = found
     if not section.stages:  # prepared with weights, and nothing else is asked for
         return Mixture(streams, [Stage(until_tokens=None, weights=data.weights())], *common)
     last = section.stages[-1]  # it has no end, even if it names one

@@ -98,15 +98,23 @@ class Trainer:
         elif weights.named is not None:
             load_weights(self.network, weights.named)
         self.network.to(self.device)
+        said = self.watcher.said if self.world.main else lambda _: None
+        started = self.network if weights is not None and weights.named is not None else None
+        with self.world.waiting():
+            self.aim = build_objective(recipe, self.config, data, self.device, started, said)
         if recipe.quantize.scheme:
             fake_quantize(self.network, recipe.quantize.scheme, recipe.quantize.embedding)
-        masked = data.masked
-        objective = build_objective(recipe, self.config, data, self.device)
-        said = self.watcher.said
-        self.step = TrainStep(self.network, recipe, self.world, masked, said, objective)
+        self.step = TrainStep(
+            self.network, recipe, self.world, data.masked, self.watcher.said, self.aim.objective
+        )
         self.average = Average(self.network, recipe.average) if recipe.average.kind else None
         self.evaluation = Evaluation(
-            self.network, data, recipe, self.world, self.step.parallel.sharded
+            self.network,
+            data,
+            recipe,
+            self.world,
+            self.step.parallel.sharded,
+            self.aim.reference,
         )
         self.state = TrainState(
             step=0,
@@ -126,7 +134,8 @@ class Trainer:
     def loader(self) -> Loader | Mixture:
         """Batches of this process from where the run stands."""
         world = self.world
-        return batches(self.recipe, self.data, self.state.data, world.rank, world.size)
+        place = (self.state.data, world.rank, world.size)
+        return batches(self.recipe, self.data, *place, self.aim.beside)
 
     def peak_flops(self) -> float:
         """What the devices of all processes could do at best, FLOP/s: from the table of devices, or
@@ -280,6 +289,7 @@ class Fit:
                 rows[-1]["held_out_perplexity"] = self.score.perplexity
                 rows[-1]["held_out_bits_per_byte"] = self.score.bits_per_byte
                 add_figures(rows[-1], self.trainer.evaluation.sources())
+                add_figures(rows[-1], self.trainer.evaluation.preferences())
             if testing:
                 add_figures(rows[-1], self.trainer.evaluation.tasks(step))
         if saving:
