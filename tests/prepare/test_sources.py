@@ -39,16 +39,16 @@ def test_a_name_that_is_no_file_name_is_refused(text: Path, tmp_path: Path, name
 
 def test_the_manifest_holds_checksums_of_files_and_of_sources(tmp_path: Path) -> None:
     (tmp_path / "in/deeper").mkdir(parents=True)
-    for name in ("b.txt", "a.md", "deeper/README", ".hidden.txt", "image.png"):
+    for name in ("b.txt", "a.md", "deeper/chapter", ".hidden.txt", "image.png"):
         (tmp_path / "in" / name).write_text(f"the text of {name} " * 50)
     manifest = prepare(
         [Source("s", [tmp_path / "in"])], tmp_path / "d", vocab_size=300, held_out=0.4
     )
     (source,) = manifest["sources"]
-    assert [file["path"] for file in source["files"]] == ["a.md", "b.txt", "README"]
+    assert [file["path"] for file in source["files"]] == ["a.md", "b.txt", "chapter"]
     digests = [
         hashlib.sha256((tmp_path / "in" / n).read_bytes()).hexdigest()
-        for n in ("a.md", "b.txt", "deeper/README")
+        for n in ("a.md", "b.txt", "deeper/chapter")
     ]
     assert [file["sha256"] for file in source["files"]] == digests
     assert (

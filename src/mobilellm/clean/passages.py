@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from mobilellm.errors import UserError
 from mobilellm.readers.table import reader_of
-from mobilellm.readers.text import text_pieces
 from mobilellm.streams.compression import unpacked
+from mobilellm.streams.text import text_pieces
 
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]|[^\W_]+"

@@ -15,7 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from mobilellm.clean.steps import (
 )
 from mobilellm.errors import UserError
 from mobilellm.files import disk_errors, locked
-from mobilellm.prepare.sources import Source
+from mobilellm.prepare.sources import Source, left_out
 from mobilellm.prepare.tasks import plan
 
 try:
@@ -76,6 +76,7 @@ def stages(
     *,
     decontaminate: Path | None = None,
     text_field: str = "text",
+    separator: str | None = None,
     on_bad: str = "stop",
 ) -> list[CleaningStage]:
     """The pipelines, to be run one after the other, by any datatrove executor.
@@ -85,7 +86,7 @@ def stages(
     tasks = len(plan(sources))
     exact = ExactDedupConfig(content_getter=content_of, hash_config=HASH, only_dedup_in_index=False)
     first: list[Any] = [
-        ReadSources(sources, folder, text_field, on_bad),
+        ReadSources(sources, folder, text_field, on_bad, separator),
         QualityFilter(Dropped(folder, "quality")),
     ]
     if decontaminate is not None:
@@ -142,6 +143,7 @@ def clean(
     *,
     decontaminate: Path | None = None,
     text_field: str = "text",
+    separator: str | None = None,
     on_bad: str = "stop",
     workers: int = 1,
     say: Callable[[str], None] = lambda _: None,
@@ -153,6 +155,8 @@ def clean(
     """
     from datatrove.executor import LocalPipelineExecutor
 
+    passed_over = left_out(sources, say)
+    sources = [replace(source, paths=source.files()) for source in sources]
     against = [
         (path, path.stat()) for path in (evaluation_files(decontaminate) if decontaminate else ())
     ]
@@ -160,6 +164,7 @@ def clean(
         CLEANING_VERSION,
         [asdict(task) for task in plan(sources)],
         text_field,
+        separator,
         on_bad,
         [[str(path), status.st_size, status.st_mtime_ns] for path, status in against],
     ]
@@ -170,7 +175,12 @@ def clean(
     hint = "wait for it, or choose another name"
     with locked(folder / "lock", folder, "is cleaning there", hint=hint):
         for stage in stages(
-            sources, place, decontaminate=decontaminate, text_field=text_field, on_bad=on_bad
+            sources,
+            place,
+            decontaminate=decontaminate,
+            text_field=text_field,
+            separator=separator,
+            on_bad=on_bad,
         ):
             say(f"cleaning: {stage.name}, {stage.tasks} tasks")
             executor = LocalPipelineExecutor(
@@ -183,6 +193,8 @@ def clean(
             with _quiet(place / "console.log"):
                 executor.run()
     report = summary(place)
+    if passed_over:
+        report["files_left_out"] = passed_over
     cleaned = [
         Source(source.name, sorted(kept.glob("*.jsonl")), source.weight, source.given)
         for source in sources

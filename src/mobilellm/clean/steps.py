@@ -25,6 +25,7 @@ from mobilellm.prepare.sources import Source
 from mobilellm.prepare.tasks import plan
 from mobilellm.readers.reader import ReadSettings
 from mobilellm.readers.table import records
+from mobilellm.streams.places import place_of
 
 try:
     from datatrove.data import Document
@@ -86,10 +87,18 @@ class ReadSources(PipelineStep):
 
     type, name = "READER", "mobilellm sources"
 
-    def __init__(self, sources: list[Source], folder: Path, text_field: str, on_bad: str) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        folder: Path,
+        text_field: str,
+        on_bad: str,
+        separator: str | None = None,
+    ) -> None:
         super().__init__()
         self.tasks, self.folder = plan(sources), folder
-        self.settings, self.on_bad = ReadSettings(text_field=text_field), on_bad
+        self.settings = ReadSettings(text_field=text_field, separator=separator)
+        self.on_bad = on_bad
 
     def run(
         self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
@@ -102,7 +111,7 @@ class ReadSources(PipelineStep):
         with Dropped(self.folder, "unreadable") as dropped:
             for task in self.tasks[rank::world_size]:
                 for part in task.parts:
-                    for record in records(Path(part.path), part.span, self.settings):
+                    for record in records(place_of(part.path), part.span, self.settings):
                         count += 1
                         name = f"{task.source}/{part.file}/{record.key}"
                         where = record.where or f"{part.path} at {record.key}"

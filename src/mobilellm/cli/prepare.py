@@ -28,14 +28,15 @@ class Prepare:
     """Turn text into a folder of token shards with a held-out part; or check one (--validate).
 
     The held-out part is never trained on.
-    Reads .txt, .md, .jsonl, each also .gz or .zst, .parquet, samples of token ids ({"token_ids":
-    [...]}), and folders of them. A run that was stopped is continued by the same command.
+    Reads .txt, .md, .jsonl, .json, .csv, .tsv, each also .gz, .zst, .bz2 or .xz, .parquet, samples
+    of token ids ({"token_ids": [...]}), and folders of them; also by address (https://, s3://,
+    gs://, hf://datasets/...). A run that was stopped is continued by the same command.
 
     Example: mobilellm prepare book.txt --out data/book --vocab-size 2048
     """
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Files, folders and patterns; NAME=PATH puts one under a name of its own."""
+    """Files, folders, addresses and patterns; NAME=PATH puts one under a name of its own."""
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A named source, NAME=PATTERN or NAME:WEIGHT=PATTERN; may be given again and again."""
     source_list: Path | None = None
@@ -50,11 +51,16 @@ class Prepare:
     held_out: float = 0.01
     """Fraction held out: of documents, or the tail of a single document."""
     text_field: str = "text"
-    """Field of a .jsonl line, or column of a .parquet file, that holds the text."""
+    """Field of a line of JSON, or column of a table, that holds the text."""
+    separator: str | None = None
+    """What lies between the documents of a text file, as '<|endoftext|>'; blank-lines for empty
+    lines. When not given a file is one document."""
     bos: bool = False
     """Put a BOS token before each document."""
-    eos: bool = True
-    """Put an EOS token after each document."""
+    eos: str | None = None
+    """Token that ends documents, when it is not the one that the tokenizer names."""
+    no_eos: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Put no EOS token after documents."""
     seed: int = 0
     """Chooses the documents that are held out, and the order of samples."""
     format: Literal["shards", "jsonl"] = "shards"
@@ -106,6 +112,8 @@ class Prepare:
             raise UserError(
                 "--nodes is of --format jsonl", hint="shards need no division: leave it out"
             )
+        if self.eos is not None and self.no_eos:
+            raise UserError("--eos and --no-eos are both given", hint="give one of them")
         if self.template and not (self.chat or self.preferences):
             raise UserError("--template is of --chat", hint="add --chat")
         if self.chat or self.preferences:
@@ -126,6 +134,7 @@ class Prepare:
                 work,
                 decontaminate=self.decontaminate,
                 text_field=self.text_field,
+                separator=self.separator,
                 on_bad=self.on_bad,
                 workers=self.workers or os.cpu_count() or 1,
                 say=say,
@@ -139,8 +148,10 @@ class Prepare:
                 held_out=self.held_out,
                 seed=self.seed,
                 bos=self.bos,
-                eos=self.eos,
+                eos=not self.no_eos,
+                eos_token=self.eos,
                 text_field="text" if self.clean else self.text_field,
+                separator=None if self.clean else self.separator,
                 sequence_length=self.sequence_length or SAMPLE_TOKENS,
                 workers=self.workers,
                 on_bad=self.on_bad,
@@ -162,6 +173,7 @@ class Prepare:
         """Conversations, or pairs of answers, to tokens with a mask."""
         from mobilellm.conversations.prepare_chat import prepare_chat
         from mobilellm.conversations.prepare_preferences import prepare_preferences
+        from mobilellm.streams.places import place_of
         from mobilellm.terminal.conversation_lines import chat_lines, preference_lines
         from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -170,11 +182,13 @@ class Prepare:
             raise UserError("--chat and --preferences are two things", hint="give one of them")
         if self.tokenizer is None:
             raise UserError(f"{flag} needs --tokenizer", hint="name the folder of the model")
-        if self.clean or self.format != "shards" or self.source or self.source_list:
+        only_text = self.separator is not None or self.eos is not None or self.no_eos
+        if self.clean or self.format != "shards" or self.source or self.source_list or only_text:
             raise UserError(
                 f"{flag} takes files, and makes shards", hint="leave the other flags out"
             )
-        files, length = [Path(s) for s in self.sources], self.sequence_length or SAMPLE_TOKENS
+        files = [place_of(source) for source in self.sources]
+        length = self.sequence_length or SAMPLE_TOKENS
         common: dict[str, Any] = {
             "tokenizer": Tokenizer.load(self.tokenizer),
             "template": self.template,

@@ -1,4 +1,4 @@
-"""A token folder of lines of JSON, each encoded by itself and put into its split.
+"""A token folder of lines of JSON or rows of a table, each put into its split by itself.
 
     manifest = make_folder(files, out, "chat", tokenizer, rule, "stop", encode, sinks, facts)
 
@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import orjson
-
 from mobilellm.data.manifest import ShardEntry
 from mobilellm.errors import UserError
-from mobilellm.files import PARTIAL, disk_errors, sha256_file, sweep_partial
+from mobilellm.files import PARTIAL, disk_errors, sweep_partial
 from mobilellm.prepare.assembly import describe, put_together
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import MAX_LISTED, Count, FinishedTask, TaskResult, TaskShard
-from mobilellm.readers.lines import lines
-from mobilellm.readers.reader import Span
+from mobilellm.readers.table import rows
+from mobilellm.streams.places import Place, is_file, sha256_of, status_of
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -42,7 +40,7 @@ class Sink(Protocol[ItemIn]):
         ...
 
 
-def check_given(files: Sequence[Path], out: Path, held_out: float, what: str) -> None:
+def check_given(files: Sequence[Place], out: Path, held_out: float, what: str) -> None:
     """`UserError` for files that are not there, an `out` that is, and an impossible share."""
     if not files:
         raise UserError(f"no {what} given", hint="name files of JSON lines")
@@ -51,12 +49,12 @@ def check_given(files: Sequence[Path], out: Path, held_out: float, what: str) ->
     if not 0 < held_out < 1:
         raise UserError(f"held-out {held_out:g}: must be between 0 and 1")
     for file in files:
-        if not file.is_file():
+        if not is_file(file):
             raise UserError(f"{file}: no such file")
 
 
 def make_folder(
-    files: Sequence[Path],
+    files: Sequence[Place],
     out: Path,
     source: str,
     tokenizer: Tokenizer,
@@ -101,7 +99,7 @@ def make_folder(
 
 
 def _read(
-    files: Sequence[Path],
+    files: Sequence[Place],
     result: TaskResult,
     source: str,
     rule: SplitRule,
@@ -112,16 +110,14 @@ def _read(
     """Encode every line, and give it to the sink of its split."""
     count = result.counts[source]
     for file_number, file in enumerate(files):
-        result.files.append([str(file), file.stat().st_size, sha256_file(file)])
-        for number, position, line, fault in lines(file, Span()):
-            if not fault and line.isspace():
-                continue
-            where = f"{file}:{number()}"
+        result.files.append([str(file), status_of(file).size, sha256_of(file)])
+        for row in rows(file):
+            where = row.where()
             count.records += 1
             try:
-                if fault:
-                    raise UserError(f"{where}: {fault}")
-                item = encode(_row(line, where), where)
+                if row.fault is not None:
+                    raise row.fault
+                item = encode(row.value, where)
             except UserError as error:
                 if on_bad == "stop":
                     raise
@@ -129,15 +125,8 @@ def _read(
                 if len(result.skipped) < MAX_LISTED:
                     result.skipped.append([where, error.what.removeprefix(f"{where}: ")])
                 continue
-            held, _ = rule.held_out(source, file_number, position)
+            held, _ = rule.held_out(source, file_number, row.key)
             tokens, size = sinks["held_out" if held else "train"].add(item)
             count.documents += 1
             count.tokens += tokens
             count.bytes += size
-
-
-def _row(line: bytes, where: str) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{where}: broken JSON ({error})") from None

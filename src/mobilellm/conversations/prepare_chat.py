@@ -22,6 +22,7 @@ from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import Count
+from mobilellm.streams.places import Place
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import EncodedConversation, encode_conversation
 from mobilellm.tokenizer.special_tokens import with_special_tokens
@@ -61,7 +62,7 @@ class Conversations:
 
 
 def prepare_chat(
-    files: Sequence[Path],
+    files: Sequence[Place],
     out: Path,
     *,
     tokenizer: Tokenizer,

@@ -25,6 +25,7 @@ from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import Count
+from mobilellm.streams.places import Place
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import (
     EncodedConversation,
@@ -97,7 +98,7 @@ class PairRows:
 
 
 def prepare_preferences(
-    files: Sequence[Path],
+    files: Sequence[Place],
     out: Path,
     *,
     tokenizer: Tokenizer,

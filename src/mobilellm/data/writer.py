@@ -117,6 +117,13 @@ class ShardWriter:
         self.bytes += text_bytes
         self.ends.append(self.tokens)
 
+    def discard(self) -> None:
+        """Remove the open shard, and what it holds."""
+        if self.file is not None:
+            self.file.close()
+            self.path.unlink()
+        self.file, self.tokens, self.bytes, self.ends, self.mask = None, 0, 0, [], None
+
     def close(self) -> list[ShardEntry]:
         """Finish the open shard; returns the manifest entries of all of them."""
         if self.file is None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,21 @@ import orjson
 
 from mobilellm.data.manifest import Manifest
 from mobilellm.errors import UserError
-from mobilellm.files import sha256_file, sweep_partial
+from mobilellm.files import sweep_partial
 from mobilellm.jobs.pool import Workspace
 from mobilellm.jobs.task import KeyedTask
 from mobilellm.prepare.assembly import describe, put_together
 from mobilellm.prepare.samples import write_layout
-from mobilellm.prepare.sources import Source
+from mobilellm.prepare.sources import Source, left_out
 from mobilellm.prepare.split import decide, training_texts
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import FinishedTask, TaskResult
 from mobilellm.prepare.tasks import Job, Task, plan
 from mobilellm.readers.reader import ReadSettings
-from mobilellm.readers.table import text_size
+from mobilellm.readers.table import reader_of
+from mobilellm.streams.places import sha256_of
 from mobilellm.tokenizer.encoder import FAST, REFERENCE, MismatchError, choose, library_version
-from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 Progress = Callable[[float, float], None]
 Say = Callable[[str], None]
@@ -46,7 +47,7 @@ TRAINING_BYTES = 1 << 30  # of text that a tokenizer is trained on; of more, a s
 def made_from(manifest: Manifest, sources: list[Source]) -> bool:
     """Whether prepared data was made from just these files, by their content."""
     recorded = [file["sha256"] for source in manifest["sources"] for file in source["files"]]
-    return recorded == [sha256_file(path) for source in sources for path in source.files()]
+    return recorded == [sha256_of(path) for source in sources for path in source.files()]
 
 
 def check_names(sources: list[Source]) -> None:
@@ -74,7 +75,9 @@ def prepare(
     seed: int = 0,
     bos: bool = False,
     eos: bool = True,
+    eos_token: str | None = None,
     text_field: str = "text",
+    separator: str | None = None,
     sequence_length: int = 2048,
     workers: int | None = None,
     on_bad: str = "stop",
@@ -87,7 +90,9 @@ def prepare(
     """Make the token folder `out`, or with `nodes` the original's layout for so many; returns
     the manifest.
 
-    Without a `tokenizer`, one of `vocab_size` is trained on the training split. `workers`
+    Without a `tokenizer`, one of `vocab_size` is trained on the training split. `eos_token` names
+    the token that ends documents, where it is not the tokenizer's own. `separator` divides text
+    files into documents (`mobilellm.readers.text`). `workers`
     processes are used, by default one a core where there is work for them. `on_bad` "skip"
     counts what cannot be read and goes on; "stop" raises. `library` is "auto", or "tokenizers"
     for the reference. `sequence_length` is of samples, read or written: they have as many ids or
@@ -104,6 +109,17 @@ def prepare(
         raise UserError(f"{nodes} nodes: must be from 1 to 100,000")
     if not 2 <= sequence_length <= 1 << 24:
         raise UserError(f"a sequence length of {sequence_length}: must be from 2 to {1 << 24}")
+    if tokenizer is not None and eos_token is not None:
+        tokenizer = tokenizer.ending_with(eos_token)
+    passed_over = left_out(sources, say)
+    # Looked for once: a folder that changes meanwhile is read as it was found.
+    sources = [replace(source, paths=source.files()) for source in sources]
+    if separator is not None and not any(
+        (reader := reader_of(path)) and reader.name == "text"
+        for source in sources
+        for path in source.paths
+    ):
+        raise UserError("--separator is of text files, and there is none", hint="leave it out")
     with Workspace.open(out) as work:
         sweep_partial(out.parent, out.name)
         tasks = plan(sources)
@@ -121,10 +137,12 @@ def prepare(
             text_field=text_field,
             vocab_size=tokenizer.vocab_size if tokenizer else None,
             sample_lengths=(sequence_length, sequence_length + 1),
+            separator=separator,
         )
         split = decide(sources, held_out, seed, reading, on_bad)
         if tokenizer is None:
-            tokenizer = _trained(work, tasks, sources, split, reading, on_bad, vocab_size, say)
+            wanted = Trained(vocab_size, eos_token or END_OF_TEXT)
+            tokenizer = _trained(work, tasks, sources, split, reading, on_bad, wanted, say, report)
             done_before = total
             report(0)
         check_delimiters(tokenizer, bos, eos)
@@ -144,6 +162,7 @@ def prepare(
                 text_field=text_field,
                 sequence_length=sequence_length,
                 on_bad=on_bad,
+                separator=separator,
             )
 
         def run(settings: Job) -> list[FinishedTask]:
@@ -181,6 +200,8 @@ def prepare(
         manifest = describe(
             sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason
         ) | (extra or {})
+        if passed_over:
+            manifest["files_left_out"] = passed_over
         if nodes is None:
             put_together(out, finished, manifest, tokenizer)
         else:
@@ -223,6 +244,14 @@ def _workers(asked: int | None, total: float) -> int:
     return cores if total > 16 << 20 else 1
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A tokenizer that is to be trained."""
+
+    vocab_size: int
+    eos: str
+
+
 def _trained(
     work: Workspace,
     tasks: list[Task],
@@ -230,26 +259,35 @@ def _trained(
     split: SplitRule,
     reading: ReadSettings,
     on_bad: str,
-    vocab_size: int,
+    wanted: Trained,
     say: Say,
+    report: Callable[[float], None],
 ) -> Tokenizer:
     """A tokenizer trained on the training texts, or the one that an earlier run trained on the
-    same."""
-    content = [[asdict(task) for task in tasks], asdict(split), asdict(reading), on_bad, vocab_size]
+    same. `report` is told how far the texts are read, in the weight of tasks."""
+    content = [[asdict(task) for task in tasks], asdict(split), asdict(reading), on_bad]
+    content = [*content, asdict(wanted)]
     folder = work.path / f"trained-{hashlib.sha256(orjson.dumps(content)).hexdigest()[:32]}"
     if (folder / "tokenizer.json").is_file():
         trained = Tokenizer.load(folder)
         trained.name = "byte-level BPE"
         return trained
-    size = sum(
-        text_size(path, path.stat().st_size) for source in sources for path in source.files()
-    )
+    size = sum(task.weight for task in tasks)
     share = min(1.0, TRAINING_BYTES / max(1, size))
     if share < 1:
         say(
             f"the tokenizer is trained on {share:.2%} of the documents, about "
             f"{TRAINING_BYTES >> 20} MiB"
         )
-    trained = train_bpe(training_texts(sources, split, reading, on_bad, share), vocab_size)
+    read = 0.0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for text in training_texts(sources, split, reading, on_bad, share):
+            yield text
+            read = min(size, read + len(text) / share)
+            report(read)
+
+    trained = train_bpe(texts(), wanted.vocab_size, eos=wanted.eos)
     trained.save(folder)
     return trained

@@ -21,12 +21,12 @@ from mobilellm.data.manifest import ShardEntry
 from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
 from mobilellm.errors import UserError
-from mobilellm.files import sha256_file
 from mobilellm.prepare.tasks import Job, Part, Task
 from mobilellm.readers.reader import ReadSettings, Record
 from mobilellm.readers.table import records
+from mobilellm.streams.places import Place, place_of, sha256_of, status_of
 from mobilellm.tokenizer.byte_lengths import byte_lengths
-from mobilellm.tokenizer.encoder import Encoder
+from mobilellm.tokenizer.encoder import Encoder, UnbrokenTextError
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # of text tokenized at once
@@ -107,6 +107,7 @@ class TaskRun:
             text_field=job.text_field,
             vocab_size=self.tokenizer.vocab_size,
             sample_lengths=(job.sequence_length, job.sequence_length + 1),
+            separator=job.separator,
         )
         self.writers: dict[tuple[str, str], ShardWriter] = {}
         self.batches: dict[str, tuple[list[str], list[int]]] = {
@@ -121,11 +122,11 @@ class TaskRun:
         done = 0.0
         share = self.task.weight / max(1, len(self.task.parts))
         for part in self.task.parts:
-            path = Path(part.path)
+            path = place_of(part.path)
             self._unchanged(path, part)
             if part.start == 0:
                 try:
-                    self.result.files.append([part.path, part.size, sha256_file(path)])
+                    self.result.files.append([part.path, part.size, sha256_of(path)])
                 except OSError as error:
                     if self.job.on_bad == "stop":
                         raise UserError(
@@ -147,12 +148,12 @@ class TaskRun:
                 self.result.shards.append({**shard, "source": source, "split": split})
         return self.result
 
-    def _unchanged(self, path: Path, part: Part) -> None:
+    def _unchanged(self, path: Place, part: Part) -> None:
         try:
-            status = path.stat()
+            status = status_of(path)
         except OSError as error:
             raise UserError(f"{path}: went away while it was read ({error.strerror})") from None
-        if (status.st_size, status.st_mtime_ns) != (part.size, part.modified):
+        if (status.size, status.modified) != (part.size, part.modified):
             raise UserError(
                 f"{path}: changed while it was read", hint="run again when nothing writes to it"
             )
@@ -185,7 +186,16 @@ class TaskRun:
             count.documents += 1
             if record.text is None or len(record.text) > LONG:
                 self._flush()
-                self._long(record.pieces(), split, count)
+                try:
+                    self._long(record.pieces(), split, count)
+                except UnbrokenTextError as error:
+                    fault = UserError(f"{record.where or part.path}: {error.what}", hint=error.hint)
+                    if self.job.on_bad == "stop":
+                        raise fault from None
+                    self._writer(name, split).discard()
+                    count.documents -= 1
+                    count.bad += 1
+                    self._skipped(record.where or f"{part.path} at {record.key}", error.what)
             else:
                 texts, draws = self.batches[split]
                 texts.append(record.text)
@@ -265,12 +275,11 @@ class TaskRun:
         writer.extend(self.opening)
         for ids in self.encoder.long(measured()):
             writer.extend(ids)
-            count.tokens += len(ids)
         writer.extend(self.closing)
+        count.tokens += writer.tokens
+        count.bytes += size
         writer.end(size)
         writer.close()
-        count.tokens += len(self.opening) + len(self.closing)
-        count.bytes += size
 
     def _cut_in_two(self, record: Record, count: Count) -> None:
         """Write the only document of a source: its tail is held out."""

@@ -22,6 +22,7 @@ from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.readers.reader import Span
 from mobilellm.readers.table import spans, text_size
+from mobilellm.streams.places import Place, Status, status_of
 
 TASK_VERSION = 1
 MIN_BYTES, MAX_BYTES = 16 << 20, 512 << 20  # of text in a task
@@ -35,7 +36,7 @@ class Part:
     path: str
     size: int
     modified: int
-    """Nanoseconds."""
+    """Nanoseconds; of an address, what its store says (`mobilellm.streams.places.Status`)."""
     file: int
     """Number of the file in its source."""
     start: int = 0
@@ -80,6 +81,8 @@ class Job:
     sequence_length: int
     on_bad: str
     """ "stop" or "skip"."""
+    separator: str | None = None
+    """Between the documents of a text file."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Job:
@@ -101,24 +104,17 @@ def plan(sources: list[Source]) -> list[Task]:
     read, or where there is none.
     """
     tasks: list[Task] = []
-    total = sum(
-        text_size(path, path.stat().st_size) for source in sources for path in source.files()
-    )
+    files = [[(path, _status(path)) for path in source.files()] for source in sources]
+    total = sum(text_size(path, status.size) for own in files for path, status in own)
     most = min(max(total // MAX_TASKS, MIN_BYTES), MAX_BYTES)
-    for source in sources:
+    for source, own in zip(sources, files, strict=True):
         held: list[Part] = []
         weight = 0
-        for number, path in enumerate(source.files()):
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-            divided = spans(path, status.st_size, most)
+        for number, (path, status) in enumerate(own):
+            divided = spans(path, status.size, most)
             for span in divided:
-                part = Part(
-                    str(path), status.st_size, status.st_mtime_ns, number, span.start, span.end
-                )
-                cost = text_size(path, status.st_size) // len(divided)
+                part = Part(str(path), status.size, status.modified, number, span.start, span.end)
+                cost = text_size(path, status.size) // len(divided)
                 if held and weight + cost > most:
                     tasks.append(Task(source.name, source.given, held, weight))
                     held, weight = [], 0
@@ -127,3 +123,10 @@ def plan(sources: list[Source]) -> list[Task]:
         if held:
             tasks.append(Task(source.name, source.given, held, weight))
     return tasks
+
+
+def _status(path: Place) -> Status:
+    try:
+        return status_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -14,42 +14,72 @@ import orjson
 from mobilellm.errors import UserError
 from mobilellm.readers import token_ids
 from mobilellm.readers.lines import lines, spans
-from mobilellm.readers.reader import Reader, ReadSettings, Record, Span
+from mobilellm.readers.reader import Reader, ReadSettings, Record, Row, Span
+from mobilellm.streams.places import Place
 
 
-def records(path: Path, span: Span, settings: ReadSettings) -> Iterator[Record]:
-    """The records of the lines that begin in a span; blank lines are none."""
+def rows(path: Place, span: Span) -> Iterator[Row]:
+    """The lines that begin in a span; blank lines are none."""
     for number, position, line, fault in lines(path, span):
-        if fault or not line.isspace():
-            yield _record(line, fault, path, number, position, settings)
+        if not fault and line.isspace():
+            continue
 
+        def where(number: Any = number) -> str:
+            return f"{path}:{number()}"
 
-def _record(
-    line: bytes,
-    fault: str,
-    path: Path,
-    number: Callable[[], int],
-    position: int,
-    settings: ReadSettings,
-) -> Record:
-    """The record of one line. `number` is called only where it is shown, since it may cost a
-    pass."""
-    record = Record("", position)
-    try:
-        if fault:
-            raise UserError(f"{path}:{number()}: {fault}")
+        row = Row(where, position)
         try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise UserError(f"{path}:{number()}: broken JSON ({error})") from None
-        text = row.get(settings.text_field) if isinstance(row, dict) else None
+            if fault:
+                raise UserError(f"{where()}: {fault}")
+            row.value = parsed(line)
+        except UserError as error:
+            row.fault = error
+        except ValueError as error:
+            row.fault = UserError(f"{where()}: broken JSON ({error})")
+        yield row
+
+
+def parsed(line: bytes | bytearray) -> Any:
+    """The value of a line. `ValueError` for broken JSON.
+
+    NaN and Infinity, which Python and pandas write, are no JSON, and no fault of a line.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+        try:
+            value = json.loads(line)
+            json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+        except (ValueError, RecursionError):
+            value = None
+        if value is None:
+            raise
+        return value
+
+
+def records(path: Place, span: Span, settings: ReadSettings) -> Iterator[Record]:
+    """The records of the lines that begin in a span; blank lines are none."""
+    for row in rows(path, span):
+        yield record_of(row, settings)
+
+
+def record_of(row: Row, settings: ReadSettings) -> Record:
+    """The record of a row. Its place is asked for only where it is shown."""
+    record = Record("", row.key)
+    try:
+        if row.fault is not None:
+            raise row.fault
+        value = row.value
+        text = value.get(settings.text_field) if isinstance(value, dict) else None
         if isinstance(text, str):
             record.text = text
         else:
-            _without_text(record, row, f"{path}:{number()}", settings)
+            _without_text(record, value, row.where(), settings)
     except UserError as error:
         record.fault = error
-        record.where = f"{path}:{number()}"
+        record.where = row.where()
     return record
 
 
@@ -67,4 +97,4 @@ def _without_text(record: Record, row: Any, where: str, settings: ReadSettings) 
         )
 
 
-READER = Reader("jsonl", (".jsonl", ".ndjson"), "one document a line", spans, records)
+READER = Reader("jsonl", (".jsonl", ".ndjson"), "one document a line", spans, records, rows)

@@ -12,12 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.errors import UserError
+from mobilellm.streams.places import Place
+
+MAX_BYTES = 1 << 27
+"""Of one line, row or value, which are held as a whole."""
+MAX_CHARACTERS = 1 << 25
+"""Of one text in a larger file; as many may take `MAX_BYTES` of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class ReadSettings:
     """Ids of samples must be below it; none where samples cannot be taken."""
     sample_lengths: tuple[int, ...] = (2048, 2049)
     """Ids that a sample may have."""
+    separator: str | None = None
+    """What lies between the documents of a text file; none where a file is one document."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,18 @@ class Span:
 def spans_between(bounds: list[int]) -> list[Span]:
     """The spans that begin at each of `bounds`; the last reaches to the end of the file."""
     return [Span(start, end) for start, end in zip(bounds, [*bounds[1:], None], strict=True)]
+
+
+@dataclass(slots=True)
+class Row:
+    """One line, row or value of a file as it lies there, or what is wrong with it."""
+
+    where: Callable[[], str]
+    """The file, and the place in it; a function, since the number of a line may cost a pass."""
+    key: int
+    """Tells it apart within its file, the same however the file is divided."""
+    value: Any = None
+    fault: UserError | None = None
 
 
 @dataclass(slots=True)
@@ -85,10 +105,12 @@ class Reader:
     """Small letters, with the dot; "" for a name without one."""
     about: str
     """What such a file holds, in a few words."""
-    spans: Callable[[Path, int, int], list[Span]]
+    spans: Callable[[Place, int, int], list[Span]]
     """(file, its size in bytes, bytes of text wanted in each) -> the spans that divide it."""
-    records: Callable[[Path, Span, ReadSettings], Iterator[Record]]
+    records: Callable[[Place, Span, ReadSettings], Iterator[Record]]
     """The records of a span. `UserError` and `OSError` for a fault of the file as a whole."""
+    rows: Callable[[Place, Span], Iterator[Row]] | None = None
+    """The rows of a span with all their fields; none for plain text."""
     compressible: bool = True
     """Whether files of this type may be compressed as a whole (`mobilellm.streams.compression`)."""
     expansion: int = 1

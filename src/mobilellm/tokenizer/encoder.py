@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mobilellm.errors import first_line
+from mobilellm.errors import UserError, first_line
 from mobilellm.jobs.task import TaskError
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -33,6 +33,7 @@ AROUND = (
     256  # characters on either side of a cut that are tokenized to see whether it changes an id
 )
 CUTS = re.compile(r"(?<=\S) (?=\S)|(?<=\n)(?=\S)")
+MAX_UNBROKEN = 1 << 23  # characters without a place to cut, which are tokenized as a whole
 PROBE = [
     "",
     " ",
@@ -57,6 +58,10 @@ PROBE = [
 
 class MismatchError(TaskError):
     """The fast library gave other ids than the reference, or failed."""
+
+
+class UnbrokenTextError(UserError):
+    """A text has no place to cut for too long: nothing of it can be tokenized in bounded memory."""
 
 
 def library_version(library: str) -> str:
@@ -169,6 +174,7 @@ class Encoder:
 
         It is cut only at a space or after a line's end where tokenizing both sides by
         themselves is seen to change nothing. A text without such a place is tokenized whole.
+        `UnbrokenTextError` where more than `MAX_UNBROKEN` characters have none.
         """
         held, strip = "", False
         for piece in (
@@ -178,6 +184,13 @@ class Encoder:
             while len(held) > PIECE + REACH:
                 cut = self._cut(held)
                 if cut is None:
+                    if len(held) > MAX_UNBROKEN:
+                        raise UnbrokenTextError(
+                            f"{len(held):,} characters without a place to cut (a space or a line's "
+                            f"end after which tokenizer {self.tokenizer.name!r} goes on alike); "
+                            f"the limit is {MAX_UNBROKEN:,}",
+                            hint="is it text? If so, break it into lines",
+                        )
                     break
                 end, start, strip_next = cut
                 yield self._one(held[:end], strip)
@@ -191,8 +204,11 @@ class Encoder:
     def _cut(self, text: str) -> tuple[int, int, bool] | None:
         """(end of the left side, start of the right, whether the right's first id is to be taken
         away), or nothing."""
-        for middle in (PIECE, len(text) - REACH):
-            places = [match.span() for match in CUTS.finditer(text, middle - REACH, middle + REACH)]
+        around = [(middle - REACH, middle + REACH) for middle in (PIECE, len(text) - REACH)]
+        if len(text) > MAX_UNBROKEN // 2:
+            around.append((AROUND, len(text) - AROUND))
+        for first, last in around:
+            places = [match.span() for match in CUTS.finditer(text, first, last)]
             for start, end in places[:: -max(1, len(places) // 8)]:
                 whole = self.tokenizer.encode(text[max(0, start - AROUND) : start + AROUND])
                 before = self.tokenizer.encode(text[max(0, start - AROUND) : start])

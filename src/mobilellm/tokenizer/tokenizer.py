@@ -11,12 +11,11 @@ encodes it says that it is markup (`parse_special`).
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_WORD = 256  # characters of a word that a vocabulary is trained on as a whole
 RESERVED = "<|reserved_{}|>"  # a row that a later special token takes over
 MAX_RESERVED = 4096
 TEMPLATE_FILE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -79,6 +79,23 @@ class Tokenizer:
         # wrote the file.
         self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
+        self._delimit()
+
+    def _delimit(self) -> None:
+        """See to it that a document which spells BOS or EOS does not get that token, also where the
+        file does not mark it as special. transformers marks it, too; the file that is saved, and
+        its hash, stay as they are."""
+        from tokenizers import AddedToken
+
+        added = self.fast.get_added_tokens_decoder()
+        for token_id in {self.bos_id, self.eos_id} - {None}:
+            token = added.get(token_id)
+            if token is not None and not token.special:
+                flags = {
+                    name: getattr(token, name)
+                    for name in ("single_word", "lstrip", "rstrip", "normalized")
+                }
+                self.fast.add_special_tokens([AddedToken(token.content, special=True, **flags)])
 
     @property
     def prefix_id(self) -> int | None:
@@ -100,13 +117,36 @@ class Tokenizer:
         """A copy with another of the library's tokenizers, or another chat template; its BOS and
         EOS keep their ids."""
         return Tokenizer(
-            copy.deepcopy(self.fast) if fast is None else fast,
+            self._fresh() if fast is None else fast,
             name=self.name,
             bos_id=self.bos_id,
             eos_id=self.eos_id,
             chat_template=self.chat_template if chat_template is None else chat_template,
             named_templates=self.named_templates if chat_template is None else None,
         )
+
+    def ending_with(self, token: str) -> Tokenizer:
+        """A copy whose EOS is that token. `UserError` where the vocabulary lacks it."""
+        found = self.fast.token_to_id(token)
+        if found is None:
+            raise UserError(
+                f"tokenizer {self.name!r}: no token {token!r:.60} to end documents with",
+                hint="--eos takes a token as the vocabulary spells it",
+            )
+        return Tokenizer(
+            self._fresh(),
+            name=self.name,
+            bos_id=self.bos_id,
+            eos_id=found,
+            chat_template=self.chat_template,
+            named_templates=self.named_templates,
+        )
+
+    def _fresh(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer as the file has it."""
+        from tokenizers import Tokenizer as Fast
+
+        return Fast.from_str(self._json.decode())
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, nothing added. Arguments and `UserError` as for `encode_batch`."""
@@ -348,9 +388,13 @@ def _templates(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE", reserved: int = 0
+    texts: Iterable[str],
+    vocab_size: int,
+    name: str = "byte-level BPE",
+    reserved: int = 0,
+    eos: str = END_OF_TEXT,
 ) -> Tokenizer:
-    """Train a byte-level BPE; every text decodes to itself. `<|endoftext|>` has id 0.
+    """Train a byte-level BPE; every text decodes to itself. `eos`, `<|endoftext|>`, has id 0.
 
     `reserved` rows, from id 1 on, are kept free for special tokens that come later. `UserError`
     when the vocabulary cannot hold all 256 bytes, the end-of-text token and these.
@@ -371,9 +415,29 @@ def train_bpe(
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, *(RESERVED.format(i) for i in range(reserved))],
+        special_tokens=[eos, *(RESERVED.format(i) for i in range(reserved))],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    fast.train_from_iterator(texts, trainer)
-    return Tokenizer(fast, name=name, bos_id=None, eos_id=fast.token_to_id(END_OF_TEXT))
+    fast.train_from_iterator(_without_long_words(texts, fast.pre_tokenizer), trainer)
+    return Tokenizer(fast, name=name, bos_id=None, eos_id=fast.token_to_id(eos))
+
+
+def _without_long_words(texts: Iterable[str], pre_tokenizer: Any) -> Iterator[str]:
+    """The texts, cut within each word of more than `LONGEST_WORD` characters.
+
+    A merge walks every word that it occurs in from end to end, so that a text without spaces, which
+    is one word, would cost its length for every token of the vocabulary.
+    """
+    for text in texts:
+        if not re.search(rf"\s{{{LONGEST_WORD + 1}}}", text) and (
+            len(max(text.split(), key=len, default="")) <= LONGEST_WORD
+        ):
+            yield text
+            continue
+        start = 0
+        for _, (begin, end) in pre_tokenizer.pre_tokenize_str(text):
+            for cut in range(begin + LONGEST_WORD, end, LONGEST_WORD):
+                yield text[start:cut]
+                start = cut
+        yield text[start:]
