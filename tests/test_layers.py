@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "readers": {"data", "streams"},
     "prepare": {"data", "tokenizer", "jobs", "readers", "streams"},
     "clean": {"prepare", "readers", "streams"},
-    "conversations": {"data", "prepare", "readers", "tokenizer"},
+    "conversations": {"data", "prepare", "readers", "streams", "tokenizer"},
     "quantize": {"model"},
     "gguf": {"model", "tokenizer"},
     "interop": {"model", "tokenizer", "quantize", "gguf"},
