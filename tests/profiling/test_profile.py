@@ -25,6 +25,7 @@ from mobilellm.profiling.operators import operators
 from mobilellm.profiling.profile import profile
 from mobilellm.runtimes.ours import NetworkSession
 from mobilellm.runtimes.session import Runtime
+from mobilellm.runtimes.table import RUNTIMES
 
 FIGURES = {
     "load_ms": 3.0, "initialize_ms": 2.0, "first_token_ms": 10.0, "token_ms_p50": 20.0,
@@ -321,7 +322,7 @@ def test_the_weights_of_a_gguf_file_are_its_tensors(tmp_path: Path, tied: bool) 
     tensors = {t.name: int(t.n_bytes) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     if not tied:
         del tensors["token_embd.weight"]
-    assert profile_bytes.weights_in(tmp_path / "m.gguf", "llama.cpp") == sum(tensors.values())
+    assert profile_bytes.weights_in(tmp_path / "m.gguf") == sum(tensors.values())
     config = profile_bytes.config_of(tmp_path / "m.gguf")
     assert config is not None
     assert config.hidden_size == network().config.hidden_size
@@ -476,3 +477,28 @@ def test_operators_are_those_of_our_network_and_others_do_not_tell() -> None:
         assert all(row["ms"] > 0 and row["calls"] > 0 for row in found)
     with pytest.raises(UserError, match="does not tell"):
         operators(object(), [1])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai", "executorch"])
+def test_a_folder_counts_as_the_file_that_is_run(tmp_path: Path, runtime: str) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/model.onnx").write_bytes(bytes(5000))
+    (tmp_path / "onnx/model_q4.onnx").write_bytes(bytes(700))
+    (tmp_path / "m.pte").write_bytes(bytes(900))
+    decoder = {"decoder": {"filename": "onnx/model_q4.onnx"}}
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": decoder}))
+    one = profiles.Contestant("m", tmp_path, RUNTIMES[runtime], repeats=[FIGURES])
+    row = profiles.row(one, 16, 4, 1e6)
+    size = 900 if runtime == "executorch" else 700
+    assert row["bytes"] == row["bytes_per_token"] == size
+    assert row["bandwidth_share"] == pytest.approx(size * 50 / 1e6)
+
+
+def test_settings_that_name_a_file_elsewhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "secret").write_bytes(b"x")
+    for said in ("../secret", "onnx/absent", 3, None):
+        decoder = {"decoder": {"filename": said}}
+        (tmp_path / "m/genai_config.json").write_text(json.dumps({"model": decoder}))
+        with pytest.raises(UserError, match="genai_config"):
+            RUNTIMES["onnxruntime-genai"].file_of(tmp_path / "m")

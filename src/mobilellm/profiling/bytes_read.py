@@ -1,6 +1,6 @@
 """The bytes that a token reads: weights, each once, and the keys and values before it.
 
-    weights_in(Path("m.gguf"), "llama.cpp")       # bytes of the matrices that multiply a token
+    weights_in(Path("m.gguf"))       # bytes of the matrices that multiply a token
 
 Divided by the bandwidth of memory they are the least time that a token can take when nothing stays
 in caches. A block that is applied several times counts once: the point of sharing it in immediate
@@ -36,7 +36,7 @@ def config_of(path: Path) -> ModelConfig | None:
     return None
 
 
-def weights_in(path: Path, runtime: str) -> int | None:
+def weights_in(path: Path) -> int | None:
     """Bytes of a file's weights that a token reads, each once; None where that cannot be told.
 
     A GGUF file names its tensors. Other files are taken whole: beside weights they hold next to

@@ -55,7 +55,7 @@ class ProfileRow(TypedDict):
     runtime: str
     runtime_version: str | None
     bytes: Annotated[int, AtLeast(0)]
-    """Of the file, or of a folder's files."""
+    """Of the file, or of the one that is run of a folder."""
     sha256: str
     model: dict[str, Any] | None
     """Shape of the network (profile_bytes.model_facts), where the file tells it."""

@@ -254,7 +254,11 @@ def last_words(status: int, lines: Sequence[str]) -> str:
 
 def row(one: Contestant, prompt: int, generate: int, bandwidth: float | None) -> ProfileRow:
     """What is written of a file."""
-    size, digest = content(one.file)
+    try:
+        run = one.runtime.file_of(one.file)
+    except UserError:  # of a row that has its error already
+        run = one.file
+    size, digest = content(run)
     config = config_of(one.file)
     figures = {
         key: figure([repeat[key] for repeat in one.repeats])
@@ -262,7 +266,7 @@ def row(one: Contestant, prompt: int, generate: int, bandwidth: float | None) ->
     }
     needed = share = None
     if figures:
-        weights = one.answer.get("weight_bytes") or weights_in(one.file, one.runtime.name)
+        weights = one.answer.get("weight_bytes") or weights_in(run)
         number = one.answer.get("cache_number_bytes")
         needed = bytes_per_token(weights, config, one.runtime.name, number, prompt + generate / 2)
         if needed is not None and bandwidth:

@@ -157,6 +157,7 @@ RUNTIME = Runtime(
     recognizes=recognizes,
     open=ExecutorchSession,
     read_tokenizer=tokenizer_of,
+    file_of=file_of,
     imports=(
         "executorch.extension.pybindings.portable_lib",
         "executorch.extension.llm.custom_ops.custom_ops",

@@ -190,4 +190,5 @@ RUNTIME = Runtime(
     recognizes=recognizes,
     open=OnnxSession,
     read_tokenizer=tokenizer_of,
+    file_of=file_of,
 )

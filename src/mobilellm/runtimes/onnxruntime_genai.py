@@ -84,6 +84,19 @@ class GenaiSession:
         self.generator = self.params = self.model = None
 
 
+def file_of(path: Path) -> Path:
+    """The file that the folder's settings name."""
+    where = path / SETTINGS
+    try:
+        name = read_json(where, limit=MAX_SETTINGS)["model"]["decoder"]["filename"]
+        inside = path / name
+    except (KeyError, TypeError):
+        raise UserError(f"{where}: names no file", hint="convert the model again") from None
+    if not inside.resolve().is_relative_to(path.resolve()) or not inside.is_file():
+        raise UserError(f"{where}: no file {name!r} in the folder", hint="convert the model again")
+    return inside
+
+
 RUNTIME = Runtime(
     name="onnxruntime-genai",
     what="folders of convert --to onnx",
@@ -92,4 +105,5 @@ RUNTIME = Runtime(
     recognizes=lambda path: (path / SETTINGS).is_file(),
     open=GenaiSession,
     read_tokenizer=read_tokenizer,
+    file_of=file_of,
 )

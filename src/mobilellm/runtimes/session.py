@@ -68,6 +68,8 @@ class Runtime:
     """Takes path, context (the file's own when None) and threads (the machine's when None)."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The tokenizer in the file or beside it, or None."""
+    file_of: Callable[[Path], Path] = lambda path: path
+    """The file that is run for a path: that of a folder where one holds several."""
     imports: tuple[str, ...] = ()
     """Modules beside `package` that opening a file imports when it is the first, in their order."""
 
