@@ -433,9 +433,14 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{NETWORK}::test_logits_equal_transformers_with_and_without_cache",
     ),
     fault(
-        "a token sees the next in bf16", "model/attention.py",
+        "a token sees the next in bf16", "kernels/attention.py",
         ".triu(1)", ".triu(2)",
-        "model/test_attention.py::test_value_and_gradients_equal_torchs",
+        "kernels/test_attention.py::test_value_and_gradients_equal_torchs",
+    ),
+    fault(
+        "gradients pass between documents in bf16", "kernels/attention.py",
+        "x.masked_fill_(hidden.unsqueeze(3), MASKED)", "pass",
+        "kernels/test_attention.py::test_documents_and_windows_are_kept_to",
     ),
     fault(
         "ParetoQ's two bits are rounded to even levels", "interop/paretoq.py",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilellm.model.attention import causal_attention
+from mobilellm.kernels.attention import causal_attention
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 # Positions start to end that see each other as the mask (T, T) says, causally without one; and
@@ -82,19 +82,28 @@ def document_mask(
     return (same & spec.sees(places, places)).unsqueeze(1)
 
 
+def _within_causality(mask: DocumentMask | None, query: Tensor, key: Tensor) -> bool:
+    """Whether a mask is a table that hides what comes later, as those of training are."""
+    return isinstance(mask, Tensor) and query.shape[2] == key.shape[2]
+
+
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, causal: bool
 ) -> Tensor:
     """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and
     values (B, K, S, D)."""
+    compiled = torch.compiler.is_compiling()
     if (
-        causal
+        (causal or (compiled and _within_causality(mask, query, key)))
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
     ):
         dtype = torch.get_autocast_dtype("cpu")
-        return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype))[0]
+        allowed = mask.view(-1, 1, *mask.shape[-2:]) if isinstance(mask, Tensor) else None
+        return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype), allowed, compiled)[
+            0
+        ]
     grouped = query.shape[1] != key.shape[1]
     if mask is None or isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(

@@ -1,0 +1,1 @@
+"""Matrix products and attention for training on a CPU: operators with gradients of their own."""

@@ -1,0 +1,131 @@
+"""Our causal attention against torch's, value and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels import attention
+from mobilellm.kernels.attention import causal_attention
+from mobilellm.model.attention_mask import document_mask, masked_attention
+from mobilellm.model.attention_spec import AttentionSpec
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
+
+SHAPES = [
+    (1, 4, 4, 100, 16),
+    (2, 6, 2, 64, 8),
+    (2, 3, 1, 129, 32),
+    (1, 2, 1, 1, 8),
+    (1, 2, 2, 1100, 8),
+]
+
+
+def draw(shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Query, key, value and a weight for each number attended, of (B, H, K, T, D)."""
+    B, H, K, T, D = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def make(heads: int) -> torch.Tensor:
+        random = torch.randn(B, T, heads, D, generator=generator)
+        return random.transpose(1, 2).detach().requires_grad_()
+
+    return make(H), make(K), make(K), torch.randn(B, H, T, D, generator=generator)
+
+
+def compare(shape: tuple[int, ...], mask: torch.Tensor | None, compiled: bool) -> None:
+    q, k, v, weight = draw(shape)
+    ours = causal_attention(q, k, v, mask, compiled)[0]
+    mine = torch.autograd.grad((ours * weight).sum(), (q, k, v))
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    expected = torch.autograd.grad((theirs * weight).sum(), (q, k, v))
+    assert (ours - theirs).abs().max() < 1e-5
+    for a, b in zip(mine, expected, strict=True):
+        assert (a - b).abs().max() < 1e-4
+
+
+def documents(B: int, T: int) -> torch.Tensor:
+    """Numbers of documents that end elsewhere in each row."""
+    ends = torch.tensor([[7, 70, 71], [1, 64, 99]])[:B]
+    return (torch.arange(T)[None, :, None] >= ends[:, None]).sum(-1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradients_equal_torchs(shape: tuple[int, ...]) -> None:
+    compare(shape, None, compiled=False)
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_documents_and_windows_are_kept_to(window: int | None) -> None:
+    shape = (2, 6, 2, 150, 8)
+    compare(shape, document_mask(documents(2, 150), spec=AttentionSpec(window)), compiled=False)
+
+
+def test_compiled_steps_give_the_same() -> None:
+    if not compiler_works():
+        pytest.skip("no compiler here")
+    for shape in SHAPES[1:]:
+        compare(shape, None, compiled=True)
+    for window in (None, 30):
+        mask = document_mask(documents(2, 150), spec=AttentionSpec(window))
+        compare((2, 6, 2, 150, 8), mask, compiled=True)
+
+
+def test_compiled_training_in_bf16_takes_it_with_any_table_of_what_is_seen() -> None:
+    """Documents (B, 1, T, T) and windows (T, T) too, as a compiled block gives them."""
+    if not compiler_works():
+        pytest.skip("no compiler here")
+    q, k, v, _ = draw((2, 4, 2, 100, 16))
+    window = AttentionSpec(30).sees(torch.arange(100), torch.arange(100))
+    for mask in (None, document_mask(documents(2, 100)), window):
+        counted = []
+
+        def backend(graph: torch.fx.GraphModule, _: object, found: list = counted) -> object:
+            found.extend(
+                node for node in graph.graph.nodes if "causal_attention" in str(node.target)
+            )
+            return graph
+
+        call = torch.compile(masked_attention, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = call(q, k, v, mask, mask is None)
+        theirs = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        assert len(counted) == 1
+        assert (ours - theirs).abs().max() < 2e-2
+        torch._dynamo.reset()
+
+
+def test_it_is_a_sound_operator() -> None:
+    for order in ((0, 1, 2, 3), (0, 2, 1, 3)):  # heads first, and rows first in memory
+        q, k, v = (
+            torch.randn([(1, n, 20, 8)[i] for i in order]).permute(order).requires_grad_()
+            for n in (4, 2, 2)
+        )
+        torch.library.opcheck(causal_attention, (q, k, v))
+
+
+def test_training_in_bf16_uses_it_and_stays_close_to_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    network = Network(ModelConfig.preset("1M", vocab_size=300))
+    ids = torch.randint(0, 300, (2, 100))
+    calls = []
+    real = attention._blocks
+    monkeypatch.setattr(attention, "_blocks", lambda length: calls.append(length) or real(length))
+    losses, gradients = [], []
+    for precision in Precision:
+        network.zero_grad()
+        with precision.autocast(torch.device("cpu")):
+            loss = network.loss(ids, ids.roll(-1, 1))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        assert bool(calls) == (precision is Precision.BF16)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999
