@@ -95,7 +95,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_windows.py::test_with_a_cache_the_logits_are_those_without[7-changes0]",
     ),
     fault(
-        "MobileLLM-R1's keys stay in pairs of neighbors", "interop/llama4.py",
+        "MobileLLM-R1's keys stay in pairs of neighbors", "families/llama4.py",
         'reordered(config, name, tensor, to="halves")', "tensor",
         "interop/test_llama4.py::test_without_qk_norm_it_is_llamas_network",
     ),
@@ -443,9 +443,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "kernels/test_attention.py::test_documents_and_windows_are_kept_to",
     ),
     fault(
-        "ParetoQ's two bits are rounded to even levels", "interop/paretoq.py",
+        "ParetoQ's two bits are rounded to even levels", "families/paretoq.py",
         "(1.5, 0.0) if bits == 0 else (2.0, 0.5)", "(1.5, 0.0) if bits == 0 else (2.0, 0.0)",
         "interop/test_paretoq.py::test_values_are_those_of_the_published_quantizer[2]",
+    ),
+    fault(
+        "a card's table obeys the markup in others' names", "cards/model_card.py",
+        'return MARKUP.sub(r"\\\1", _name(text))', "return _name(text)",
+        "cards/test_model_card.py::test_names_of_others_are_text",
+    ),
+    fault(
+        "Ollama's template opens an answer after each message", "export/modelfile.py",
+        "{ask}{{{{ else }}}}{reply}", "{ask}{{{{ else }}}}{ask}",
+        "export/test_modelfile.py::test_the_template_writes_what_transformers_renders[PLAIN]",
     ),
     fault(
         "documents see what follows", "model/attention_mask.py",

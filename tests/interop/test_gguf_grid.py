@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mobilellm.errors import UserError
+from mobilellm.families.names import gguf_name, reordered
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
-from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named

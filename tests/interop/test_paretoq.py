@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobilellm.errors import UserError
+from mobilellm.families.names import gguf_name, reordered
+from mobilellm.families.paretoq import integers_and_steps
 from mobilellm.interop.load import load
-from mobilellm.interop.names import gguf_name, reordered
-from mobilellm.interop.paretoq import integers_and_steps
 from mobilellm.model.weights import to_named
 from mobilellm.workflows.convert import convert
 

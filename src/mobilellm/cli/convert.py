@@ -63,6 +63,11 @@ class Convert:
     ignore_keys: tuple[str, ...] = ()
     """Keys of the source's config.json that are not known here and, as you know, do not change the
     network."""
+    license: str | None = None
+    """License that the folder's card names, as the hub spells it (apache-2.0); none when left
+    out."""
+    base_model: str | None = None
+    """Model on the hub that this one was made from (ORG/NAME), for the card."""
     verify: bool = True
     """Read the result back, or run it, and compare logits and tokens before it appears."""
     json: bool = False
@@ -92,6 +97,8 @@ class Convert:
             approximate=self.approximate,
             tokenizer=self.tokenizer,
             ignore_keys=self.ignore_keys,
+            license=self.license,
+            base_model=self.base_model,
             verify=self.verify,
         )
         if self.json:

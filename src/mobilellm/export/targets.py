@@ -21,6 +21,12 @@ def _write_onnx(path: Path, model: ModelToWrite) -> list[str]:
     return write(path, model)
 
 
+def _write_modelfile(out: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.modelfile import write_beside
+
+    return write_beside(out, model)
+
+
 def _write_web_page(path: Path, model: ModelToWrite) -> list[str]:
     from mobilellm.export.web import save_page
 
@@ -89,4 +95,5 @@ PROGRAMS: dict[str, Writer] = {
     ),
 }
 TARGETS: dict[str, Writer] = WRITERS | PROGRAMS
+TARGETS["gguf"] = dataclasses.replace(WRITERS["gguf"], write_beside=_write_modelfile)
 NUMBER_TYPES = tuple(dict.fromkeys(t for target in TARGETS.values() for t in target.number_types))

@@ -3,9 +3,9 @@
     save_checkpoint(folder, network, tokenizer, {"made_by": "a test"})
     read_origin(folder)      # {"made_by": "a test"}
 
-The files are config.json, model.safetensors, generation_config.json, mobilellm.json and those of
-the tokenizer. A plain network loads in transformers as it stands. Training needs no more of this
-room than this module.
+The files are config.json, model.safetensors, generation_config.json, mobilellm.json, a card
+(README.md) and those of the tokenizer. A plain network loads in transformers as it stands. Training
+needs no more of this room than this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilellm.files import read_json, write_json
+from mobilellm.cards.model_card import FILE as CARD
+from mobilellm.cards.model_card import CardFacts, model_card
+from mobilellm.files import read_json, write_file, write_json
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named, write_tensors
@@ -35,6 +37,7 @@ def save_checkpoint(
     *,
     generation: Mapping[str, Any] | None = None,
     number_type: str = "F32",
+    card: CardFacts | None = None,
 ) -> None:
     """Write a network's checkpoint into an existing folder. Arguments as of `write_checkpoint`."""
     named = to_named(network.config, dict(network.named_parameters()))
@@ -46,6 +49,7 @@ def save_checkpoint(
         origin,
         generation=generation,
         number_type=number_type,
+        card=card,
     )
 
 
@@ -58,11 +62,13 @@ def write_checkpoint(
     *,
     generation: Mapping[str, Any] | None = None,
     number_type: str = "F32",
+    card: CardFacts | None = None,
 ) -> None:
     """Write a checkpoint from tensors under their names on disk into an existing folder.
 
     `generation` is how to sample from it, in generation_config.json's keys; `number_type` one of
-    NUMBER_TYPES. Weights of more than SHARD_BYTES are divided into several files.
+    NUMBER_TYPES. Weights of more than SHARD_BYTES are divided into several files. `card` is what
+    README.md says beside what these arguments do.
     """
     dtype = NUMBER_TYPES[number_type]
     settings = {"torch_dtype": str(dtype).removeprefix("torch.")}
@@ -76,6 +82,8 @@ def write_checkpoint(
     if tokenizer is not None:
         tokenizer.save(folder)
     write_json(folder / "mobilellm.json", origin)
+    facts = card or CardFacts(name=str(origin.get("run", "")))
+    write_file(folder / CARD, model_card(config, origin, facts).encode())
 
 
 def _write_weights(folder: Path, named: Mapping[str, Tensor], dtype: torch.dtype) -> None:

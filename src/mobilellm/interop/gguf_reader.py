@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mobilellm.budget import ask
 from mobilellm.errors import UserError
+from mobilellm.families.names import gguf_name, reordered
 from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
 from mobilellm.gguf.tokenizer_keys import read_keys
 from mobilellm.interop.assemble import assemble, check_weights
@@ -29,7 +30,6 @@ from mobilellm.interop.gguf_format import (
     rope_factors,
 )
 from mobilellm.interop.loaded import Reader
-from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.sampling_defaults import from_keys
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
+from mobilellm.families.names import gguf_name, reordered
 from mobilellm.gguf.tokenizer_keys import add_keys
 from mobilellm.interop.gguf_blocks import q4_0, q8_0
 from mobilellm.interop.gguf_format import (
@@ -32,7 +33,6 @@ from mobilellm.interop.gguf_format import (
     gguf_package,
     rope_factors,
 )
-from mobilellm.interop.names import gguf_name, reordered
 from mobilellm.interop.sampling_defaults import add_keys as add_sampling_keys
 from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.config import ModelConfig
@@ -73,6 +73,8 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
     writer = gguf.GGUFWriter(path, architecture(config))
     writer.add_name(str(model.origin.get("name", path.stem)))
     writer.add_description("made by mobilellm")
+    if model.card is not None and model.card.license is not None:
+        writer.add_license(model.card.license)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from mobilellm.budget import ask
 from mobilellm.errors import UserError, first_line
+from mobilellm.families import llama4, paretoq
 from mobilellm.files import read_json
-from mobilellm.interop import llama4, paretoq
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader

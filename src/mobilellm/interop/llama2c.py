@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
+from mobilellm.families.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
 from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.loaded import Reader
-from mobilellm.interop.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.sentencepiece import (

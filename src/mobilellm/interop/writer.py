@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mobilellm.cards.model_card import CardFacts
     from mobilellm.model.network import Network
     from mobilellm.quantize.quantized import Quantized
     from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ class ModelToWrite:
     """How its makers sample from it, in generation_config.json's keys."""
     context: int | None = None
     """Positions that the result is to have room for; None where the format does not choose."""
+    card: CardFacts | None = None
+    """What the card of a folder says beside what is here."""
     check: Check | None = None
     """Runs a file that was just written by the writer's runtime, compares it with the network that
     it holds, and says how well it came out; True where all its numbers are float32. `UserError`
@@ -81,6 +84,9 @@ class Writer:
     model_within: Callable[[Path], Path] | None = None
     """Takes the result and gives the file or folder in it that is read back or run, written beside
     the result where it must be unpacked; None where the result is that itself."""
+    write_beside: Callable[[Path, ModelToWrite], list[str]] | None = None
+    """Takes the result under its own name and writes what others need beside it; returns a line for
+    each file."""
     as_folder: Writer | None = None
     """What writes a folder instead, when the name asked for has not got the suffix."""
 

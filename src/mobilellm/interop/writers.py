@@ -24,6 +24,7 @@ def _write_folder(path: Path, model: ModelToWrite) -> list[str]:
         model.origin,
         generation=model.generation,
         number_type=model.number_type,
+        card=model.card,
     )
     if model.quantized is not None:
         model.quantized.save(path, model.network.config)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mobilellm.cards.model_card import check_names, facts_of
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.export.targets import PROGRAMS, TARGETS
 from mobilellm.files import disk_errors, existing_parent, new_folder, sync
@@ -95,6 +96,8 @@ def convert(
     approximate: bool = False,
     tokenizer: Path | None = None,
     ignore_keys: Collection[str] = (),
+    license: str | None = None,
+    base_model: str | None = None,
     verify: bool = True,
 ) -> ConvertResult:
     """Write the model at `source` to `out` in the format `to`, a key of TARGETS.
@@ -103,11 +106,13 @@ def convert(
     the runtime that it is for, and compared. `precision` is how the file stores its matrices, the
     target's choice for such a model when None: of a quantized one, what holds its integers.
     `context` is how many positions it has room for, the target's usual number when None. `fold`,
-    `shared_kv`, `tokenizer` and `ignore_keys` are those of `load`. `UserError` for sources that are
-    damaged, formats that cannot say what the network is, and an `out` that exists.
+    `shared_kv`, `tokenizer` and `ignore_keys` are those of `load`. `license` and `base_model` are
+    for the card of a folder (cards/model_card.py). `UserError` for sources that are damaged,
+    formats that cannot say what the network is, and an `out` that exists.
     """
     if to not in TARGETS:
         raise unknown_name("format", to, TARGETS)
+    check_names(license, base_model)
     writer = TARGETS[to]
     if writer.as_folder is not None and out.suffix != writer.suffix:
         writer = writer.as_folder
@@ -190,6 +195,7 @@ def convert(
             generation=loaded.generation,
             quantized=quantized,
             context=context,
+            card=facts_of(source, license, base_model),
             check=check if verify and runtime is not None else None,
         )
         notes += writer.write(staging, model)
@@ -218,6 +224,8 @@ def convert(
                     f"{out}: reads back with logits that differ by {lost:.3g}: not written",
                     hint="this is a bug, report it",
                 )
+    if writer.write_beside is not None:
+        notes += writer.write_beside(out, model)
     return ConvertResult(
         source=str(source),
         source_sha256=sha256,

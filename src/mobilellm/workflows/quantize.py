@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mobilellm.cards.model_card import facts_of
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.evaluate.held_out import read_text
 from mobilellm.evaluate.perplexity import Score, TokenList, perplexity
@@ -173,7 +174,14 @@ def quantize(
     if loaded.tokenizer is None:
         notes.append("no tokenizer: the source has none")
     with new_folder(out) as staging:
-        save_checkpoint(staging, loaded.network, loaded.tokenizer, origin)
+        save_checkpoint(
+            staging,
+            loaded.network,
+            loaded.tokenizer,
+            origin,
+            generation=loaded.generation,
+            card=facts_of(source),
+        )
         quantized.save(staging, loaded.config)
         load(staging)  # refuses weights that are not on the grid that the files name
     before_bytes = sum(4 * p.numel() for p in loaded.network.parameters())

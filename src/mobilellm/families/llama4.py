@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.interop.names import reordered
+from mobilellm.families.names import reordered
 from mobilellm.model.config import ModelConfig, plausible_layers
 
 MODEL_TYPE = "llama4_text"

@@ -1,0 +1,1 @@
+"""What is written beside a model for its readers: the card of a Hugging Face folder."""
