@@ -473,6 +473,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{NETWORK}::test_the_two_kinds_of_sharing_are_different_networks",
     ),
     fault(
+        "a text that is held to a schema may end anywhere",
+        "calls/held.py",
+        "allowed[self.grammar.stop] = matcher.is_accepting()",
+        "allowed[self.grammar.stop] = True",
+        "calls/test_held.py::test_the_text_ends_where_the_value_is_whole_and_nowhere_else",
+    ),
+    fault(
         "z-loss halved", "model/loss.py",
         "1 + 2 * z_loss * (log_total + peak)", "1 + z_loss * (log_total + peak)",
         f"{LOSS}::test_z_loss_adds_its_gradient_and_leaves_the_value",

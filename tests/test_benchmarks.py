@@ -72,3 +72,17 @@ def test_device_smoke(tmp_path: Path) -> None:
     ours, theirs = (rows[name]["figures"][key]["median"] for name in ("fp32", "f32.gguf"))
     assert aim["ratio"] == pytest.approx(ours / theirs)
     assert aim["holds"] == (ours >= theirs)
+
+
+@pytest.mark.long
+def test_schema_calls(tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("jsonschema")
+    from mobilellm.tokenizer.tokenizer import train_bpe
+
+    train_bpe(["the fox and the hen"], 300).save(tmp_path)
+    save = tmp_path / "r.json"
+    run("schema_calls.py", "--tokenizer", str(tmp_path), "--calls", "11", "--save", str(save))
+    found = json.loads(save.read_text())
+    assert found["valid_held"] == found["calls"] == 11
+    assert found["valid_free"] == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from mobilellm.printable import printable
-from mobilellm.terminal.output import print_json
+from mobilellm.terminal.output import print_json, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class Generate:
     special: bool = False
     """Take special tokens that the prompt spells out ("<|im_start|>") as these tokens; else they
     are text like any other."""
+    schema: Path | None = None
+    """A JSON schema, in a file: what is added is a value of it (needs mobilellm[chat]). A value
+    that the limit of tokens cuts off is closed."""
     max_new_tokens: int = 200
     """Most tokens to add."""
     temperature: float | None = None
@@ -56,6 +59,7 @@ class Generate:
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
+        from mobilellm.calls.held import HeldTo, read_schema
         from mobilellm.interop.load import sampling_defaults
         from mobilellm.interop.loaded import continuation, prompt_ids
         from mobilellm.model.generation import Sampling
@@ -70,12 +74,21 @@ class Generate:
         shown = ""
         with open_model(self.model, self.runtime, threads=self.threads) as model:
             prompt = prompt_ids(model.tokenizer, self.prompt, special=self.special)
+            session, held = model.session, None
+            if self.schema is not None:
+                held = HeldTo(
+                    read_schema(self.schema),
+                    model.tokenizer,
+                    vocab_size=session.vocab_size,
+                    stop=session.end_tokens,
+                    where=str(self.schema),
+                ).begin()
             start = time.perf_counter()
             # A terminal shows and does not obey what a model wrote; a file gets its text.
             shown_as = printable if sys.stdout.isatty() else str
             if not self.json:
                 sys.stdout.write(shown_as(self.prompt))
-            for token in generate(model.session, prompt, self.max_new_tokens, sampling):
+            for token in generate(session, prompt, self.max_new_tokens, sampling, held=held):
                 tokens.append(token)
                 if not self.json:
                     # Decoded from the start each time: a character can span tokens, and an
@@ -86,6 +99,13 @@ class Generate:
                         sys.stdout.flush()
                         shown = text
             seconds = time.perf_counter() - start
+        drawn = len(tokens)
+        if held is not None:
+            tokens += held.closing()
+            if closed := len(tokens) - drawn:
+                say(f"the limit of {drawn:,} tokens: {closed} more close the value")
+            elif not held.complete:
+                say(f"the limit of {drawn:,} tokens: the value is not complete")
         text = continuation(model.tokenizer, prompt, tokens)
         if self.json:
             facts = {
@@ -95,8 +115,10 @@ class Generate:
                 "sampling": dataclasses.asdict(sampling),
                 "prompt_tokens": len(prompt),
                 "runtime": model.runtime,
-                "tokens_per_second": round(len(tokens) / max(seconds, 1e-9), 1),
+                "tokens_per_second": round(drawn / max(seconds, 1e-9), 1),
             }
+            if held is not None:
+                facts |= {"complete": held.complete, "closed": len(tokens) - drawn}
             print_json(facts)
         else:
             sys.stdout.write(shown_as(text[len(shown) :]) + "\n")

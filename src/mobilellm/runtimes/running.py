@@ -15,7 +15,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from mobilellm.errors import UserError
@@ -24,6 +26,35 @@ from mobilellm.runtimes import ours
 from mobilellm.runtimes.session import Runtime, Session
 from mobilellm.runtimes.table import runtime_for
 from mobilellm.tokenizer.tokenizer import Tokenizer
+
+
+class Constraint(Protocol):
+    """What holds a text to a form, token by token (`calls.held`)."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can follow."""
+        ...
+
+    def masked(self, logits: np.ndarray) -> np.ndarray:
+        """The logits (V,), -inf for every token that cannot follow."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Note the token that was drawn."""
+        ...
+
+
+def next_token(
+    logits: np.ndarray,
+    sampling: Sampling,
+    generator: torch.Generator,
+    held: Constraint | None = None,
+) -> int:
+    """One token from logits (V,), of those that `held` allows."""
+    if held is not None:
+        logits = held.masked(logits)
+    return draw(torch.from_numpy(logits), sampling, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +110,10 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[int] | None = None,
+    held: Constraint | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `prompt`, appended to what the session
-    holds, ending before a token of `stop`.
+    holds, ending before a token of `stop`, or where `held` lets nothing follow.
 
     `stop` is the file's end-of-text tokens when not given. `UserError` when the prompt is empty, or
     prompt and new tokens together exceed the session's context.
@@ -102,8 +134,12 @@ def generate(
     generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt)
     for _ in range(max_new_tokens):
-        token = draw(torch.from_numpy(session.feed(ids)), sampling, generator)
+        token = next_token(session.feed(ids), sampling, generator, held)
         if token in stop:
             return
+        if held is not None:
+            held.take(token)
         yield token
+        if held is not None and held.finished:
+            return
         ids = [token]
