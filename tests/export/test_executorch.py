@@ -11,6 +11,7 @@ from tests.export.onnx_models import network
 
 from mobilellm.errors import UserError
 from mobilellm.export.executorch import constants, program_name, write_tokenizer
+from mobilellm.export.executorch_file import store_once
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.model.network import Network
@@ -91,6 +92,31 @@ def test_the_file_says_its_context_and_what_ends_a_text(plain: Path) -> None:
     assert runtime_for(plain / "model.pte").name == "executorch"
 
 
+def test_a_tied_embedding_is_stored_once(plain: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """XNNPACK's weights and the rows that are looked up are the same bytes of the file, which runs
+    (`converted` compares its logits)."""
+    model = readable(tokenizer)
+    weight = model.embed_tokens.weight.detach().numpy().tobytes()
+    assert (plain / "model.pte").read_bytes().count(weight) == 1
+    stored = sum(parameter.numel() for parameter in model.parameters()) * 4
+    constant = 2 * model.cos.numel() * 4 + 40_000  # rotations, and the program itself
+    assert (plain / "model.pte").stat().st_size < stored + constant
+    again = tmp_path / "again.pte"
+    again.write_bytes((plain / "model.pte").read_bytes())
+    assert store_once(again) == 0
+    assert again.read_bytes() == (plain / "model.pte").read_bytes()
+
+
+def test_only_programs_with_segments_are_changed(plain: Path, tmp_path: Path) -> None:
+    program = (plain / "model.pte").read_bytes()
+    for damaged in (b"x", program[:20], program[:8] + b"none" + program[12:]):
+        path = tmp_path / "damaged.pte"
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="segments"):
+            store_once(path)
+        assert path.read_bytes() == damaged
+
+
 @pytest.mark.long
 def test_blocks_of_four_bits_are_the_grids(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The program and the dequantized network differ by the rounding of activations alone: with
@@ -99,6 +125,9 @@ def test_blocks_of_four_bits_are_the_grids(tmp_path: Path, tokenizer: Tokenizer)
     ids = list(range(3, 43))
     with open_session(program) as session:
         found = torch.stack([torch.from_numpy(session.feed([i])) for i in ids])
+    rows = quantized_network(network(), "8da4w", "search").weights["embed_tokens.weight"].integers
+    held = (program / "model.pte").read_bytes()
+    assert held.count(rows.to(torch.int8).numpy().tobytes()) == 1
     distances = []
     for method in ("search", "round"):
         grid = network()

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from mobilellm.errors import UserError
+from mobilellm.export.executorch_file import store_once
 from mobilellm.files import disk_errors, write_json
 from mobilellm.gguf.tokenizer_parts import is_sentencepiece, sentencepiece_parts
 from mobilellm.interop.writer import ModelToWrite
@@ -71,6 +72,8 @@ def write(path: Path, model: ModelToWrite) -> list[str]:
         program = _program(model, quantized, context)
     with disk_errors(path), open(path / name, "wb") as file:
         program.write_to_file(file)
+    with disk_errors(path):
+        store_once(path / name)
     if model.tokenizer is None:
         notes.append("no tokenizer: the source has none")
     else:
@@ -80,8 +83,6 @@ def write(path: Path, model: ModelToWrite) -> list[str]:
         facts |= {"scheme": quantized.scheme, "method": quantized.method}
     write_json(path / "mobilellm.json", model.origin | {"executorch": facts})
     notes.append(f"{name}: {_prompt_form(name)}")
-    if config.tie_word_embeddings:
-        notes.append("the tied embedding is stored twice: XNNPACK packs its own copy")
     return notes
 
 
