@@ -37,7 +37,8 @@ def test_it_is_the_same_product(shape: tuple[int, ...], calls: list[tuple[int, .
         torch.testing.assert_close(
             linear(turned, weight), F.linear(turned, weight), rtol=1e-5, atol=1e-5
         )
-    assert len(calls) == 5
+    # a single row is a product with a vector, unless it comes transposed
+    assert len(calls) == (1 if shape == (1, 24) else 5)
 
 
 def test_training_and_other_precisions_keep_torchs_own(calls: list[tuple[int, ...]]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from mobilellm.terminal.output import print_json, say
+from mobilellm.terminal.running import PrecisionFlag, opened, sampling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Chat:
     also runs by llama.cpp."""
     threads: int | None = None
     """Threads; when not given, as many as the runtime takes."""
+    precision: PrecisionFlag = None
+    """How our own network holds weights that are not quantized, and what a prompt is computed in;
+    when not given, as the file has them and in fp32."""
     json: bool = False
     """Print one JSON object when the input ends: the messages, and the figures of each answer."""
 
@@ -58,20 +62,14 @@ class Chat:
         from mobilellm.chat.line_reader import has_editor, line_reader
         from mobilellm.chat.loop import NAMES, ChatLoop
         from mobilellm.errors import UserError
-        from mobilellm.interop.load import sampling_defaults
-        from mobilellm.model.generation import Sampling
-        from mobilellm.runtimes.running import open_model
         from mobilellm.tokenizer.chat_template import ChatTemplate
 
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: must be 1 or more")
-        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        own = sampling_defaults(self.model) or {"temperature": 0.7, "top_p": 0.95}
-        sampling = Sampling(
-            **own | {k: v for k, v in given.items() if v is not None}, seed=self.seed
-        )
+        flags = (self.temperature, self.top_k, self.top_p)
+        sampling = sampling_of(self.model, *flags, seed=self.seed, usual_temperature=0.7)
         interactive = sys.stdin.isatty() and sys.stdout.isatty() and not self.json
-        with open_model(self.model, self.runtime, threads=self.threads) as model:
+        with opened(self.model, self.runtime, self.threads, self.precision) as model:
             template = ChatTemplate.of(model.tokenizer, self.template)
             dialogue = Dialogue(model, template, self.system)
             if dialogue.stop_texts and not self.json:

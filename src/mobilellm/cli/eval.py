@@ -8,7 +8,7 @@ import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ from mobilellm.errors import UserError
 from mobilellm.model.precision import Precision
 from mobilellm.printable import one_line
 from mobilellm.terminal.output import print_json, progress, put, say
+from mobilellm.terminal.running import PrecisionFlag, opened
 
 if TYPE_CHECKING:
     from mobilellm.evaluate.perplexity import Score
@@ -72,7 +73,7 @@ class Eval:
     item. Without a model, print the published tables."""
     explain: int = 0
     """Print so many items that one of the first two models has right and the other wrong."""
-    precision: Annotated[Precision | None, tyro.conf.EnumChoicesFromValues] = None
+    precision: PrecisionFlag = None
     """What is computed in. Without it tasks are in fp32, which equals the harness's scores, and a
     run's text is in what the run trained in, which equals the loss in its metrics."""
     batch_tokens: int = 2048
@@ -129,27 +130,16 @@ class Eval:
 
         return model.exists() and default_runtime(model, self.runtime).name != OURS
 
-    @staticmethod
-    def no_precision(model: Path) -> UserError:
-        """The error for --precision with a file whose runtime has its own."""
-        return UserError(
-            f"{model}: is computed in the precision that it was written in",
-            hint="leave out --precision",
-        )
-
     def score_session(self, model: Path) -> Score:
         """A model's loss on a text, by its runtime."""
-        from mobilellm.runtimes.running import open_model
         from mobilellm.tasks.session_backend import session_score
 
         if self.text is None:
             raise UserError(
                 f"{model}: nothing to score it on", hint="give --text FILE or --tasks TASKS"
             )
-        if self.precision is not None:
-            raise self.no_precision(model)
         with (
-            open_model(model, self.runtime, threads=self.threads) as running,
+            opened(model, self.runtime, self.threads, self.precision) as running,
             progress(f"scoring by {running.runtime}", "tokens") as update,
         ):
             return session_score(
@@ -184,7 +174,7 @@ class Eval:
                 f"{model}: nothing to score it on",
                 hint="give --data DATA, --text FILE or --tasks TASKS",
             )
-        loaded = load(model)
+        loaded = load(model, release=True)
         tokenizer = loaded.require_tokenizer(model)
         length = self.sequence_length or (
             recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings
@@ -300,12 +290,9 @@ class Eval:
 
         if not self.foreign(model):
             return open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
-        from mobilellm.runtimes.running import open_model
         from mobilellm.tasks.session_backend import session_subject
 
-        if self.precision is not None:
-            raise self.no_precision(model)
-        running = sessions.enter_context(open_model(model, self.runtime, threads=self.threads))
+        running = sessions.enter_context(opened(model, self.runtime, self.threads, self.precision))
         return session_subject(name, model, running)
 
     def all_rows(self, rows: list[Row]) -> list[Row]:

@@ -17,6 +17,7 @@ import tyro
 
 from mobilellm.printable import printable
 from mobilellm.terminal.output import print_json, say
+from mobilellm.terminal.running import PrecisionFlag, opened, sampling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +55,23 @@ class Generate:
     also runs by llama.cpp."""
     threads: int | None = None
     """Threads; when not given, as many as the runtime takes."""
+    precision: PrecisionFlag = None
+    """How our own network holds weights that are not quantized, and what a prompt is computed in;
+    when not given, as the file has them and in fp32."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
         from mobilellm.calls.held import HeldTo, read_schema
-        from mobilellm.interop.load import sampling_defaults
         from mobilellm.interop.loaded import continuation, prompt_ids
-        from mobilellm.model.generation import Sampling
-        from mobilellm.runtimes.running import generate, open_model
+        from mobilellm.runtimes.running import generate
 
-        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        own = sampling_defaults(self.model) or {"temperature": 0.8, "top_p": 0.95}
-        sampling = Sampling(
-            **own | {k: v for k, v in given.items() if v is not None}, seed=self.seed
-        )
+        flags = (self.temperature, self.top_k, self.top_p)
+        sampling = sampling_of(self.model, *flags, seed=self.seed, usual_temperature=0.8)
         tokens: list[int] = []
         shown = ""
-        with open_model(self.model, self.runtime, threads=self.threads) as model:
+        with opened(self.model, self.runtime, self.threads, self.precision) as model:
             prompt = prompt_ids(model.tokenizer, self.prompt, special=self.special)
             session, held = model.session, None
             if self.schema is not None:

@@ -9,6 +9,7 @@ On a GPU the figures are of tensors; on a CPU they are of the whole process and 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import sys
@@ -55,9 +56,12 @@ def _process_memory(field: str) -> int:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give back what the device's allocator keeps for later."""
+    """Give back what the device's allocator keeps for later; of a CPU's where its C library can."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu":
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

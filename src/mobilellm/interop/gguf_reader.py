@@ -21,7 +21,6 @@ from mobilellm.errors import UserError
 from mobilellm.families.names import gguf_name, reordered
 from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
 from mobilellm.gguf.tokenizer_keys import read_keys
-from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.gguf_format import (
     ARCHITECTURES,
     ROPE_FACTORS,
@@ -35,6 +34,7 @@ from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
 from mobilellm.model.weights import listed, shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.weights.assemble import assemble, check_weights
 
 # Published settings of Llama 3.1 and 3.2, but for the factor.
 LLAMA3_SCALING = {

@@ -20,14 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mobilellm.budget import ask
 from mobilellm.errors import UserError, first_line
 from mobilellm.families import llama4, paretoq
 from mobilellm.files import read_json
-from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.folder import read_origin
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.pickled import read_pickle
@@ -44,6 +42,8 @@ from mobilellm.model.rope import inverse_frequencies
 from mobilellm.quantize.quantized import Quantized
 from mobilellm.quantize.quantized import read as read_own_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.weights.assemble import assemble, check_weights
+from mobilellm.weights.mapped import MappedTensors, mapped_tensors
 
 MODEL_TYPES = ("llama", "qwen3", "cwm", "mobilellm", llama4.MODEL_TYPE)
 # Keys that foreign configurations carry and that do not touch the network.
@@ -260,7 +260,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return read_pickle(path)
     try:
         check_header(path)
-        return load_file(path)
+        return mapped_tensors(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({first_line(error)})",
@@ -328,23 +328,29 @@ def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def read(
-    folder: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
+    folder: Path,
+    shared_kv: SharedKV | None = None,
+    ignored: Collection[str] = (),
+    halves: bool = False,
 ) -> tuple[Network, dict[str, Any]]:
-    """Network and origin of a folder. `UserError` says what is wrong with its files."""
+    """Network and origin of a folder. `UserError` says what is wrong with its files. With `halves`
+    matrices that are stored in bf16 stay so (see `assemble`)."""
     config, told = read_config(folder, shared_kv, ignored)
-    named, where = _all_tensors(folder)
-    check_weights(named, where)
+    stored, where = _all_tensors(folder)
+    check_weights(stored, where, stored.let_go)
+    named: dict[str, Tensor] = stored
     values = read_json(folder / "config.json", limit=MAX_CONFIG)
     bits = paretoq.bits_of(values, where)
     if bits is not None:
         named, _ = paretoq.on_grid(named, bits, where)
     named = honor_tie(config, named, where)
+    stored.let_go()
     of_llama4 = values.get("model_type") == llama4.MODEL_TYPE
     if of_llama4:
         named = llama4.plain_tensors(config, named)
     if "mobillama" in str(values.get("auto_map")).lower():
         named = spread_mlp(config, named)
-    network = assemble(config, named, where)
+    network = assemble(config, named, where, halves=halves, copied=stored.let_go)
     origin = read_origin(folder) or {
         "folder": folder.name,
         "model_type": values.get("model_type"),
@@ -358,20 +364,23 @@ def read(
     return network, origin
 
 
-def _all_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+def _all_tensors(folder: Path) -> tuple[MappedTensors, str]:
     """Every tensor of a folder, and what messages call the place."""
     files = weight_files(folder)
     where = str(files[0] if len(files) == 1 else folder)
     ask(sum(file.stat().st_size for file in files), f"{where}: its weights")
-    named: dict[str, Tensor] = {}
+    named = MappedTensors({})
     for file in files:
-        named |= read_tensors(file)
+        found = read_tensors(file)
+        named.update(found)
+        named.maps += found.maps if isinstance(found, MappedTensors) else []
     return named, where
 
 
-def read_quantized(folder: Path, network: Network) -> Quantized | None:
-    """What of the network read from `folder` lies on the grid: by our own file, or ParetoQ's."""
-    own = read_own_quantized(folder, network)
+def read_quantized(folder: Path, network: Network, release: bool = False) -> Quantized | None:
+    """What of the network read from `folder` lies on the grid: by our own file, or ParetoQ's. With
+    `release` the parameters of our own file's matrices are given back as they are read."""
+    own = read_own_quantized(folder, network, release)
     bits = paretoq.bits_of(read_json(folder / "config.json", limit=MAX_CONFIG), str(folder))
     if own is not None or bits is None:
         return own
@@ -409,4 +418,5 @@ READER = Reader(
     describe=describe,
     read_settings=read_settings,
     read_quantized=read_quantized,
+    stores_halves=True,
 )

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.families.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
-from mobilellm.interop.assemble import assemble, check_weights
 from mobilellm.interop.loaded import Reader
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
@@ -45,6 +44,7 @@ from mobilellm.tokenizer.sentencepiece import (
     to_fast_tokenizer,
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.weights.assemble import assemble, check_weights
 
 MAGIC = 0x616B3432  # "ak42", of version 1 and later
 HEADER_1 = 256  # bytes of a version 1 header

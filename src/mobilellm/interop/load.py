@@ -58,8 +58,14 @@ def load(
     fold: bool = False,
     tokenizer: Path | None = None,
     ignored: Collection[str] = (),
+    halves: bool = False,
+    release: bool = False,
 ) -> Loaded:
     """Read network and tokenizer, in float32.
+
+    Two are for a network that is packed next, as `Loaded.as_run` does with a quantized one
+    (quantize/packed.py): with `halves` matrices that are stored in bf16 stay so, and with `release`
+    the float32 of matrices on the grid is given back as soon as their integers are known.
 
     `shared_kv` says which kind of layer sharing a checkpoint has that does not say so itself.
     `fold` turns equal neighboring blocks into repeats of one. `tokenizer` is used instead of the
@@ -69,8 +75,9 @@ def load(
     """
     reader, where = recognize(path)
     with reading(where, reader.what):
-        network, origin = reader.read(where, shared_kv, ignored)
-        quantized = reader.read_quantized(where, network)
+        options = {"halves": True} if halves and reader.stores_halves else {}
+        network, origin = reader.read(where, shared_kv, ignored, **options)
+        quantized = reader.read_quantized(where, network, release and not fold)
         generation = reader.read_settings(where)
     found: Tokenizer | None
     fault: UserError | None = None

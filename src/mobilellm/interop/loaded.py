@@ -9,16 +9,18 @@ Every reader imports this module, and `load` imports every reader: nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mobilellm.decoding.decoder import decoder_of
 from mobilellm.errors import UserError
-from mobilellm.model.config import ModelConfig, SharedKV
-from mobilellm.model.generation import Sampling
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.generation import Sampling, generate
 from mobilellm.model.network import Network
 from mobilellm.quantize.activations import rounded_activations
+from mobilellm.quantize.packed import pack
 from mobilellm.quantize.quantized import Quantized
 from mobilellm.tokenizer.chat_template import ChatTemplate, Message
 from mobilellm.tokenizer.conversation import Tools, encode_prompt, ends_of_turn
@@ -75,9 +77,26 @@ class Loaded:
 
     @property
     def as_run(self) -> Network:
-        """The network as runtimes compute it: from now on its activations are rounded where a
-        quantized model's scheme rounds them. For evaluation and generation, not for writing."""
-        return rounded_activations(self.network, self.quantized)
+        """The network as runtimes compute it: from now on a quantized model's matrices are held as
+        their integers, and its activations rounded where its scheme rounds them. For evaluation
+        and generation, not for writing."""
+        network = rounded_activations(self.network, self.quantized)
+        if self.quantized is not None:
+            pack(network, self.quantized)
+        return network
+
+    def _continue(
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        stop: Sequence[int] | None,
+    ) -> list[int]:
+        """The tokens that follow `ids`."""
+        network = self.as_run
+        decoder = decoder_of(network)
+        step = None if decoder is None else decoder.step
+        return list(generate(network, ids, max_new_tokens, sampling or Sampling(), stop, step=step))
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt, as the function of this name. `UserError` without a tokenizer."""
@@ -107,9 +126,7 @@ class Loaded:
     ) -> str:
         """The text that follows `prompt`; greedy unless `sampling` says otherwise."""
         ids = self.prompt_ids(prompt)
-        return self.continuation(
-            ids, list(self.as_run.generate(ids, max_new_tokens, sampling, stop))
-        )
+        return self.continuation(ids, self._continue(ids, max_new_tokens, sampling, stop))
 
     def chat(
         self,
@@ -126,7 +143,7 @@ class Loaded:
         eos = self.config.eos_token_id
         own = eos if isinstance(eos, list) else [] if eos is None else [eos]
         stop = [*own, *ends_of_turn(tokenizer, template)]
-        tokens = list(self.network.generate(ids, max_new_tokens, sampling, stop))
+        tokens = self._continue(ids, max_new_tokens, sampling, stop)
         return tokenizer.decode(tokens, skip_special_tokens=True)
 
 
@@ -140,14 +157,18 @@ class Reader:
     """What a user gives, in a few words."""
     recognizes: Callable[[Path], bool]
     """Whether what lies at this path, which exists, is of this format."""
-    read: Callable[[Path, SharedKV | None, Collection[str]], tuple[Network, dict[str, Any]]]
-    """Network and origin. The second argument is the kind of layer sharing that a user names, the
-    third the keys of a configuration that a user says change nothing."""
+    read: Callable[..., tuple[Network, dict[str, Any]]]
+    """Network and origin, of (path, shared_kv, ignored): the second argument is the kind of layer
+    sharing that a user names, the third the keys of a configuration that a user says change
+    nothing."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]
     """Configuration and origin, without reading the weights."""
     read_settings: Callable[[Path], dict[str, Any]] = lambda _: {}
     """How the model's makers sample from it, in generation_config.json's keys."""
-    read_quantized: Callable[[Path, Network], Quantized | None] = lambda _, __: None
-    """What of the network, read from there, lies on the grid; None where nothing does."""
+    read_quantized: Callable[[Path, Network, bool], Quantized | None] = lambda *_: None
+    """What of the network, read from there, lies on the grid; None where nothing does. Third is
+    whether the parameters of what does are emptied."""
+    stores_halves: bool = False
+    """Whether `read` takes `halves`, to keep matrices in bf16 that are stored so."""

@@ -9,12 +9,13 @@ Greedy at temperature 0. One seed gives one text on one machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilellm.errors import UserError
 from mobilellm.model.cache import KVCache
@@ -30,8 +31,8 @@ class CachedNetwork(Protocol):
         ...
 
     @property
-    def output_weight(self) -> Tensor:
-        """The output layer, (V, C)."""
+    def norm(self) -> nn.Module:
+        """The last norm, whose weight has the type and the device of what is computed."""
         ...
 
     def hidden(self, input_ids: Tensor, cache: KVCache) -> Tensor:
@@ -95,11 +96,13 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[int] | None = None,
+    step: Callable[[KVCache, int], np.ndarray] | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that continue `prompt`, ending before a token of `stop`.
 
-    `stop` is the configuration's end-of-text tokens when not given. `UserError` when the prompt is
-    empty, or prompt and new tokens together exceed max_position_embeddings."""
+    `stop` is the configuration's end-of-text tokens when not given. `step` computes logits (V,)
+    behind a single token in place of the network (decoding/decoder.py). `UserError` when the
+    prompt is empty, or prompt and new tokens together exceed max_position_embeddings."""
     config = network.config
     if stop is None:
         eos = config.eos_token_id
@@ -122,16 +125,20 @@ def generate(
         raise UserError(
             f"token {largest} in the prompt is outside the vocabulary of {config.vocab_size}"
         )
-    weight = network.output_weight
     # A CPU generator whatever the device: the draw is one small vector, and the same seed then
     # gives the same text.
     generator = torch.Generator().manual_seed(sampling.seed)
-    cache = KVCache(config, 1, length, like=weight)
-    tokens = torch.tensor([list(prompt)], device=weight.device)
+    like = network.norm.weight
+    assert isinstance(like, Tensor)
+    cache, tokens = KVCache(config, 1, length, like=like), list(prompt)
     for _ in range(max_new_tokens):
-        hidden = network.hidden(tokens, cache)[0, -1]
-        token = draw((weight @ hidden).cpu(), sampling, generator)
+        if step is not None and len(tokens) == 1:
+            logits = torch.from_numpy(step(cache, tokens[0]))
+        else:
+            hidden = network.hidden(torch.tensor([tokens], device=like.device), cache)
+            logits = network.output(hidden[:, -1])[0].cpu()
+        token = draw(logits, sampling, generator)
         if token in stop:
             return
         yield token
-        tokens = torch.tensor([[token]], device=weight.device)
+        tokens = [token]

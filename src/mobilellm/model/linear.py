@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MANY_ROWS = 16384
+"""From so many rows of a matrix on, as an output layer has, oneDNN is the faster one for a single
+row of x too; below it is up to forty times slower than a product with a vector (docs/log.md)."""
+
 
 @functools.cache
 def onednn_linear() -> Callable[..., Tensor] | None:
@@ -40,6 +44,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         and type(weight) in (Tensor, nn.Parameter)
         and (product := onednn_linear()) is not None
     ):
+        if x.numel() == x.shape[-1] and weight.shape[0] < MANY_ROWS:
+            return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
         return product(x.contiguous(), weight.contiguous(), None, "none", [], "")
     return F.linear(x, weight)
 
@@ -57,6 +63,10 @@ class Linear(nn.Linear):
         """The product with the first `rows` rows alone: (..., in) -> (..., rows)."""
         return linear(x, self.weight[:rows])
 
+    def product(self, x: Tensor) -> Tensor:
+        """x times the matrix as an output layer: (..., in) -> (..., out)."""
+        return linear(x, self.used_weight)
+
     @property
     def used_weight(self) -> Tensor:
         """The matrix that enters products, (out, in); a module that rounds has another than
@@ -66,6 +76,10 @@ class Linear(nn.Linear):
 
 class Embedding(nn.Embedding):
     """A row for each token."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """x times the rows, as an output layer that is tied to them: (..., C) -> (..., V)."""
+        return linear(x, self.used_weight)
 
     @property
     def used_weight(self) -> Tensor:

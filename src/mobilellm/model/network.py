@@ -24,7 +24,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.generation import Sampling, generate
-from mobilellm.model.linear import Embedding, Linear, linear
+from mobilellm.model.linear import Embedding, Linear
 from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.rope import cos_sin, first_positions
 
@@ -249,7 +249,7 @@ class Network(nn.Module):
 
     def output(self, hidden: Tensor) -> Tensor:
         """Logits of last hidden states: (..., C) -> (..., V)."""
-        return linear(hidden, self.output_weight)
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).product(hidden)
 
     def loss(
         self,

@@ -7,7 +7,7 @@ block."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from mobilellm.model.network import Network
 # Tensors on disk that have a row for each token of the vocabulary.
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 # In-memory name -> the names on disk that it is stacked from, and how many rows each has.
+COPIED_AT_ONCE = 1 << 21
+"""Numbers of a tensor that lie in memory twice while a network is loaded."""
 Stacks = dict[str, list[tuple[str, int]]]
 
 
@@ -96,11 +98,8 @@ def _absent_gains(config: ModelConfig) -> list[str]:
     return [f"model.layers.{i}.self_attn.{name}.weight" for i in layers for name in names]
 
 
-def from_named(
-    config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights"
-) -> dict[str, Tensor]:
-    """The names on disk -> in-memory tensors. `UserError` names every missing, unexpected and
-    misshapen tensor."""
+def check_named(config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights") -> None:
+    """`UserError` names every missing, unexpected and misshapen tensor."""
     expected = shapes(config)
     complaints = []
     if absent := _absent_gains(config):
@@ -127,6 +126,13 @@ def from_named(
             f"{where}: {'; '.join(complaints)}",
             hint="the weights and config.json belong to different models",
         )
+
+
+def from_named(
+    config: ModelConfig, named: Mapping[str, Tensor], where: str = "weights"
+) -> dict[str, Tensor]:
+    """The names on disk -> in-memory tensors. `UserError` as `check_named` says."""
+    check_named(config, named, where)
     return {
         ours: torch.cat([named[name] for name, _ in parts])
         if len(parts) > 1
@@ -140,12 +146,24 @@ def listed(names: list[str], most: int = 40) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def load_weights(network: Network, named: Mapping[str, Tensor], where: str = "weights") -> None:
-    """Copy tensors under their names on disk into `network`."""
-    state = from_named(network.config, named, where)
+def load_weights(
+    network: Network,
+    named: Mapping[str, Tensor],
+    where: str = "weights",
+    copied: Callable[[], object] = lambda: None,
+) -> None:
+    """Copy tensors under their names on disk into `network`, a part after the other; `copied` is
+    called behind each part."""
+    check_named(network.config, named, where)
+    parts = stacks(network.config)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(state[name])
+            pieces = parameter.split([rows for _, rows in parts[name]])
+            for (theirs, _), piece in zip(parts[name], pieces, strict=True):
+                rows = max(1, COPIED_AT_ONCE // max(1, piece[:1].numel()))
+                for start in range(0, len(piece), rows):
+                    piece[start : start + rows].copy_(named[theirs][start : start + rows])
+                    copied()
 
 
 def grow_vocabulary(

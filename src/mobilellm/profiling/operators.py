@@ -8,6 +8,7 @@ than their Python packages do.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mobilellm.runtimes.session import Session
 
 MOST = 10
 """Operators of a phase that are told."""
+STEP = "decoding/step.cpp"
 TOKENS = 8
 """Tokens of the decode phase; its figures are means over them."""
 
@@ -26,7 +28,7 @@ def operators(session: Session, prompt: Sequence[int]) -> list[dict[str, Any]]:
     run. `UserError` for a runtime that does not tell."""
     if not isinstance(session, NetworkSession):
         raise UserError("this runtime does not tell", hint="only our own network does")
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     session.feed(prompt)  # what is prepared for a shape when it is first met
     session.reset()
@@ -34,7 +36,10 @@ def operators(session: Session, prompt: Sequence[int]) -> list[dict[str, Any]]:
     for phase, runs in (("prefill", 1), ("decode", TOKENS)):
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             for _ in range(runs):
-                session.feed(prompt if phase == "prefill" else prompt[:1])
+                # What a token takes outside of torch's operators is the compiled step's.
+                stepped = phase == "decode" and session.decoder is not None
+                with record_function(STEP) if stepped else contextlib.nullcontext():
+                    session.feed(prompt if phase == "prefill" else prompt[:1])
         events = [event for event in recorded.key_averages() if event.self_cpu_time_total > 0]
         total = sum(event.self_cpu_time_total for event in events) or 1.0
         events.sort(key=lambda event: -event.self_cpu_time_total)

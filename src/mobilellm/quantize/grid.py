@@ -25,6 +25,8 @@ from mobilellm.errors import UserError
 GROUP = 32
 """Columns that share a scale at 4 bits."""
 SMALLEST_SCALE = 2.0**-14
+ON_GRID_AT_ONCE = 1 << 18
+"""Numbers of a matrix that are compared at once, so that they stay in the cache."""
 LOWEST = {4: -8, 8: -127}
 HIGHEST = {4: 7, 8: 127}
 
@@ -77,8 +79,13 @@ def rounded(values: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 def on_grid(values: Tensor, scales: Tensor, bits: int, where: str = "weight") -> GridWeight:
     """The grid's integers of values (R, C) that lie on it. `UserError` where they do not."""
-    integers = rounded(values, scales, bits)
-    if not torch.equal(dequantized(integers, scales), values.float()):
+    integers = torch.empty(values.shape, dtype=torch.int8)
+    step, fits = max(1, ON_GRID_AT_ONCE // max(1, values.shape[1])), True
+    for start in range(0, len(values), step):
+        part, own = values[start : start + step].float(), scales[start : start + step]
+        integers[start : start + step] = rounded(part, own, bits)
+        fits &= torch.equal(dequantized(integers[start : start + step], own), part)
+    if not fits:
         raise UserError(
             f"{where}: its numbers do not lie on the grid that quantization.json names",
             hint="the weights were changed after quantizing: quantize the model again",

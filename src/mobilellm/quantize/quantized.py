@@ -137,8 +137,10 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return {key: said.get(key) for key in wanted} if isinstance(said, dict) else None
 
 
-def read(folder: Path, network: Network) -> Quantized | None:
-    """What of the network read from `folder` lies on the grid; None where nothing says so.
+def read(folder: Path, network: Network, release: bool = False) -> Quantized | None:
+    """What of the network read from `folder` lies on the grid; None where nothing says so. With
+    `release` the parameters of what does are emptied one by one, for a network that is packed next
+    (quantize/packed.py).
 
     `UserError` for files that are damaged, or that no longer belong to the weights.
     """
@@ -174,6 +176,8 @@ def read(folder: Path, network: Network) -> Quantized | None:
                 )
         together = torch.cat([scales[name] for name in names]).float()
         weights[ours] = on_grid(parameters[ours].detach(), together, one, f"{folder}: {ours}")
+        if release:
+            parameters[ours].data = torch.empty(0)
     return Quantized(scheme=scheme, method=said["method"], weights=weights, facts=said["facts"])
 
 

@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mobilellm.decoding.decoder import Decoder, decoder_of
+from mobilellm.decoding.library import fault as library_fault
 from mobilellm.errors import UserError
+from mobilellm.hardware.device_memory import empty_cache
 from mobilellm.interop.huggingface import weight_files
 from mobilellm.interop.load import load, recognize
 from mobilellm.model.cache import KVCache
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
+from mobilellm.quantize.activations import rounded_activations
+from mobilellm.quantize.packed import KERNEL_ROWS, pack
 from mobilellm.runtimes.session import Runtime, check_ids
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 
 class NetworkSession:
-    """A network and its cache."""
+    """A network and its cache. Single tokens are computed by decoding/decoder.py where it can, a
+    prompt by the network."""
 
-    def __init__(self, network: Network, context: int | None = None) -> None:
-        """`UserError` when `context` exceeds the model's positions."""
+    def __init__(
+        self,
+        network: Network,
+        context: int | None = None,
+        precision: Precision = Precision.FP32,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """`precision` is what the products of a prompt compute in. `UserError` when `context`
+        exceeds the model's positions."""
         longest = network.config.max_position_embeddings
         if context is not None and not 1 <= context <= longest:
             raise UserError(f"context {context}: must be from 1 to the model's {longest} positions")
-        self.network = network
+        self.network, self.precision, self.notes = network, precision, tuple(notes)
         self.vocab_size = network.config.vocab_size
         self.context = context or longest
         eos = network.config.eos_token_id
         self.end_tokens = tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
         self.cache: KVCache | None = None
 
+    @functools.cached_property
+    def decoder(self) -> Decoder | None:
+        """What computes single tokens; None where the network does that, too."""
+        return decoder_of(self.network)
+
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """As `Session` says."""
         check_ids(ids, self.cache.length if self.cache is not None else 0, self)
+        like = self.network.norm.weight
         if self.cache is None:
-            like = self.network.norm.weight
             self.cache = KVCache(self.network.config, 1, self.context, like=like)
-        hidden = self.network.hidden(torch.tensor([list(ids)]), self.cache)[0, -1]
-        return self.network.output(hidden).float().numpy()
+        if len(ids) == 1 and self.decoder is not None:
+            return self.decoder.step(self.cache, ids[0])
+        with self.precision.autocast(like.device):
+            hidden = self.network.hidden(torch.tensor([list(ids)]), self.cache)[:, -1]
+            return self.network.output(hidden)[0].float().numpy()
 
     def reset(self) -> None:
         """As `Session` says."""
@@ -50,6 +73,7 @@ class NetworkSession:
     def close(self) -> None:
         """As `Session` says."""
         self.cache = None
+        self.__dict__.pop("decoder", None)  # and its threads
 
 
 def _recognizes(path: Path) -> bool:
@@ -67,10 +91,35 @@ def _read_tokenizer(path: Path) -> Tokenizer | None:
     return reader.read_tokenizer(where)
 
 
-def _open(path: Path, context: int | None, threads: int | None) -> NetworkSession:
+def open_network(
+    path: Path,
+    context: int | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
+) -> NetworkSession:
+    """The model at `path`, its weights held as they are stored: integers where it is quantized,
+    bf16 where the file has bf16, else float32; all products are float32.
+
+    `precision` holds the weights that are not integers in float32 or bf16, and computes the
+    products of a prompt in it. Without a C++ compiler matrices on the grid run by torch's kernels,
+    whose products are bf16, and what is stored in bf16 is held in float32.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    return NetworkSession(load(path).as_run, context)
+    fault, half = library_fault(), precision is Precision.BF16
+    loaded = load(path, halves=half or (precision is None and not fault), release=True)
+    network = rounded_activations(loaded.network, loaded.quantized)
+    unfit = pack(network, loaded.quantized, half=half, kernels=bool(fault))
+    empty_cache(torch.device("cpu"))
+    notes = []
+    if fault:
+        notes.append(f"tokens come from torch's products, several times slower: {fault}")
+    if unfit:
+        notes.append(
+            f"{len(unfit)} matrices of a shape that torch's 4-bit kernel does not take (rows in "
+            f"multiples of {KERNEL_ROWS}) are made float32 for each token"
+        )
+    return NetworkSession(network, context, precision or Precision.FP32, notes)
 
 
 RUNTIME = Runtime(
@@ -79,7 +128,7 @@ RUNTIME = Runtime(
     package="torch",
     extra="",
     recognizes=_recognizes,
-    open=_open,
+    open=open_network,
     read_tokenizer=_read_tokenizer,
     imports=("torch._dynamo",),  # by operations on tensors without storage
 )

@@ -22,6 +22,7 @@ import torch
 
 from mobilellm.errors import UserError
 from mobilellm.model.generation import Sampling, draw
+from mobilellm.model.precision import Precision
 from mobilellm.runtimes import ours
 from mobilellm.runtimes.session import Runtime, Session
 from mobilellm.runtimes.table import runtime_for
@@ -65,6 +66,8 @@ class RunningModel:
     tokenizer: Tokenizer
     runtime: str
     """Key of RUNTIMES."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it runs."""
 
 
 def default_runtime(path: Path, name: str | None = None) -> Runtime:
@@ -82,24 +85,37 @@ def open_model(
     *,
     context: int | None = None,
     threads: int | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[RunningModel]:
     """The file at `path`, running by `default_runtime`; closed when the block ends.
 
-    `UserError` when it has no tokenizer in it or beside it.
+    `precision` is for our own network (`ours.open_network`). `UserError` when it is given for
+    another runtime, or the file has no tokenizer in it or beside it.
     """
     if threads is not None and threads < 1:
         raise UserError(f"threads {threads}: must be 1 or more")
     chosen = default_runtime(path, runtime)
     chosen.require()
+    if precision is not None and chosen is not ours.RUNTIME:
+        raise UserError(
+            f"{path}: is computed in the precision that it was written in",
+            hint="leave out --precision",
+        )
     tokenizer = chosen.read_tokenizer(path)
     if tokenizer is None:
         raise UserError(
             f"{path}: has no tokenizer",
             hint="put its tokenizer.json or tokenizer.model beside it",
         )
-    session = chosen.open(path, context, threads)
+    session: Session
+    notes: tuple[str, ...] = ()
+    if chosen is ours.RUNTIME:
+        session = own = ours.open_network(path, context, threads, precision)
+        notes = own.notes
+    else:
+        session = chosen.open(path, context, threads)
     try:
-        yield RunningModel(session=session, tokenizer=tokenizer, runtime=chosen.name)
+        yield RunningModel(session=session, tokenizer=tokenizer, runtime=chosen.name, notes=notes)
     finally:
         session.close()
 

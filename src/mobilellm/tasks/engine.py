@@ -85,7 +85,7 @@ class NetworkBackend:
     @torch.inference_mode()
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
         """As `Backend` says."""
-        device = self.network.embed_tokens.weight.device
+        device = self.network.norm.weight.device
         line: list[int] = []  # all items, one after the other
         positions: list[int] = []
         spans: list[Span] = []

@@ -18,7 +18,6 @@ from mobilellm.data.dataset import SampleFolder
 from mobilellm.data.stream import Beside
 from mobilellm.derived.reference import Answers, Reference
 from mobilellm.errors import UserError
-from mobilellm.interop.assemble import assemble
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken, Objective
@@ -28,6 +27,7 @@ from mobilellm.objectives.preference import Preference
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.inputs import Data
 from mobilellm.train.origin import read_origin
+from mobilellm.weights.assemble import assemble
 
 START = "start"
 """The teacher that is the network of start.from as it was given."""

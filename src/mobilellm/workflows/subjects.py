@@ -10,6 +10,7 @@ from pathlib import Path
 from mobilellm.errors import UserError
 from mobilellm.files import read_json
 from mobilellm.interop.load import load, source_hash
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.precision import Precision
 from mobilellm.tasks.campaign import Subject
 from mobilellm.tasks.engine import Backend, Engine, NetworkBackend
@@ -22,7 +23,7 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
     backend: Backend
     encoder: Encoder
     try:
-        loaded = load(path)
+        loaded = load(path, release=True)
     except UserError as refusal:
         foreign = foreign_kind(path)
         if foreign is None:
@@ -35,16 +36,18 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
         from mobilellm.tasks.transformers_backend import load_transformers
 
         foreign_backend, encoder = load_transformers(path)
-        backend, network = foreign_backend, foreign_backend.model
+        backend = foreign_backend
+        count = sum(parameter.numel() for parameter in foreign_backend.model.parameters())
     else:
         network, encoder = loaded.as_run, OwnEncoder(loaded.require_tokenizer(path))
         backend = NetworkBackend(network, precision)
+        count = ModelCosts.of(network.config).parameters["total"]
     return Subject(
         name=name,
         engine=Engine(backend, batch_tokens),
         encoder=encoder,
         fingerprint=f"{source_hash(path)[:24]}-{precision}",
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=count,
     )
 
 

@@ -1,0 +1,77 @@
+"""Weights of others, checked and put into a network.
+
+    check_weights(named, "model.gguf")             # floats, all of them finite
+    network = assemble(config, named, "model.gguf")
+
+Every reader ends here: by then the tensors have their Hugging Face names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mobilellm.errors import UserError
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
+from mobilellm.model.weights import check_named, load_weights, stacks
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CHECKED_AT_ONCE = 1 << 20  # numbers; their sum makes a copy of them in float64
+MAX_NAMED = 20  # tensors that one message names
+
+
+def check_weights(
+    named: Mapping[str, Tensor], where: str, seen: Callable[[], object] = lambda: None
+) -> None:
+    """`UserError` for weights that are no plain floats, or hold NaN or infinity, by name; `seen` is
+    called behind each tensor."""
+    wrong = [
+        f"{name} ({tensor.dtype})" for name, tensor in named.items() if tensor.dtype not in FLOATS
+    ]
+    if wrong:
+        raise UserError(f"{where}: not floating point: {', '.join(wrong[:MAX_NAMED])}")
+    # A sum is quick, and finite for most sound numbers; where it is not, every one is tried.
+    bad = []
+    for name, tensor in named.items():
+        parts = tensor.flatten().split(CHECKED_AT_ONCE)
+        if not all(_finite(part) for part in parts):
+            bad.append(name)
+        seen()
+    if bad:
+        raise UserError(
+            f"{where}: NaN or infinite weights in {', '.join(bad[:MAX_NAMED])}",
+            hint="the checkpoint is broken at its source",
+        )
+
+
+def _finite(numbers: Tensor) -> bool:
+    return bool(torch.isfinite(numbers.sum(dtype=torch.float64)) or torch.isfinite(numbers).all())
+
+
+def assemble(
+    config: ModelConfig,
+    named: Mapping[str, Tensor],
+    where: str,
+    *,
+    halves: bool = False,
+    copied: Callable[[], object] = lambda: None,
+) -> Network:
+    """The network with these weights, in float32. Shapes are checked before memory is taken for it.
+
+    With `halves` the matrices that are stored in bf16 stay so; such a network has to be packed
+    (quantize/packed.py) before it runs. `copied` is called behind each part of a parameter.
+    """
+    empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()}
+    check_named(config, empty, where)
+    network = Network(config, initialized=False)
+    for ours, parts in stacks(config).items() if halves else ():
+        stored = [named[name] for name, _ in parts]
+        if all(tensor.ndim == 2 and tensor.dtype == torch.bfloat16 for tensor in stored):
+            module = network.get_submodule(ours.rpartition(".")[0])
+            shape = network.get_parameter(ours).shape
+            module.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
+    load_weights(network, named, where, copied)
+    return network
