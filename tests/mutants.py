@@ -364,6 +364,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "train/test_dpo.py::test_what_is_damaged_or_of_something_else_is_refused",
     ),
     fault(
+        "the tail of a teacher's distribution without a pull", "objectives/cached.py",
+        "gradient.mul_(1 - taught[:, -1:] / rest)", "gradient.mul_(1.0)",
+        "objectives/test_cached.py::test_the_rest_is_one_outcome",
+    ),
+    fault(
         "the epoch not counted", "data/loader.py",
         "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
         f"{LOADER}::test_an_epoch_trains_on_each_token_once_but_for_the_remainder",

@@ -199,7 +199,7 @@ def test_data_and_settings_that_do_not_fit_are_one_line(places: Path) -> None:
         ({"data": {"sequence_length": LENGTH // 2}}, "packed into rows for 120"),
         ({"data": {"mask_documents": False}}, "would see the other one"),
         ({"start": {"from": ""}}, "starts from no model"),
-        ({"distill": {"teacher": "start"}}, "goes with neither"),
+        ({"distill": {"teacher": "start"}}, "goes with neither distill nor"),
         ({"optimizer": {"z_loss": 1e-4}}, "goes with neither"),
         ({"objective": {"name": "next_token"}}, "half of which are not to be learnt"),
         ({"objective": {"beta": 0.0}}, "objective.beta = 0.0: must be a number above 0"),

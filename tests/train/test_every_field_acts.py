@@ -174,6 +174,7 @@ ENTRIES: dict[str, Acts] = {
 # What one process on text cannot show, and the test that does.
 ELSEWHERE = {
     "objective.name": ("test_dpo.py", "test_data_and_settings_that_do_not_fit_are_one_line"),
+    "distill.cache": ("test_distill.py", "test_a_cache_gives_the_losses_of_its_teacher"),
     "objective.beta": ("test_dpo.py", "test_beta_acts"),
     "parallel.kind": ("test_world.py", "test_gradients_are_those_of_one_process"),
     "parallel.shard_group_size": ("test_world.py", "test_gradients_are_those_of_one_process"),

@@ -38,6 +38,7 @@ VERBS = {
     "prepare": Verb("prepare:Prepare", "text to a folder of tokens, with a held-out part"),
     "data-stats": Verb("data_stats:DataStats", "what prepared data holds, with a page"),
     "plan": Verb("plan:Plan", "what a training run will cost, before it is paid"),
+    "distill": Verb("distill:Distill", "what a teacher says of data, once, for many runs"),
     "train": Verb("train:Train", "tokens to a model, from a recipe; goes on with --resume"),
     "watch": Verb("watch:Watch", "curves of a run in the terminal, while it trains"),
     "report": Verb("report:Report", "the HTML report of a run, or of several together"),

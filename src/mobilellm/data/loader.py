@@ -186,18 +186,22 @@ class Samples:
             parts = (seed, key, epoch) if key else (seed, epoch)
             samples = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.count))
             order = permute(samples, self.count, derive_key(*parts, "order"))
-            if row := self.stream.row:
-                starts = order // self.pieces * row + np.minimum(
-                    order % self.pieces * self.length, row - 1 - self.length
-                )
-            else:
+            starts = self.places(order)
+            if not self.stream.row:
                 fixed = self.stream.beside is not None
                 phase = 0 if fixed else derive_key(*parts, "phase") % len(self.stream)
-                starts = (phase + order * self.length) % len(self.stream)
+                starts = (phase + starts) % len(self.stream)
             while len(self._blocks) > 3:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[label] = starts
         return self._blocks[label]
+
+    def places(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where samples begin that lie at fixed places, counted from the stream's beginning."""
+        if row := self.stream.row:
+            inside = np.minimum(numbers % self.pieces * self.length, row - 1 - self.length)
+            return numbers // self.pieces * row + inside
+        return numbers * self.length
 
     def number(self, start: int) -> int:
         """Which sample begins at `start`, counted from the beginning of a stream whose samples lie

@@ -297,6 +297,8 @@ class Recipe:
         check_batch(self.data.sequence_length, self.train.batch_tokens)
 
     def _check_objective(self) -> None:
+        if self.distill.teacher and self.distill.cache:
+            raise UserError("distill.teacher and distill.cache: two teachers", hint="leave one out")
         if self.objective.name != "dpo":
             return
         where = "objective.name = 'dpo'"
@@ -304,9 +306,9 @@ class Recipe:
             raise UserError(
                 f"{where}: an answer would see the other one", hint="set data.mask_documents = true"
             )
-        if self.distill.teacher or self.optimizer.z_loss:
+        if self.distill.teacher or self.distill.cache or self.optimizer.z_loss:
             raise UserError(
-                f"{where}: goes with neither distill.teacher nor optimizer.z_loss",
+                f"{where}: goes with neither distill nor optimizer.z_loss",
                 hint="leave them out",
             )
 

@@ -28,6 +28,9 @@ class DistillSection:
     """A model with the data's tokenizer: a run, a checkpoint, a Hugging Face folder, a GGUF. The
     word start names the network of start.from as it was given, for quantization-aware training.
     Empty is none."""
+    cache: str = ""
+    """A folder that `mobilellm distill` made of a teacher and these data: the teacher itself is not
+    needed then, and samples are cut where it saw them cut. Empty is none."""
     weight: Annotated[float, Between(0, 1)] = 0.5
     """Share of the teacher in the loss; the rest is the cross-entropy of the text."""
     temperature: Annotated[float, Above(0)] = 1.0

@@ -17,12 +17,14 @@ import torch
 from mobilellm.data.dataset import SampleFolder
 from mobilellm.data.stream import Beside
 from mobilellm.derived.reference import Answers, Reference
+from mobilellm.derived.teacher_cache import TeacherCache
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.objectives.cached import CachedDistillation
 from mobilellm.objectives.preference import Preference
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.inputs import Data
@@ -67,6 +69,17 @@ def build_objective(
             f"{data.path}: pairs of answers, half of which are not to be learnt",
             hint="set objective.name = 'dpo'",
         )
+    if section.cache:
+        cache = TeacherCache.open(
+            Path(section.cache),
+            data,
+            sequence_length=recipe.data.sequence_length,
+            mask_documents=recipe.data.mask_documents,
+            vocab_size=config.vocab_size,
+            temperature=section.temperature,
+        )
+        learning = CachedDistillation(section.weight, section.temperature, z_loss)
+        return Aim(objective=learning, beside=cache.beside)
     if not section.teacher:
         return Aim(objective=NextToken(z_loss))
     teacher = read_teacher(recipe, config, data).to(device)

@@ -181,6 +181,8 @@ def _begin(
     recipe = recipe.replace("data", path=str(Path(recipe.data.path).resolve()))
     if recipe.start.from_:
         recipe = recipe.replace("start", from_=str(Path(recipe.start.from_).resolve()))
+    if recipe.distill.cache:
+        recipe = recipe.replace("distill", cache=str(Path(recipe.distill.cache).resolve()))
     resolved = resolve(recipe, world.device).to_dict() if world.main else None
     recipe = Recipe.from_dict(world.broadcast(resolved))
     # A branch has the weights of its checkpoint: the model that its run once started from need not
