@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from mobilellm.terminal.output import print_json, progress, size
+from mobilellm.terminal.output import print_json, progress, put, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,6 @@ class Distill:
         if self.json:
             print_json(facts | {"out": str(self.out), "bytes": total})
             return 0
-        print(f"{facts['top_k']} tokens of each distribution, {size(total)}, in {self.out}")
-        print(f"train with distill.cache = {self.out}")
+        put(f"{facts['top_k']} tokens of each distribution, {size(total)}, in {self.out}")
+        put(f"train with distill.cache = {self.out}")
         return 0

@@ -17,7 +17,6 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.printable import one_line
-from mobilellm.report.figures import count
 from mobilellm.terminal.output import print_json, progress, put, say
 
 SAMPLE_TOKENS = 2048  # of the original's samples
@@ -104,6 +103,7 @@ class Prepare:
             return self.check(self.validate)
         from mobilellm.prepare.prepare import prepare
         from mobilellm.prepare.sources import parse_sources
+        from mobilellm.terminal.data_lines import print_prepared
         from mobilellm.tokenizer.tokenizer import Tokenizer
 
         if self.out is None:
@@ -166,7 +166,7 @@ class Prepare:
         if self.json:
             print_json(manifest)
             return 0
-        self.show(manifest)
+        print_prepared(manifest, self.out, self.format, self.nodes)
         return 0
 
     def prepare_conversations(self, out: Path) -> int:
@@ -206,53 +206,6 @@ class Prepare:
         for line in (chat_lines if self.chat else preference_lines)(manifest, out):
             put(one_line(line))
         return 0
-
-    def show(self, manifest: dict[str, Any]) -> None:
-        """Documents in and out, and what each split holds."""
-        if "cleaning" in manifest:
-            report = manifest["cleaning"]
-            dropped = ", ".join(
-                f"{step['documents']:,} {name}"
-                for name, step in report["dropped"].items()
-                if step["documents"]
-            )
-            put(
-                f"cleaning:  {report['documents_read']:,} in = {report['documents_kept']:,} out + "
-                f"dropped: {dropped or 'none'}"
-            )
-            put(f"  examples of each are in {self.out}/manifest.json")
-        sources, skipped = manifest["sources"], manifest["skipped"]
-        records, documents = (
-            sum(source[key] for source in sources) for key in ("records", "documents")
-        )
-        left_out = ", ".join(f"{skipped[key]:,} {key}" for key in ("empty", "bad") if skipped[key])
-        put(
-            f"documents: {records:,} in = {documents:,} out + {records - documents:,} skipped"
-            f"{f' ({left_out})' if left_out else ''}"
-        )
-        for where, why in skipped["first"][:3] if skipped["bad"] else ():
-            put(one_line(f"  skipped {where}: {why}"))
-        if skipped["empty"] + skipped["bad"] > 3 and skipped["bad"]:
-            put(f"  the first {len(skipped['first'])} are listed in {self.out}/manifest.json")
-        for name, split in manifest["splits"].items():
-            if self.format == "jsonl":
-                rest = sum(split["tokens_left_out"].values())
-                put(
-                    f"{name:8} {split['samples']:>9,} samples of {manifest['sample_ids']:,} ids; "
-                    f"the {rest:,} tokens after the last whole ones are left out"
-                )
-                continue
-            put(
-                f"{name:8} {split['documents']:>9,} documents  {split['tokens']:>13,} tokens  "
-                f"{split['bytes']:>13,} bytes of text  "
-                f"{split['bytes'] / max(1, split['tokens']):.2f} bytes a token"
-            )
-        size = manifest["tokenizer"]["vocab_size"]
-        nodes = f" for {self.nodes} nodes" if self.format == "jsonl" else ""
-        put(
-            f"{count(manifest['splits']['train']['tokens'])} tokens to train on in "
-            f"{self.out}{nodes}, of a vocabulary of {size:,}"
-        )
 
     def check(self, path: Path) -> int:
         """Validate, and print every fault; 2 when there is one."""

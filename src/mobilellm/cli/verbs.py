@@ -59,7 +59,6 @@ def list_verbs() -> str:
     return "\n".join(
         [
             "usage: mobilellm VERB [OPTIONS]",
-            "",
             "From text to a language model that runs on a phone.",
             "",
             *lines,
