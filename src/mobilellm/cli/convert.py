@@ -42,7 +42,8 @@ class Convert:
     to: Target
     """hf: a plain LlamaForCausalLM, shared layers unrolled; gguf: a file for llama.cpp, unrolled
     too; mobilellm: a Hugging Face folder with layer sharing kept; web: one .html that writes in a
-    browser, without a network; with another name a folder for `serve`."""
+    browser, without a network; with another name a folder for `serve`; webgpu: such a folder that
+    computes on the GPU where the browser has WebGPU."""
     precision: NumberType | None = None
     """How the result stores its matrices; what each target can is named when it cannot."""
     context: int | None = None

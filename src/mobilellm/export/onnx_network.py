@@ -285,8 +285,9 @@ class Build:
         numbers = graph.node("Sub", [numbers, zero], "/embedding_steps")
         together = graph.number([0, 0, self.config.hidden_size], np.int64)
         numbers = graph.node("Reshape", [numbers, together], "/embedding_rows")
-        scale = graph.node("Gather", [scales, "input_ids"], "/embedding_scale")
-        scale = graph.cast(scale, np.float32, "/embedding_row_scale")
+        # Cast before a row is taken: that is done once, at loading, and some GPUs have no float16.
+        exact = graph.cast(scales, np.float32, "/embedding_scales")
+        scale = graph.node("Gather", [exact, "input_ids"], "/embedding_row_scale")
         return graph.node("Mul", [numbers, scale], "/embedding")
 
     def _product(self, x: str, name: str, output: str, rows: tuple[int, int] | None = None) -> str:

@@ -39,6 +39,12 @@ def _write_web_folder(path: Path, model: ModelToWrite) -> list[str]:
     return save_folder(path, model)
 
 
+def _write_webgpu_folder(path: Path, model: ModelToWrite) -> list[str]:
+    from mobilellm.export.web_gpu import save_folder
+
+    return save_folder(path, model)
+
+
 def _model_within_web_page(path: Path) -> Path:
     from mobilellm.export.web_page import model_within
 
@@ -92,6 +98,18 @@ PROGRAMS: dict[str, Writer] = {
         write=_write_web_page,
         model_within=_model_within_web_page,
         as_folder=_WEB_FOLDER,
+    ),
+    "webgpu": Writer(
+        what="a folder whose page runs the model on the GPU where a browser has WebGPU",
+        suffix="",
+        keeps_repeats=True,
+        number_types=("INT4", "INT8", "F32"),
+        of_scheme={"int4": "INT4", "8da4w": "INT4", "int8": "INT8", "w8a8": "INT8"},
+        write=_write_webgpu_folder,
+        takes_context=True,
+        usual_context=2048,
+        runtime="onnxruntime",
+        model_within=lambda folder: folder / "model",
     ),
 }
 TARGETS: dict[str, Writer] = WRITERS | PROGRAMS

@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from mobilellm.errors import UserError
-from mobilellm.export.web_page import engine_parts, facts_of, write_page
+from mobilellm.export.web_page import engine_parts, facts_of, llama_cpp, write_page
 from mobilellm.interop.gguf_writer import save as save_gguf
 from mobilellm.interop.writer import ModelToWrite
 
@@ -41,7 +41,7 @@ def save_page(path: Path, model: ModelToWrite) -> list[str]:
                 f"{MAX_PAGE_BYTES / 1e6:,.0f}",
                 hint="give a name without .html for a folder, or --precision Q4_0",
             )
-        write_page(path, model, facts, file, parts, licence)
+        write_page(path, model, facts, file, llama_cpp(licence), parts)
     finally:
         file.unlink(missing_ok=True)
     notes.append(f"{path.stat().st_size / 1e6:.1f} MB, opens without a server or a network")
@@ -60,6 +60,6 @@ def save_folder(path: Path, model: ModelToWrite) -> list[str]:
     (path / "engine").mkdir()
     for name, data in parts.items():
         (path / "engine" / f"{name}.gz").write_bytes(data)
-    write_page(path / "index.html", model, facts, path / MODEL, parts, licence, beside=True)
+    write_page(path / "index.html", model, facts, path / MODEL, llama_cpp(licence), None)
     notes.append("a folder for a server: mobilellm serve FOLDER")
     return notes

@@ -1,7 +1,8 @@
 """The page itself: what it says of the model, its frame, and the parts that it is made of.
 
     facts = facts_of(model, notes)
-    write_page(Path("demo.html"), model, facts, Path("demo.gguf"), *engine_parts())
+    parts, licence = engine_parts()
+    write_page(Path("demo.html"), model, facts, Path("demo.gguf"), llama_cpp(licence), parts)
 
 All text that comes from the model (its name, its chat template, what it writes) is text in the
 page: Jinja escapes it here, and page.js sets nothing but `textContent`. The page's
@@ -151,29 +152,50 @@ def engine_parts() -> tuple[dict[str, bytes], str]:
     return packed, fast["LICENCE"].decode()
 
 
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What runs the model in a page."""
+
+    name: str
+    """As the page names it, with its version."""
+    script: str
+    """Its file in templates/, which gives page.js its `openEngine`."""
+    notices: tuple[tuple[str, str], ...]
+    """What it is and under which licence, and that licence's text."""
+    own_files: bool = False
+    """Whether the browser is to read its code as files beside the page; else page and code are one,
+    or the code is unpacked by the page's script."""
+
+
+def llama_cpp(licence: str) -> Engine:
+    """The engine of `engine_parts`."""
+    name = engine_name()
+    return Engine(name, "engine_llama_cpp.js", ((f"{name}, MIT", f"{GGML}\n\n{licence}"),))
+
+
 def write_page(
     path: Path,
     model: ModelToWrite,
     facts: dict[str, Any],
     file: Path,
-    parts: dict[str, bytes],
-    licence: str,
-    *,
-    beside: bool = False,
+    engine: Engine,
+    parts: dict[str, bytes] | None,
 ) -> None:
-    """Write the page at `path` around the GGUF file `file` and the engine's parts.
+    """Write the page at `path` around the model's file `file` and the engine's `parts`.
 
-    With `beside` neither lies in the page, which fetches them from its own folder.
+    Without `parts` neither lies in the page, which fetches them from its own folder.
     """
+    beside = parts is None
     facts = facts | {"beside": beside}
-    script = source("engine_llama_cpp.js") + source("page.js")
+    script = source(engine.script) + source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     mark, own = "<!-- parts -->", " 'self'" if beside else ""
+    code = " 'self'" if engine.own_files else ""
     page = environment().get_template("page.html.j2").render(
         policy=Markup(
-            f"default-src 'none'; script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'; "
-            f"worker-src blob:; connect-src data:{own}; style-src 'unsafe-inline'; img-src data:; "
-            "base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; script-src 'sha256-{digest}'{code} blob: 'wasm-unsafe-eval'; "
+            f"worker-src{code} blob:; connect-src data:{own}; style-src 'unsafe-inline'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
         ),
         version=__version__,
         name=facts["name"],
@@ -182,14 +204,14 @@ def write_page(
         script=Markup(script),
         parts=Markup(mark),
         facts=facts,
-        rows=rows_of(model, facts, file.stat().st_size, engine_name()),
-        notices=[{"what": f"{engine_name()}, MIT", "text": f"{GGML}\n\n{licence}"}],
+        rows=rows_of(model, facts, file.stat().st_size, engine.name),
+        notices=[{"what": what, "text": text} for what, text in engine.notices],
         place=IN_FOLDER if beside else HERE,
     )  # fmt: skip
     before, after = page.encode("utf-8", "replace").rsplit(mark.encode(), 1)
     with open(path, "xb") as out:
         out.write(before)
-        for piece in () if beside else _elements(parts, file):
+        for piece in () if parts is None else _elements(parts, file):
             out.write(piece)
         out.write(after)
 

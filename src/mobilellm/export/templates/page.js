@@ -122,6 +122,8 @@ function said(error) {
 }
 
 seen('ask').addEventListener('submit', event => { event.preventDefault(); write(); });
+// A setting that is out of range is shown, also where settings are folded away.
+seen('ask').addEventListener('invalid', event => { const folded = event.target.closest('details'); if (folded) folded.open = true; }, true);
 seen('stop').addEventListener('click', () => stopper?.abort());
 seen('clear').addEventListener('click', () => {
   history.length = 0;
@@ -143,6 +145,7 @@ if (!facts.turns) seen('prompt').value = facts.opening;
 try {
   engine = await openEngine(facts, part => { seen('progress').value = part; });
   seen('loading').hidden = true;
+  seen('runs').textContent = engine.name;
   seen('go').disabled = false;
   seen('status').textContent = 'The model is ready.';
   globalThis.ready = performance.now();
