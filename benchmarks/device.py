@@ -7,8 +7,9 @@ writes, and the ratios that the project aims at.
 
 Each target of `convert` writes each of its number types whose runtime is installed (a missing one
 is said), `profile` measures all files in turns, and each aim is a ratio of two medians of the same
-run. Our own network runs in float32 whatever its file holds, so it is set against F32 alone.
-Prints a table and writes benchmarks/results/device.json.
+run. Our own network holds weights as its file does: float32, bf16, or the integers of a quantized
+checkpoint, and each is set against llama.cpp at the same width. Prints a table and writes
+benchmarks/results/device.json.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from typing import Any
 
 from mobilellm.errors import UserError
 from mobilellm.files import write_json
+from mobilellm.interop.folder import save_checkpoint
+from mobilellm.interop.load import load
 from mobilellm.profiling.device_profile import DeviceProfile
 from mobilellm.profiling.profile import profile
+from mobilellm.quantize.methods import quantized_network
 from mobilellm.runtimes.table import RUNTIMES
 from mobilellm.terminal.profile_table import profile_lines
 from mobilellm.workflows.convert import convert
@@ -35,6 +39,8 @@ RESULT = Path(__file__).parent / "results" / "device.json"
 # Name of the file, target, number type, runtime that has to be installed.
 FILES = (
     ("fp32", "hf", "F32", "mobilellm"),
+    ("bf16", "hf", "BF16", "mobilellm"),
+    ("int4", "quantized", "int4", "mobilellm"),
     ("f32.gguf", "gguf", "F32", "llama.cpp"),
     ("bf16.gguf", "gguf", "BF16", "llama.cpp"),
     ("q8_0.gguf", "gguf", "Q8_0", "llama.cpp"),
@@ -55,6 +61,8 @@ AIMS: tuple[tuple[str, Which, Which, float], ...] = (
     (DECODE, ("onnx", "onnxruntime-genai"), Q4_0, 1.1),
     (PREFILL, ("onnx", "onnxruntime-genai"), Q4_0, 1.6),
     (DECODE, ("fp32", "mobilellm"), ("f32.gguf", "llama.cpp"), 1.0),
+    (DECODE, ("bf16", "mobilellm"), ("bf16.gguf", "llama.cpp"), 1.0),
+    (DECODE, ("int4", "mobilellm"), Q4_0, 0.8),
 )
 INT8 = Path("onnx") / "onnx" / "model_int8.onnx"
 """A file within the onnx folder, of which a folder's runtimes take another."""
@@ -78,13 +86,26 @@ def write_files(
             continue
         start = time.perf_counter()
         try:
-            convert(model, folder / name, target, precision=number_type, verify=False)
+            if target == "quantized":
+                write_quantized(model, folder / name, number_type)
+            else:
+                convert(model, folder / name, target, precision=number_type, verify=False)
         except UserError as error:
             said[name] = {"missing": str(error)}
             continue
         found[name] = folder / name
         said[name] = {"seconds": time.perf_counter() - start}
     return found, said
+
+
+def write_quantized(model: Path, folder: Path, scheme: str) -> None:
+    """A quantized checkpoint by plain rounding: what its numbers are makes no difference to its
+    speed."""
+    loaded = load(model)
+    quantized = quantized_network(loaded.network, scheme, "round", "int8")
+    folder.mkdir()
+    save_checkpoint(folder, loaded.network, loaded.tokenizer, loaded.origin)
+    quantized.save(folder, loaded.config)
 
 
 def measure(

@@ -60,14 +60,19 @@ def test_trainer_vs_hf_smoke() -> None:
 def test_device_smoke(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
-    only = ("--only", "fp32", "f32.gguf", "q4_0.gguf")
+    only = ("--only", "fp32", "bf16", "int4", "f32.gguf", "bf16.gguf", "q4_0.gguf")
     run("device.py", "--smoke", *only, "--save", str(tmp_path / "r.json"))
     result = json.loads((tmp_path / "r.json").read_text())
     rows = {row["name"]: row for row in result["profile"]["rows"]}
-    assert set(rows) == {"fp32", "f32.gguf", "q4_0.gguf"}
-    assert [row["error"] for row in rows.values()] == [None] * 3
+    assert set(rows) == set(only[1:])
+    assert [row["error"] for row in rows.values()] == [None] * 6
     assert str(tmp_path.parent) not in json.dumps(result["profile"]["rows"])
-    (aim,) = result["aims"]
+    pairs = [("fp32", "f32.gguf"), ("bf16", "bf16.gguf"), ("int4", "q4_0.gguf")]
+    assert [(aim["ours"][0], aim["theirs"][0]) for aim in result["aims"]] == pairs
+    held = {name: rows[name]["bytes_per_token"] for name, _ in pairs}
+    assert held["bf16"] < 0.6 * held["fp32"]
+    assert held["int4"] < 0.4 * held["fp32"]
+    aim = result["aims"][0]
     key = "decode_tokens_per_second"
     ours, theirs = (rows[name]["figures"][key]["median"] for name in ("fp32", "f32.gguf"))
     assert aim["ratio"] == pytest.approx(ours / theirs)

@@ -92,7 +92,8 @@ def own_bytes(session: Session) -> dict[str, int]:
     network = session.network
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
     if not network.config.tie_word_embeddings:
-        del tensors["embed_tokens.weight"]  # a row of it is looked up
+        # a row of it is looked up
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("embed_tokens.")}
     distinct = {t.data_ptr(): t for name, t in tensors.items() if name not in ("cos", "sin")}
     return {
         "weight_bytes": sum(t.numel() * t.element_size() for t in distinct.values()),
