@@ -495,6 +495,27 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOSS}::test_large_logits_do_not_overflow",
     ),
     fault(
+        "a decoder forgets that keys are shared",
+        "decoding/decoder.py",
+        "own = not (reuse and place and order[place - 1] == block)",
+        "own = True",
+        "decoding/test_decoder.py::test_a_token_is_that_of_the_network[first]",
+    ),
+    fault(
+        "a decoder looks beyond its window",
+        "decoding/step.cpp",
+        "const int64_t place = token_.position % slot.room;",
+        "const int64_t place = std::min(token_.position, slot.room - 1);",
+        "decoding/test_decoder.py::test_a_token_is_that_of_the_network[windows]",
+    ),
+    fault(
+        "the file of weights stays in memory beside the network",
+        "weights/mapped.py",
+        "            one.madvise(mmap.MADV_DONTNEED)",
+        "            pass",
+        "runtimes/test_loading.py::test_opening_takes_little_more_than_the_file[float]",
+    ),
+    fault(
         "ignored targets have a gradient", "model/loss.py",
         "-counted.unsqueeze(1).to(probabilities.dtype)",
         "-torch.ones_like(counted).unsqueeze(1).to(probabilities.dtype)",
@@ -508,7 +529,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "top-p drops the token that reaches p", "model/generation.py",
-        "order[before >= sampling.top_p]", "order[before + probabilities >= sampling.top_p]",
+        "kept = order[before < mass]", "kept = order[before + likeliest < mass]",
         f"{NETWORK}::test_sampling_cuts_match_transformers",
     ),
     fault(

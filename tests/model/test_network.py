@@ -10,7 +10,7 @@ import torch
 from mobilellm.errors import UserError
 from mobilellm.model.cache import KVCache
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.generation import Sampling, draw
+from mobilellm.model.generation import Sampling, _nucleus, draw
 from mobilellm.model.network import Network
 from mobilellm.model.weights import load_weights, stacks, to_named
 
@@ -241,3 +241,18 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
         list(network.generate([320], 1))
     with pytest.raises(UserError, match="empty"):
         list(network.generate([], 1))
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+@pytest.mark.parametrize("mass", [0.1, 0.5, 0.95, 0.9999])
+def test_top_p_keeps_what_sorting_all_tokens_would(spread: float, mass: float) -> None:
+    """Also where they are more than the few that are looked at first."""
+    for size in (50, 5000):
+        torch.manual_seed(size)
+        logits = torch.randn(size, dtype=torch.float64) * spread
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(0)
+        expected = order[probabilities.cumsum(0) - probabilities < mass]
+        found = _nucleus(logits, mass)
+        assert set(found.isfinite().nonzero().flatten().tolist()) == set(expected.tolist())
+        assert torch.equal(found[expected], logits[expected])

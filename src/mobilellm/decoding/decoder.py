@@ -171,6 +171,7 @@ class Decoder:
             own = not (reuse and place and order[place - 1] == block)
             slot += own
             found.append(_Application(block, slot, own))
+        assert slot + 1 == self.network.config.kv_slots
         return (_Application * len(found))(*found)
 
     def _block(self, block: Block) -> _Block:

@@ -72,6 +72,10 @@ class Sampling:
 COLDEST = 1e-30
 
 
+# How many of the likeliest tokens are looked at for those that make up top_p.
+LIKELIEST = (256, 4096)
+
+
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
     """One token from logits (V,)."""
     if sampling.temperature < COLDEST:
@@ -80,13 +84,24 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     if 0 < sampling.top_k < logits.numel():
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -math.inf)
     if sampling.top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(0)
-        before = (
-            probabilities.cumsum(0) - probabilities
-        )  # mass of the likelier ones: the first token always stays
-        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
+        logits = _nucleus(logits, sampling.top_p)
     return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
+
+
+def _nucleus(logits: Tensor, mass: float) -> Tensor:
+    """Logits (V,) of the fewest likeliest tokens that have this mass together; the others -inf.
+
+    They are looked for among ever more of the likeliest: sorting all of a large vocabulary takes
+    longer than computing a token does (docs/log.md).
+    """
+    probabilities = logits.softmax(0)
+    for size in (*LIKELIEST, len(logits)):
+        likeliest, order = probabilities.topk(min(size, len(logits)))
+        before = likeliest.cumsum(0) - likeliest  # so that the first one always stays
+        if size >= len(logits) or float(before[-1]) >= mass:
+            break
+    kept = order[before < mass]
+    return torch.full_like(logits, -math.inf).index_copy_(0, kept, logits[kept])
 
 
 @torch.inference_mode()
