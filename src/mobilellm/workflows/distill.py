@@ -13,9 +13,9 @@ from mobilellm.data.dataset import open_dataset
 from mobilellm.derived.teacher_cache import make_cache
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import pick_device
-from mobilellm.interop.assemble import assemble
 from mobilellm.model.precision import Precision
 from mobilellm.train.origin import read_origin
+from mobilellm.weights.assemble import assemble
 
 
 def distill(
