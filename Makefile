@@ -1,5 +1,6 @@
 # make demo   text to a small trained language model, with a report and a page in which it writes, in about five minutes on two CPU cores
 # make test   the tests but the long ones (make test-long); make lint checks style and types
+# make soak   fresh hostile inputs for an hour (MINUTES=10: for ten minutes)
 # make setup  a .venv with mobilellm in it (both of the above do this first, once)
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo setup test test-long lint format clean
+.PHONY: demo setup test test-long soak lint format clean
 
 demo: $(VENV)/core.done
 	$(BIN)/mobilellm quickstart --out runs/demo
@@ -19,6 +20,10 @@ test: $(VENV)/dev.done
 
 test-long: $(VENV)/dev.done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long $(PYTEST)
+
+MINUTES ?= 60
+soak: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python -m tests.hostile.soak --minutes $(MINUTES)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check src tests benchmarks

@@ -693,6 +693,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "interop/test_gguf_ids.py::test_a_pre_tokenizer_cuts_as_llama_cpp_does",
     ),
     fault(
+        "tensors of a GGUF file may overlap", "gguf/header.py",
+        "if info.offset < end:", "if info.offset < 0:",
+        "interop/test_damaged.py::test_tensors_of_a_gguf_may_not_overlap",
+    ),
+    fault(
+        "a pickle may name anything", "interop/pickled.py",
+        'known = argument in ALLOWED if opcode.name == "GLOBAL" else', "known = not argument or",
+        "interop/test_pickled.py::test_code_is_named_and_not_run",
+    ),
+    fault(
+        "a metrics row may be damaged in the middle and loses what follows", "train/run_folder.py",
+        'if row is not None and row["step"] <= step:', "if not broken and row:",
+        "hostile/test_torn_run.py::test_torn_metrics_lose_their_damaged_lines",
+    ),
+    fault(
         "other layer types than full attention are left out in silence", "interop/huggingface.py",
         "all(kind == ALL for kind in kinds)", "set(kinds)",
         "interop/test_foreign_keys.py"

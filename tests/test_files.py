@@ -104,3 +104,11 @@ def test_the_cache_lies_where_the_environment_says(
     ):
         unset()
         assert cache_folder() == tmp_path / ".cache/mobilellm"
+
+
+def test_a_name_that_is_no_utf8_is_a_users_error() -> None:
+    from mobilellm.files import check_utf8
+
+    check_utf8(Path("größe.txt"))
+    with pytest.raises(UserError, match="its name is no UTF-8; rename it"):
+        check_utf8(Path("a\udcff.txt"))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from mobilellm.errors import UserError, first_line
 
@@ -30,8 +29,8 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
-        if not hasattr(error, INPUT):
+    except BaseException as error:
+        if (isinstance(error, Exception) or is_panic(error)) and not hasattr(error, INPUT):
             with contextlib.suppress(AttributeError):  # of an exception that takes no attributes
                 setattr(error, INPUT, (str(path), kind))
         raise
@@ -42,7 +41,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     refusal of a file, or memory that ran out. None for a bug."""
     if isinstance(error, UserError):
         return error
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) and not is_panic(error):
         return None
     path, kind = getattr(error, INPUT, ("", ""))
     if _out_of_memory(error):
@@ -64,7 +63,13 @@ def line_of(error: BaseException) -> str | None:
     return None if found is None else str(found)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust panicked. It arrives as a BaseException of a module that
+    cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
+def _out_of_memory(error: BaseException) -> bool:
     said = str(error)
     return (
         isinstance(error, MemoryError)
@@ -72,13 +77,3 @@ def _out_of_memory(error: Exception) -> bool:
         or "can't allocate memory" in said
         or "not enough memory" in said
     )
-
-
-def file_name(path: Path) -> str:
-    """The path as text that JSON can hold. `UserError` for a name that is no UTF-8."""
-    text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{text}: the name is no UTF-8", hint="rename the file") from None
-    return text

@@ -149,6 +149,14 @@ def read_regular(path: Path, *, limit: int) -> bytes:
     return data
 
 
+def check_utf8(path: object) -> None:
+    """`UserError` for a path whose name is no UTF-8, which JSON cannot hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: its name is no UTF-8", hint="rename it") from None
+
+
 MAX_NAME = 255  # bytes of one part of a path, on every file system in use
 
 

@@ -137,3 +137,33 @@ def test_headers_cannot_ask_for_memory(small_files: dict[str, Path], tmp_path: P
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100e6
+
+
+def test_tensors_of_a_gguf_may_not_overlap(tmp_path: Path) -> None:
+    """A file of kilobytes could otherwise be a network of gigabytes."""
+    from tests.hostile import gguf_file
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_file.whole())
+    load(path)
+    listed = [gguf_file.tensor(name, size[::-1], 0, 0) for name, size in gguf_file.shapes()]
+    entries = [gguf_file.key(name, *value) for name, value in gguf_file.keys().items()]
+    path.write_bytes(gguf_file.build(entries, listed, bytes(300 * 32 * 4)))
+    with pytest.raises(UserError, match=r"tensors '.*' and '.*' overlap"):
+        load(path)
+
+
+def test_arrays_of_a_gguf_header_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.hostile import gguf_file
+
+    from mobilellm.gguf import header
+
+    keys = gguf_file.keys() | {f"x{i}": ("arr", ("u8", [0] * 100)) for i in range(10)}
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_file.whole(keys))
+    load(path)
+    monkeypatch.setattr(header, "MAX_VALUES", 900)
+    with pytest.raises(UserError, match="arrays of more than 900 values"):
+        load(path)

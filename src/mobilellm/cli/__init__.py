@@ -32,18 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         status = 1
-    except Exception as error:
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("mobilellm: interrupted", file=sys.stderr)
+        status = 130
+    except BaseException as error:
         complaint = as_user_error(error)
         if debug or complaint is None:
             raise
         if not complaint.said:
             say(f"mobilellm: {one_line(str(complaint))}")
         status = 2
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("mobilellm: interrupted", file=sys.stderr)
-        status = 130
     sys.exit(status)
 
 

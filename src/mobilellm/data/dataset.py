@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import orjson
 
+from mobilellm.damage import reading
 from mobilellm.data.layout import (
     ends_in,
     held_out_folder,
@@ -86,6 +87,13 @@ def open_dataset(
     `verify` compares checksums too. `UserError` when it is neither, when something is damaged,
     and when a token folder was made with another tokenizer than the one given.
     """
+    with reading(path, "prepared data"):
+        return _opened(path, tokenizer, verify)
+
+
+def _opened(
+    path: Path, tokenizer: Path | Tokenizer | None, verify: bool
+) -> TokenFolder | SampleFolder:
     given = Tokenizer.load(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     if (path / "manifest.json").is_file() and not node_folders(path):
         folder = TokenFolder.open(path, verify)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError, unknown_name
+from mobilellm.files import check_utf8
 from mobilellm.readers.table import known_files, reader_of
 from mobilellm.streams.places import (
     Address,
@@ -147,6 +148,8 @@ def parse_sources(
     found: dict[str, Source] = {}
 
     def add(name: str, paths: list[Place], weight: float | None, given: bool) -> None:
+        for path in paths:
+            check_utf8(path)
         before = found.get(name, Source(name, [], weight, given))
         if before.weight is not None and weight is not None and before.weight != weight:
             raise UserError(f"source {name!r} has two weights, {before.weight} and {weight}")

@@ -34,8 +34,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mobilellm.errors import UserError
-from mobilellm.files import write_file
+from mobilellm.errors import UserError, first_line
+from mobilellm.files import read_regular, write_file
 from mobilellm.plan.batching import Batching, check_batch
 from mobilellm.recipe.settings import Above, AtLeast, Between, build, check_ranges, plain
 from mobilellm.recipe.tuning import (
@@ -365,14 +365,12 @@ class Recipe:
     def read(cls, path: Path) -> Recipe:
         """Read a recipe file. `UserError` for broken TOML, unknown keys (naming the nearest) and
         wrong types."""
+        if not path.exists():
+            raise UserError(f"{path}: no such recipe")
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such recipe") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: broken TOML ({error})") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            values = tomllib.loads(read_regular(path, limit=MAX_RECIPE).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{path}: broken TOML ({first_line(error)})") from None
         return cls.from_dict(values, str(path))
 
     @classmethod
@@ -397,6 +395,8 @@ class Recipe:
             self, **{section: dataclasses.replace(getattr(self, section), **changes)}
         )
 
+
+MAX_RECIPE = 1 << 20  # bytes of a recipe file
 
 # Keys of recipes before 0.2, read for one release: (section, old key) -> the new one.
 OLD_KEYS = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mobilellm.damage import reading
 from mobilellm.records import Result
 from mobilellm.report.chart import EMPTY, Line, bar_chart, line_chart, smooth
 from mobilellm.report.figures import count, fixed, grouped, is_finite, percent, ratio
@@ -35,7 +36,11 @@ SMOOTHING = 50
 
 def write_report(run: Path) -> Path:
     """Write RUN/report.html and return its path."""
-    files = RunFiles.read(run)
+    with reading(run, "a run"):
+        return _write(run, RunFiles.read(run))
+
+
+def _write(run: Path, files: RunFiles) -> Path:
     result = files.result
     path = run / "report.html"
     write_page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mobilellm.damage import reading
 from mobilellm.report.figures import count
 from mobilellm.terminal.output import duration
 
@@ -27,6 +28,11 @@ def filled(facts: list[str], width: int) -> list[str]:
 def picture(run: Path, width: int, height: int) -> str:
     """Figures and curves of a run as text, `width` characters wide and about `height` lines
     high."""
+    with reading(run, "a run"):
+        return _picture(run, width, height)
+
+
+def _picture(run: Path, width: int, height: int) -> str:
     from mobilellm.recipe.recipe import Recipe
     from mobilellm.report.braille import plot
     from mobilellm.report.chart import smooth

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mobilellm.damage import is_panic
 from mobilellm.errors import UserError, first_line
-from mobilellm.files import read_json, write_file, write_json
+from mobilellm.files import read_json, read_regular, write_file, write_json
+from mobilellm.tokenizer.growth import check_growth
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,7 +34,8 @@ LONGEST_WORD = 256  # characters of a word that a vocabulary is trained on as a 
 RESERVED = "<|reserved_{}|>"  # a row that a later special token takes over
 MAX_RESERVED = 4096
 TEMPLATE_FILE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-LARGEST_FILE = 256 << 20  # bytes of tokenizer.json; the largest known are a tenth of that
+LARGEST_TEMPLATE = 1 << 20  # bytes of a chat template
+LARGEST_FILE = 64 << 20  # bytes of tokenizer.json; the largest known have half of that
 LARGEST_VOCABULARY = (
     1 << 22
 )  # ids; one stray id of four billion would otherwise ask for a table of that many rows
@@ -65,6 +68,12 @@ class Tokenizer:
             chat_template,
         )
         self.named_templates: dict[str, str] = dict(named_templates or {})
+        # Through our own JSON, so that the bytes, and with them the hash, do not depend on who
+        # wrote the file.
+        content = json.loads(fast.to_str())
+        check_growth(content, f"tokenizer {name!r}")
+        self._json = orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+        self.sha256 = hashlib.sha256(self._json).hexdigest()
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
         self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [
             bos_id
@@ -75,10 +84,6 @@ class Tokenizer:
                 f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to "
                 f"{LARGEST_VOCABULARY}"
             )
-        # Through our own JSON, so that the bytes, and with them the hash, do not depend on who
-        # wrote the file.
-        self._json = orjson.dumps(json.loads(fast.to_str()), option=orjson.OPT_APPEND_NEWLINE)
-        self.sha256 = hashlib.sha256(self._json).hexdigest()
         self._delimit()
 
     def _delimit(self) -> None:
@@ -168,7 +173,9 @@ class Tokenizer:
             ]
         except TypeError:  # not text, or half of a surrogate pair: the caller's mistake
             raise
-        except Exception as error:  # the library raises a bare Exception
+        except BaseException as error:  # the library raises a bare Exception, or panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise UserError(
                 f"tokenizer {self.name!r}: cannot tokenize this text ({first_line(error)})"
             ) from None
@@ -238,17 +245,13 @@ class Tokenizer:
             )
         from tokenizers import Tokenizer as Fast
 
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: {path.stat().st_size} bytes, the limit is {LARGEST_FILE}")
+        data = read_regular(path, limit=LARGEST_FILE)
         try:
-            fast = Fast.from_str(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            fast = Fast.from_str(data.decode())
         except BaseException as error:
-            # The library raises a bare Exception with the parser's message, and on some damage its
-            # Rust side panics, which arrives as a PanicException: a BaseException of a module that
-            # cannot be imported.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            # The library raises a bare Exception with the parser's message, and on some damage it
+            # panics.
+            if not isinstance(error, Exception) and not is_panic(error):
                 raise
             raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         settings = _settings(path.parent)
@@ -356,8 +359,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_regular(path, limit=LARGEST_TEMPLATE).decode()
+        except UnicodeDecodeError as error:
             raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
         before = templates_of(found.get("chat_template"))
         found["chat_template"] = {**before, name: text}

@@ -16,6 +16,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from mobilellm.damage import reading
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
@@ -123,7 +124,8 @@ def resume(
         weights = _weights(recipe, data, path)
         trainer = Trainer(recipe, data, watcher, world, weights)
         if path is not None:
-            trainer.restore(path, allow_data_change)
+            with reading(path, "a checkpoint"):
+                trainer.restore(path, allow_data_change)
         if world.main:
             environment = describe(trainer.device) | {"data_fingerprint": data.fingerprint}
             mended = [Metrics(run).rewind(trainer.state.step), mend_environment(run, environment)]
