@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 MAX_SECONDS = 20
+"""Of the processor, so that other work on the machine does not count."""
+MAX_WAIT = 240
+"""Seconds of the clock, for a case that waits for what never comes."""
 MAX_MEMORY = 512 << 20
 """Bytes above what the process held before, beside 1.5 times the input's own."""
 ADDRESS_SPACE = 6 << 30
@@ -80,8 +83,9 @@ def main() -> None:
             said()  # what making it wrote
             size = sum(path.lstat().st_size for path in folder.rglob("*"))
             Path("/proc/self/clear_refs").write_text("5")
-            before, begun = status("VmRSS"), time.perf_counter()
-            signal.alarm(MAX_SECONDS + 5)
+            before, begun = status("VmRSS"), time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS + 5)  # of the processor
+            signal.alarm(MAX_WAIT)
             for command in commands:
                 try:
                     code = run(command)
@@ -89,7 +93,8 @@ def main() -> None:
                     problems.append("traceback: " + traceback.format_exc()[-1500:])
                 out, err = said()
             signal.alarm(0)
-            seconds, peak = time.perf_counter() - begun, status("VmHWM") - before
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds, peak = time.process_time() - begun, status("VmHWM") - before
             complaints = [
                 line for line in err.splitlines() if not line.startswith("mobilellm: note: ")
             ]
@@ -97,8 +102,10 @@ def main() -> None:
                 problems.append(f"exit status {code}")
             if "Traceback" in err or "panicked" in err:
                 problems.append("a traceback or a panic was printed")
-            if CONTROL.search(out + err):
-                problems.append(f"unprintable text: {(out + err)[:300]!r}")
+            # What a model writes goes into a file as it is.
+            shown = err if commands[-1][0] == "generate" else out + err
+            if CONTROL.search(shown):
+                problems.append(f"unprintable text: {shown[:300]!r}")
             one_line = len(complaints) == 1 and complaints[0].startswith("mobilellm: ")
             if code == 2 and not one_line and "--validate" not in commands[-1]:
                 problems.append(f"{len(complaints)} lines for one fault: {err[:1500]!r}")
