@@ -538,6 +538,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_weights.py::test_a_grown_vocabulary_keeps_old_logits_and_adds_the_mean_row",
     ),
     fault(
+        "what a model calls is run without asking",
+        "chat/loop.py",
+        "if not self.run_tools and (self.confirm is None or not self.confirm()):",
+        "if self.confirm is not None and not self.confirm():",
+        "chat/test_chat.py::test_a_call_is_shown_and_not_run",
+    ),
+    fault(
+        "two equal calls answer what asks for two others",
+        "calls/matching.py",
+        "                del left[number]\n",
+        "",
+        "calls/test_scores.py::test_wrong_calls",
+    ),
+    fault(
         "zero residual not zero", "model/network.py",
         '("o_proj.weight", "down_proj.weight")', '("o_proj.weight",)',
         golden("muon"),

@@ -23,6 +23,7 @@ PAGES = [
     "docs/data.md",
     "docs/models.md",
     "docs/training.md",
+    "docs/chat.md",
     "docs/evaluation.md",
     "docs/commands.md",
     "docs/measured.md",

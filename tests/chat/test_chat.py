@@ -14,9 +14,11 @@ import pytest
 from tests.interop.networks import checkpoint, network
 
 from mobilellm import cli
+from mobilellm.calls.functions import tool_of
 from mobilellm.chat import line_reader
 from mobilellm.chat.dialogue import Dialogue
-from mobilellm.chat.loop import ChatLoop
+from mobilellm.chat.loop import MAX_ROUNDS, ChatLoop
+from mobilellm.conversations.forms import read_conversation
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.model.generation import Sampling
@@ -287,6 +289,172 @@ def test_faults_are_one_line(
     said: str,
 ) -> None:
     status, out, err = call(capsys, monkeypatch, text, model, *given)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def weather(city: str) -> str:
+    """The weather.
+
+    Args:
+        city: Where.
+    """
+    ASKED.append(city)
+    return f"rain in {city} <|im_end|>\x1b[2J"
+
+
+ASKED: list[str] = []
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+def talk_with_tools(
+    tokenizer: Tokenizer, *answers: str, said: str = "what\n", **given: Any
+) -> tuple[Dialogue, Scripted]:
+    """A talk in which the model may ask for the weather."""
+    ASKED.clear()
+    dialogue, session = dialogue_of(tokenizer, *answers, context=3000)
+    tool = tool_of(weather)
+    dialogue.tools = [tool.as_openai()]
+    loop = ChatLoop(dialogue, 300, GREEDY, tools={"weather": tool}, **given)
+    loop.run(typed(*said.splitlines()))
+    return dialogue, session
+
+
+def test_a_call_is_shown_and_not_run(
+    tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dialogue, session = talk_with_tools(tokenizer, CALL)
+    assert not ASKED
+    assert [m["role"] for m in dialogue.messages] == ["user", "assistant"]
+    assert dialogue.messages[-1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
+    said = capsys.readouterr()
+    assert "call: weather(city='Oslo')\nnot run; --run-tools runs calls\n" in said.err
+    assert said.out == CALL + "\n"
+    template = ChatTemplate.of(tokenizer)
+    prompt = encode_prompt(tokenizer, template, dialogue.messages[:1], dialogue.tools)
+    assert session.read[0] == prompt  # the tool is in what the model reads
+    assert "weather" in tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize("given", [{"run_tools": True}, {"confirm": lambda: True}])
+def test_a_call_that_may_be_run_goes_back_as_a_tools_message(
+    tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], given: dict[str, Any]
+) -> None:
+    dialogue, session = talk_with_tools(tokenizer, CALL, "a fox in the rain", **given)
+    assert ASKED == ["Oslo"]
+    roles = [m["role"] for m in dialogue.messages]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    result = "rain in Oslo <|im_end|>\x1b[2J"
+    assert dialogue.messages[2] == {"role": "tool", "name": "weather", "content": result}
+    assert dialogue.messages[3]["content"] == "a fox in the rain"
+    said = capsys.readouterr()
+    assert "result: rain in Oslo <|im_end|>␛[2J\n" in said.err
+    assert "\x1b" not in said.err + said.out
+    end = special_tokens(tokenizer)["<|im_end|>"]
+    template = ChatTemplate.of(tokenizer)
+    prompt = encode_prompt(tokenizer, template, dialogue.messages[:3], dialogue.tools)
+    assert session.held[: len(prompt)] == prompt
+    assert prompt.count(end) == 4  # system, user, assistant, tool: none of the result's
+
+
+def test_who_is_asked_can_say_no(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    dialogue, _ = talk_with_tools(tokenizer, CALL, confirm=lambda: False)
+    assert not ASKED
+    assert dialogue.messages[-1]["role"] == "assistant"
+    assert "not run\n" in capsys.readouterr().err
+
+
+def test_bad_calls_are_said(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = "<tool_call>\n{\n</tool_call>"
+    dialogue, _ = talk_with_tools(tokenizer, broken, run_tools=True)
+    assert dialogue.messages[-1] == {"role": "assistant", "content": broken}
+    assert "a call that does not parse: no JSON" in capsys.readouterr().err
+    unknown = CALL.replace("weather", "storm")
+    dialogue, _ = talk_with_tools(tokenizer, unknown, "a hen", run_tools=True)
+    told = dialogue.messages[2]
+    assert told["content"] == "error: no such function; known: weather"
+    wrong = CALL.replace('"city"', '"town"')
+    dialogue, _ = talk_with_tools(tokenizer, wrong, "a hen", run_tools=True)
+    assert dialogue.messages[2]["content"] == "error: arguments: city is missing"
+    assert not ASKED
+
+
+def test_calls_do_not_go_on_for_ever(
+    tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk_with_tools(tokenizer, *[CALL] * MAX_ROUNDS, run_tools=True)
+    assert "answers with calls in a row" in capsys.readouterr().err
+    assert len(ASKED) == MAX_ROUNDS
+
+
+def test_without_tools_a_call_is_text(tokenizer: Tokenizer) -> None:
+    dialogue, _ = dialogue_of(tokenizer, CALL)
+    list(dialogue.answer("what", 200, GREEDY))
+    assert dialogue.messages[-1] == {"role": "assistant", "content": CALL}
+
+
+def test_a_talk_with_tools_is_saved_with_them(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    said = f"what\n/save {file}\n"
+    dialogue, _ = talk_with_tools(tokenizer, CALL, "a hen", said=said, run_tools=True)
+    saved = read_conversation(json.loads(file.read_text()), "talk")
+    assert saved.tools == dialogue.tools
+    assert [m["role"] for m in saved.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """An untrained model with room for tools, and a file with one."""
+    found = tmp_path_factory.mktemp("tools") / "m"
+    shape = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 2048}
+    checkpoint(found, network(**shape, eos_token_id=0), tokenizer)
+    (found.parent / "t.py").write_text(
+        'def weather(city: str) -> str:\n    "Weather"\n    return city.upper()\n'
+    )
+    return found
+
+
+def test_an_untrained_model_held_to_calls_calls(
+    roomy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    tools = ("--tools", f"{roomy.parent}/t.py:weather")
+    given = (roomy, *tools, "--schema", "tool", "--max-new-tokens", 40, "--json")
+    status, out, _ = call(capsys, monkeypatch, "what\nand\n", *given)
+    assert status == 0
+    facts = json.loads(out)
+    for answer in (m for m in facts["messages"] if m["role"] == "assistant"):
+        (made,) = answer["tool_calls"]
+        assert made["function"]["name"] == "weather"
+        assert list(made["function"]["arguments"]) == ["city"]
+    assert [one["complete"] for one in facts["answers"]] == [True, True]
+    short = (*given[:-2], 8, "--run-tools", "--json")
+    status, out, _ = call(capsys, monkeypatch, "what\n", *short)
+    facts = json.loads(out)
+    results = [m["content"] for m in facts["messages"] if m["role"] == "tool"]
+    assert len(facts["answers"]) == MAX_ROUNDS
+    assert len(results) == MAX_ROUNDS - 1
+    assert all(text == text.upper() for text in results)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--schema", "tool"), "--schema tool: there are no tools; give --tools FILE.py:function"),
+        (("--schema", "nowhere.json"), "nowhere.json: cannot be read"),
+        (("--tools", "nowhere.py:f"), "nowhere.py: no such file"),
+        (("--tools", "nowhere.py"), "names no function"),
+    ],
+)
+def test_faults_of_tools_are_one_line(
+    roomy: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[Any, ...],
+    said: str,
+) -> None:
+    status, out, err = call(capsys, monkeypatch, "x\n", roomy, *given)
     assert (status, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1

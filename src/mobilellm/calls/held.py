@@ -52,17 +52,26 @@ def read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
+def held_to_file(path: Path, tokenizer: Tokenizer, vocab_size: int, stop: Sequence[int]) -> HeldTo:
+    """The schema in a file, made ready. `UserError` as `read_schema` and `HeldTo` raise."""
+    schema = read_schema(path)
+    return HeldTo(schema, tokenizer, vocab_size=vocab_size, stop=stop, where=str(path))
+
+
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The schema of a call of any of these tools, which are in OpenAI's form."""
     return {"anyOf": [_one_call(tool["function"]) for tool in tools]}
 
 
 def _one_call(function: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if "properties" in parameters:  # a function takes no other arguments, said or not
+        parameters = {"additionalProperties": False, **parameters}
     return {
         "type": "object",
         "properties": {
             "name": {"const": function["name"]},
-            "arguments": function.get("parameters") or {"type": "object", "properties": {}},
+            "arguments": parameters,
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,

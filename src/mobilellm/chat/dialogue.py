@@ -13,14 +13,18 @@ holds; else it reads the conversation again.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from mobilellm.calls.held import CALL, HeldTo, call_schema, read_schema
+from mobilellm.calls.parse import Parsed, parse_calls
 from mobilellm.errors import UserError
-from mobilellm.model.generation import Sampling, draw
-from mobilellm.runtimes.running import RunningModel
+from mobilellm.model.generation import Sampling
+from mobilellm.runtimes.running import RunningModel, next_token
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
 from mobilellm.tokenizer.special_tokens import special_tokens
@@ -41,6 +45,10 @@ class Answer:
     """Of these, the ones that the model had not held."""
     ended: str
     """`turn` at an end-of-turn token, `limit` at the most tokens, `stopped` by the user."""
+    closed: int = 0
+    """Tokens that closed a value held to a schema, which the limit had cut off."""
+    complete: bool = True
+    """Whether a value held to a schema is whole."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,18 +59,43 @@ class Answer:
 class Dialogue:
     """Messages, and the model that answers them."""
 
-    def __init__(self, model: RunningModel, template: ChatTemplate, system: str = "") -> None:
-        """`system` is said before the first turn. `UserError` for a template that fails."""
+    def __init__(
+        self,
+        model: RunningModel,
+        template: ChatTemplate,
+        system: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`system` is said before the first turn; `tools`, in OpenAI's form, are what the model may
+        call. `UserError` for a template that fails."""
         self.model, self.template, self.system = model, template, system
-        self.messages: list[dict[str, str]] = []
+        self.tools = list(tools) or None
+        self.grammar: HeldTo | None = None
+        """What every answer is held to."""
+        self.messages: list[dict[str, Any]] = []
         self.held: list[int] = []
         """Tokens that the session holds."""
         self.last: Answer | None = None
+        self.parsed: Parsed | None = None
+        """The last answer's text and calls, where there are tools."""
         self.stop = {*model.session.end_tokens, *ends_of_turn(model.tokenizer, template)}
         known = special_tokens(model.tokenizer)
         self.stop_texts = [marker for marker in template.markers() if marker not in known]
         """What the template spells and the tokenizer has no token for: it ends a turn as text."""
         self.reset()
+
+    def hold_to(self, schema: Mapping[str, Any] | None, where: str) -> None:
+        """Hold every answer to a schema; without one, to a call of one of the tools, written as the
+        template has calls. `UserError` for a schema that cannot be held to."""
+        tagged = schema is None and CALL in self.template.source
+        self.grammar = HeldTo(
+            call_schema(self.tools or []) if schema is None else schema,
+            self.model.tokenizer,
+            vocab_size=self.model.session.vocab_size,
+            stop=sorted(self.stop),
+            where=where,
+            tagged=tagged,
+        )
 
     def reset(self) -> None:
         """Begin anew, with the system's message alone."""
@@ -82,8 +115,20 @@ class Dialogue:
         if not text.strip():
             raise UserError("an empty message", hint="type something")
         asked = [*self.messages, {"role": "user", "content": text}]
+        yield from self._answer(asked, max_new_tokens, sampling)
+
+    def go_on(
+        self, results: Sequence[tuple[str, str]], max_new_tokens: int, sampling: Sampling
+    ) -> Generator[str, None, None]:
+        """Yield what the model says to results of tools, (name, text) each; else as `answer`."""
+        told = [{"role": "tool", "name": name, "content": text} for name, text in results]
+        yield from self._answer([*self.messages, *told], max_new_tokens, sampling)
+
+    def _answer(
+        self, asked: list[dict[str, Any]], max_new_tokens: int, sampling: Sampling
+    ) -> Generator[str, None, None]:
         session = self.model.session
-        prompt = encode_prompt(self.model.tokenizer, self.template, asked)
+        prompt = encode_prompt(self.model.tokenizer, self.template, asked, self.tools)
         room = session.context - len(prompt)
         if room < 1:
             raise UserError(
@@ -96,26 +141,38 @@ class Dialogue:
         tokens: list[int] = []
         shown, ended, finished, start = "", "stopped", False, time.perf_counter()
         end: int | None = None
+        held = None if self.grammar is None else self.grammar.begin()
+        stop_texts = self.stop_texts if held is None else []
+        closed, whole = 0, True
         fresh = self._new_tokens(prompt)
         read = len(fresh)
         try:
             for _ in range(min(max_new_tokens, room)):
                 logits = session.feed(fresh)
                 self.held += fresh
-                token = draw(torch.from_numpy(logits), sampling, generator)
+                token = next_token(logits, sampling, generator, held)
                 if token in self.stop:
                     finished = True
                     break
                 tokens.append(token)
+                if held is not None:
+                    held.take(token)
                 fresh = [token]
                 text = decode(tokens, skip_special_tokens=True)
-                cut, finished = _before(text, self.stop_texts)
+                cut, finished = _before(text, stop_texts)
                 if finished:
                     end = cut
                     break
                 if not text.endswith(UNFINISHED) and cut > len(shown):
                     piece, shown = text[len(shown) : cut], text[:cut]
                     yield piece
+                if held is not None and held.finished:
+                    finished = True
+                    break
+            drawn = len(tokens)
+            if held is not None:
+                tokens += held.closing()
+                closed, whole = len(tokens) - drawn, held.complete
             text = decode(tokens, skip_special_tokens=True)[:end]
             if len(text) > len(shown):
                 piece, shown = text[len(shown) :], text
@@ -125,9 +182,17 @@ class Dialogue:
             if ended == "stopped":  # the session may hold a part of the last tokens
                 session.reset()
                 self.held = []
-            self.messages = [*asked, {"role": "assistant", "content": shown}]
+            self.messages = [*asked, self._said(shown)]
             seconds = time.perf_counter() - start
-            self.last = Answer(len(tokens), seconds, len(prompt), read, ended)
+            self.last = Answer(len(tokens), seconds, len(prompt), read, ended, closed, whole)
+
+    def _said(self, text: str) -> dict[str, Any]:
+        """The assistant's message: with the calls in it, where there are tools."""
+        self.parsed = parse_calls(text) if self.tools else None
+        if self.parsed is None or not self.parsed.calls:
+            return {"role": "assistant", "content": text}
+        calls = [call.as_openai() for call in self.parsed.calls]
+        return {"role": "assistant", "content": self.parsed.text, "tool_calls": calls}
 
     def _new_tokens(self, prompt: list[int]) -> list[int]:
         """What of the prompt the session does not hold; it forgets when it holds something else."""
@@ -148,3 +213,22 @@ def _before(text: str, ends: Sequence[str]) -> tuple[int, bool]:
         if any(end.startswith(text[-length:]) for end in ends):
             return len(text) - length, False
     return len(text), False
+
+
+def dialogue_of(
+    model: RunningModel,
+    *,
+    system: str = "",
+    template: Path | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    schema: str = "",
+) -> Dialogue:
+    """A dialogue by the model's own template, or the one in a file. `schema` is a file with the
+    schema that answers are held to, or "tool" for a call of one of the tools."""
+    if schema == "tool" and not tools:
+        raise UserError("--schema tool: there are no tools", hint="give --tools FILE.py:function")
+    form = ChatTemplate.of(model.tokenizer, template, "tool_use" if tools else "")
+    dialogue = Dialogue(model, form, system, tools)
+    if schema:
+        dialogue.hold_to(None if schema == "tool" else read_schema(Path(schema)), schema)
+    return dialogue

@@ -30,6 +30,14 @@ def line_reader(prompt: str, commands: tuple[str, ...] = ()) -> Callable[[], str
     return _editor(prompt, commands) if has_editor() else lambda: plain_message(prompt)
 
 
+def asked(question: str) -> bool:
+    """Whether who types says yes; the end of the input and Ctrl-C are no."""
+    try:
+        return line_reader(question)().strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
 def plain_message(prompt: str) -> str:
     """A message of one line, or of several that end in a backslash but for the last."""
     lines: list[str] = []

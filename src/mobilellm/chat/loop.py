@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from mobilellm.calls.functions import Tool
+from mobilellm.calls.parse import Call
 from mobilellm.chat.dialogue import Dialogue
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.files import write_file
 from mobilellm.model.generation import Sampling
-from mobilellm.printable import printable
+from mobilellm.printable import one_line, printable
 
 COMMANDS = {
     "/reset": "begin a new conversation",
@@ -26,6 +28,8 @@ COMMANDS = {
     "/help": "this list",
     "/exit": "leave; so does Ctrl-D",
 }
+MAX_ROUNDS = 8  # answers to a message, as long as each calls a function
+MAX_SHOWN = 300  # characters of a result that are shown
 NAMES = tuple(command.split()[0] for command in COMMANDS)
 
 
@@ -40,6 +44,12 @@ class ChatLoop:
     """Whether a person reads along: errors of a message are shown and the talk goes on."""
     silent: bool = False
     """Print nothing; what was said is in the dialogue."""
+    tools: Mapping[str, Tool] = field(default_factory=dict)
+    """What the model may call, by name."""
+    run_tools: bool = False
+    """Run what is called without asking."""
+    confirm: Callable[[], bool] | None = None
+    """Asks the user whether what was shown is to be run; None where nobody can be asked."""
 
     def run(self, read: Callable[[], str]) -> list[dict[str, Any]]:
         """Until the input ends or /exit; returns the figures of each answer.
@@ -63,18 +73,29 @@ class ChatLoop:
                     if not self.command(text.strip()):
                         break
                     continue
-                self.turn(text)
-                figures.append(self._figures())
+                self.turn(text, figures)
             except UserError as error:
                 if not self.interactive:
                     raise
                 self.note(str(error))
         return figures
 
-    def turn(self, text: str) -> None:
-        """Show the answer to a message as it comes, and its speed."""
+    def turn(self, text: str, figures: list[dict[str, Any]]) -> None:
+        """Show the answer to a message as it comes, and what follows from the calls in it."""
+        answer = self.dialogue.answer(text, self.max_new_tokens, self.sampling)
+        for _ in range(MAX_ROUNDS):
+            whole = self.say(answer)
+            if self.dialogue.last is not None:
+                figures.append(self._figures())
+            results = self.results() if whole else []
+            if not results:
+                return
+            answer = self.dialogue.go_on(results, self.max_new_tokens, self.sampling)
+        self.note(f"{MAX_ROUNDS} answers with calls in a row: the talk goes on with you")
+
+    def say(self, answer: Generator[str, None, None]) -> bool:
+        """Show an answer as it comes, and its speed; whether it came to its end."""
         try:
-            answer = self.dialogue.answer(text, self.max_new_tokens, self.sampling)
             with contextlib.closing(answer) as pieces:
                 for piece in pieces:
                     self.show(printable(piece))
@@ -84,9 +105,47 @@ class ChatLoop:
             if not self.interactive:
                 raise
         last = self.dialogue.last
-        if last is not None and self.interactive:
+        if last is None:
+            return False
+        if self.interactive:
             why = {"turn": "", "limit": "; the limit", "stopped": "; stopped"}[last.ended]
             self.note(f"{last.tokens:,} tokens, {last.tokens_per_second:,.1f} a second{why}")
+        if last.closed:
+            self.note(f"at the limit of tokens {last.closed} more closed the value")
+        elif not last.complete:
+            self.note("at the limit of tokens the value is not complete")
+        return last.ended != "stopped"
+
+    def results(self) -> list[tuple[str, str]]:
+        """Results of the calls in the last answer, by name; none unless the user lets them run."""
+        parsed = self.dialogue.parsed
+        if parsed is None:
+            return []
+        if parsed.fault:
+            self.note(f"a call that does not parse: {parsed.fault}")
+        for call in parsed.calls:
+            self.note(f"call: {one_line(str(call))}")
+        if not parsed.calls:
+            return []
+        if not self.run_tools and (self.confirm is None or not self.confirm()):
+            self.note("not run" if self.confirm else "not run; --run-tools runs calls")
+            return []
+        try:
+            return [(call.name, self.result(call)) for call in parsed.calls]
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            self.note("stopped")
+            return []
+
+    def result(self, call: Call) -> str:
+        """Run a call and show what it gives."""
+        tool = self.tools.get(call.name)
+        known = ", ".join(self.tools)
+        text = tool.run(call.arguments) if tool else f"error: no such function; known: {known}"
+        cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+        self.note(f"result: {one_line(cut)}")
+        return text
 
     def command(self, text: str) -> bool:
         """Obey a command; whether the talk goes on. `UserError` for an unknown one."""
@@ -116,8 +175,9 @@ class ChatLoop:
             raise UserError(f"{path}: exists already", hint="choose another name")
         if not any(message["role"] == "assistant" for message in self.dialogue.messages):
             raise UserError("nothing was said yet", hint="save after an answer")
-        messages = {"messages": self.dialogue.messages}
-        write_file(path, orjson.dumps(messages, option=orjson.OPT_APPEND_NEWLINE))
+        talk: dict[str, Any] = {"messages": self.dialogue.messages}
+        talk |= {"tools": self.dialogue.tools} if self.dialogue.tools else {}
+        write_file(path, orjson.dumps(talk, option=orjson.OPT_APPEND_NEWLINE))
         self.note(f"{len(self.dialogue.messages)} messages in {path}")
 
     def show(self, text: str) -> None:

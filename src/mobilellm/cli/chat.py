@@ -33,6 +33,13 @@ class Chat:
     """What the model is told before the first message."""
     template: Path | None = None
     """Jinja file of a chat template; the model's own when not given, ChatML when it has none."""
+    tools: tuple[str, ...] = ()
+    """Functions that the model may call, FILE.py:function,...; the file is imported. Calls are
+    shown, and run when you say so in a terminal."""
+    run_tools: bool = False
+    """Run what the model calls without asking."""
+    schema: str = ""
+    """Hold answers to the JSON schema in this file, or to a call of one of the tools (`tool`)."""
     max_new_tokens: int = 512
     """Most tokens of an answer."""
     temperature: float | None = None
@@ -58,20 +65,26 @@ class Chat:
 
     def run(self) -> int:
         """Talk until the input ends."""
-        from mobilellm.chat.dialogue import Dialogue
-        from mobilellm.chat.line_reader import has_editor, line_reader
+        from mobilellm.calls.functions import read_tools
+        from mobilellm.chat.dialogue import dialogue_of
+        from mobilellm.chat.line_reader import asked, has_editor, line_reader
         from mobilellm.chat.loop import NAMES, ChatLoop
         from mobilellm.errors import UserError
-        from mobilellm.tokenizer.chat_template import ChatTemplate
 
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: must be 1 or more")
         flags = (self.temperature, self.top_k, self.top_p)
         sampling = sampling_of(self.model, *flags, seed=self.seed, usual_temperature=0.7)
+        tools = read_tools(self.tools)
         interactive = sys.stdin.isatty() and sys.stdout.isatty() and not self.json
         with opened(self.model, self.runtime, self.threads, self.precision) as model:
-            template = ChatTemplate.of(model.tokenizer, self.template)
-            dialogue = Dialogue(model, template, self.system)
+            dialogue = dialogue_of(
+                model,
+                system=self.system,
+                template=self.template,
+                tools=[tool.as_openai() for tool in tools.values()],
+                schema=self.schema,
+            )
             if dialogue.stop_texts and not self.json:
                 say(f"note: {self.model} was not made for chat: no token {dialogue.stop_texts[0]}")
             if interactive:
@@ -79,6 +92,8 @@ class Chat:
                 if not has_editor():
                     say("note: pip install 'mobilellm[chat]' brings a line editor (1 MB)")
             loop = ChatLoop(dialogue, self.max_new_tokens, sampling, interactive, self.json)
+            loop.tools, loop.run_tools = tools, self.run_tools
+            loop.confirm = (lambda: asked("run it? [y/N] ")) if interactive else None
             answers = loop.run(line_reader("> ", NAMES))
         if self.json:
             facts = {"messages": dialogue.messages, "answers": answers, "runtime": model.runtime}

@@ -60,7 +60,7 @@ class Eval:
     tasks: tuple[str, ...] = ()
     """Tasks to score: `commonsense` (the eight of the published tables), or names of the
     lm-evaluation-harness's tasks. `wikitext2` is perplexity as the original's eval.py counts it,
-    `wikitext` as the harness does."""
+    `wikitext` as the harness does. `api`, `bfcl` and `ifeval` ask a chat model (docs/chat.md)."""
     protocol: Literal["harness", "paper"] = "harness"
     """`harness` is acc and acc_norm as lm-eval has them; `paper` is the way of the published
     tables (docs/evaluation.md)."""
@@ -207,10 +207,23 @@ class Eval:
         from mobilellm.tasks.campaign import run_tasks, write_samples
         from mobilellm.tasks.harness_tasks import load_tasks
         from mobilellm.tasks.wikitext import wikitext_perplexity
-        from mobilellm.terminal.score_lines import labels, print_scores
+        from mobilellm.terminal.call_lines import is_asked, print_asked, score_asked
+        from mobilellm.terminal.score_lines import (
+            labels,
+            print_comparison,
+            print_differences,
+            print_scores,
+        )
 
         if self.text:
             raise UserError("--text and --tasks are both given", hint="give one of them")
+        if is_asked(self.tasks):
+            given = (self.tasks, self.data, self.limit, self.runtime, self.threads)
+            asked = score_asked(self.models, labels(self.models), *given)
+            if self.out:
+                write_json(self.out / "scores.json", asked)
+            print_json(asked) if self.json else print_asked(asked)
+            return 0
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: must be 1 or more")
         if self.batch_tokens < 1:
@@ -279,9 +292,9 @@ class Eval:
             return 0
         print_scores(scores)
         if self.compare:
-            self.print_comparison(rows, samples)
+            print_comparison(self.all_rows(rows), samples)
         if self.explain:
-            self.print_differences(samples)
+            print_differences(samples, self.explain)
         return 0
 
     def open_subject(self, name: str, model: Path, sessions: contextlib.ExitStack) -> Subject:
@@ -314,32 +327,6 @@ class Eval:
         else:
             put(markdown(rows))
         return 0
-
-    def print_comparison(self, rows: list[Row], samples: dict[str, list[Sample]]) -> None:
-        """The published tables with the measured rows, and the first two models item by item."""
-        from mobilellm.report.score_table import markdown
-        from mobilellm.tasks.campaign import compare
-
-        put("\n" + markdown(self.all_rows(rows)))
-        if len(samples) > 1:
-            (first, a), (second, b) = list(samples.items())[:2]
-            put(f"{first} against {second}, the same items, McNemar's exact test:")
-            for task, found in compare(a, b).items():
-                for metric, pair in found.items():
-                    put(
-                        f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} "
-                        f"±{100 * pair.stderr:.2f} points, p = "
-                        f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of "
-                        f"{pair.items} items)"
-                    )
-
-    def print_differences(self, samples: dict[str, list[Sample]]) -> None:
-        """Items where the first two models differ."""
-        from mobilellm.tasks.campaign import differing, explain
-
-        (first, a), (second, b) = list(samples.items())[:2]
-        for pair in differing(a, b, self.explain):
-            put("\n" + explain((first, second), pair))
 
 
 def harness_main() -> None:

@@ -63,7 +63,7 @@ class Generate:
 
     def run(self) -> int:
         """Generate, printing as the text comes."""
-        from mobilellm.calls.held import HeldTo, read_schema
+        from mobilellm.calls.held import held_to_file
         from mobilellm.interop.loaded import continuation, prompt_ids
         from mobilellm.runtimes.running import generate
 
@@ -75,13 +75,8 @@ class Generate:
             prompt = prompt_ids(model.tokenizer, self.prompt, special=self.special)
             session, held = model.session, None
             if self.schema is not None:
-                held = HeldTo(
-                    read_schema(self.schema),
-                    model.tokenizer,
-                    vocab_size=session.vocab_size,
-                    stop=session.end_tokens,
-                    where=str(self.schema),
-                ).begin()
+                stop, size = session.end_tokens, session.vocab_size
+                held = held_to_file(self.schema, model.tokenizer, size, stop).begin()
             start = time.perf_counter()
             # A terminal shows and does not obey what a model wrote; a file gets its text.
             shown_as = printable if sys.stdout.isatty() else str

@@ -5,6 +5,7 @@
 
 `messages` with `tools`, `tool_calls` and results of tools is OpenAI's; prompt and completion,
 instruction, input and output, and ShareGPT's `conversations` are told apart by their keys.
+Dialogues with `services`, as Schema-Guided Dialogue has them, need the services' definitions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from mobilellm.conversations.services import DIALOGUE, Services
 from mobilellm.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -37,10 +39,15 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
-def read_conversation(row: Any, where: str) -> Conversation:
-    """The conversation of a line. `UserError` that names `where` for everything that is none."""
+def read_conversation(row: Any, where: str, services: Services | None = None) -> Conversation:
+    """The conversation of a line. `UserError` that names `where` for everything that is none.
+
+    `services` are the definitions for a dialogue with services.
+    """
     if not isinstance(row, dict):
         raise UserError(f"{where}: {type(row).__name__}, not an object")
+    if set(DIALOGUE) <= set(row):
+        row = (services or Services()).conversation(row, where)
     for keys, read in FORMS.items():
         if set(keys) <= set(row):
             messages = read(row, where)

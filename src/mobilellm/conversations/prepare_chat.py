@@ -16,6 +16,7 @@ from typing import Any
 
 from mobilellm.conversations.folder import Sink, check_given, make_folder
 from mobilellm.conversations.forms import Conversation, read_conversation
+from mobilellm.conversations.services import split_services
 from mobilellm.data.manifest import SPLITS, ShardEntry
 from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
@@ -77,10 +78,15 @@ def prepare_chat(
     `template` is a Jinja file; without it the tokenizer's own is taken, or ChatML. `on_bad` "skip"
     counts a bad conversation and goes on; "stop" raises. `UserError` names file and line.
 
+    Files that define services (Schema-Guided Dialogue's schema) give the dialogues their tools.
+
     Special tokens that the template spells and the tokenizer lacks take reserved rows, or are
     appended; the folder's tokenizer has them, and the template.
     """
     check_given(files, out, held_out, "conversations")
+    services, files = split_services(files)
+    if not files:
+        raise UserError("definitions of services alone", hint="give dialogues, too")
     form = ChatTemplate.of(tokenizer, template)
     tokenizer, added = with_special_tokens(tokenizer, form.markers())
     tokenizer = tokenizer.replaced(chat_template=form.source)
@@ -88,7 +94,7 @@ def prepare_chat(
     dtype, tally = token_dtype(tokenizer.vocab_size), Tally()
 
     def encode(row: Any, where: str) -> EncodedConversation:
-        talk = read_conversation(row, where)
+        talk = read_conversation(row, where, services)
         encoded, dropped = _fitted(tokenizer, form, talk, context, where)
         tally.whole += not dropped
         tally.shortened += bool(dropped)

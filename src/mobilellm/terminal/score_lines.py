@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilellm.errors import UserError
 from mobilellm.terminal.output import put
+
+if TYPE_CHECKING:
+    from mobilellm.report.score_table import Row
+    from mobilellm.tasks.protocols import Sample
 
 
 def labels(models: tuple[Path, ...]) -> list[str]:
@@ -45,3 +49,31 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
                 "; data altered" if "altered" in row else ""
             )
             put(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
+
+
+def print_comparison(rows: list[Row], samples: dict[str, list[Sample]]) -> None:
+    """The table of these rows, and the first two models item by item."""
+    from mobilellm.report.score_table import markdown
+    from mobilellm.tasks.campaign import compare
+
+    put("\n" + markdown(rows))
+    if len(samples) > 1:
+        (first, a), (second, b) = list(samples.items())[:2]
+        put(f"{first} against {second}, the same items, McNemar's exact test:")
+        for task, found in compare(a, b).items():
+            for metric, pair in found.items():
+                put(
+                    f"  {task:14} {metric:8} {100 * pair.difference:+6.2f} "
+                    f"±{100 * pair.stderr:.2f} points, p = "
+                    f"{pair.p_value:.3g} ({pair.first_only} and {pair.second_only} of "
+                    f"{pair.items} items)"
+                )
+
+
+def print_differences(samples: dict[str, list[Sample]], most: int) -> None:
+    """Items where the first two models differ."""
+    from mobilellm.tasks.campaign import differing, explain
+
+    (first, a), (second, b) = list(samples.items())[:2]
+    for pair in differing(a, b, most):
+        put("\n" + explain((first, second), pair))
