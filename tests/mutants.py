@@ -369,6 +369,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "objectives/test_cached.py::test_the_rest_is_one_outcome",
     ),
     fault(
+        "every token of a conversation shown as trained on", "data/stats.py",
+        '"trained": bool(bits[i])', '"trained": True',
+        "data/test_stats_of_conversations.py::test_pieces_are_the_text_and_the_mask",
+    ),
+    fault(
         "the epoch not counted", "data/loader.py",
         "epoch=epoch + behind // self.samples_per_epoch", "epoch=epoch",
         f"{LOADER}::test_an_epoch_trains_on_each_token_once_but_for_the_remainder",

@@ -12,7 +12,10 @@ any field of a number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # Python 3.11 has it in typing
 
 import orjson
 
@@ -103,6 +106,19 @@ class Sample(TypedDict):
     seed: int
 
 
+class Talk(TypedDict, total=False):
+    """A held-out conversation, and how models answer in it."""
+
+    asked: str
+    """All that comes before the answer, with the template's special tokens."""
+    said: str
+    """The answer there."""
+    base: str
+    """What the model said that the run started from; absent where there is none any more."""
+    tuned: str
+    """What this run's model says."""
+
+
 class Training(TypedDict):
     """Totals over every process that trained the run."""
 
@@ -110,6 +126,9 @@ class Training(TypedDict):
     tokens: int
     seconds: float
     tokens_per_second: float
+    teacher_flops: NotRequired[int]
+    """What a teacher's forward passes took, 2 a parameter and token; absent without one, and where
+    it cannot be read any more."""
 
 
 class ModelFigures(TypedDict):
@@ -151,6 +170,8 @@ class DataFigures(TypedDict, total=False):
     train_tokens: int
     held_out_tokens: int
     bytes_per_token: float
+    scored: str
+    """What of the held-out part is scored: its text, or the answers in it."""
     held_out: dict[str, Any]
     """The `rule` that chose the held-out text, and its `fraction`."""
 
@@ -175,7 +196,11 @@ class Result(TypedDict, total=False):
     baselines: dict[str, Any]
     """Bits a byte of simpler predictors by name, and `bytes_compressed`, how much of the text they
     saw."""
+    held_out_before: HeldOut
+    """The same of the model that the run started from; absent where weights were drawn."""
     samples: list[Sample]
+    conversations: list[Talk]
+    """Of a training on conversations, side by side."""
     training: Training
     model: ModelFigures
     data: DataFigures

@@ -124,6 +124,16 @@ def result() -> dict[str, Any]:
             "tokens": 10,
             "bytes": 40,
         },
+        "held_out_before": {
+            "loss": 4.0,
+            "perplexity": 50.0,
+            "bits_per_byte": 3.0,
+            "tokens": 10,
+            "bytes": 40,
+        },
+        "conversations": [
+            {"asked": "<|user|> a", "said": "<b>", "base": "<script>", "tuned": "c"},
+        ],
         "baselines": {"unigram": 4.0, "gzip": 3.0, "xz": 2.9, "bytes_compressed": 40},
         "training": {"steps": 5, "tokens": 500, "seconds": 60.0, "tokens_per_second": 8.3},
         "data": {
@@ -132,6 +142,7 @@ def result() -> dict[str, Any]:
             "train_tokens": 2,
             "held_out_tokens": 1,
             "bytes_per_token": 1.5,
+            "scored": "held-out answers",
             "held_out": {"rule": "tail", "fraction": 0.1},
         },
         "next": [{"what": "Go", "command": "mobilellm info <x>"}],

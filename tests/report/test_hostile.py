@@ -40,7 +40,11 @@ FIGURES: dict[str, Any] = {
     "length": {"least": 1, "mean": 2.5, "most": 7},
     "vocabulary": {"used": 3, "never_used": 297, "entropy_bits": 1.5},
     "frequent": [{"id": 5, "piece": "p", "text": "p", "count": 2, "share": 0.5}],
-    "samples": [{"source": "s", "tokens": 4, "text": "a text", "cut": True}],
+    "samples": [
+        {"source": "s", "tokens": 4, "text": "a text", "cut": True},
+        {"source": "s", "tokens": 4, "text": "a", "cut": False,
+         "pieces": [{"text": "a", "trained": True}, {"text": "b", "trained": False}]},
+    ],
     "cleaning": {
         "documents_read": 5,
         "documents_kept": 3,

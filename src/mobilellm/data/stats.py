@@ -18,6 +18,7 @@ from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import TokenStream
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.tokenizer.byte_lengths import byte_lengths
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 STEP = 1 << 22  # tokens looked at at once
 SAMPLES = 5  # documents that are decoded
@@ -162,6 +163,25 @@ def _samples(
                 stream.read(start, min(SHOWN, end - start)).tolist(), skip_special_tokens=True
             ),
             "cut": end - start > SHOWN,
+            **({"pieces": _pieces(tokenizer, stream, start, end)} if stream.masked else {}),
         }
         for start, end in bounds
     ]
+
+
+def _pieces(
+    tokenizer: Tokenizer, stream: TokenStream, start: int, end: int
+) -> list[dict[str, Any]]:
+    """The first tokens of a document, each with its text and whether it is trained on. Tokens that
+    make one character together are one piece."""
+    count = min(SHOWN, end - start)
+    ids, bits = stream.read(start, count).tolist(), stream.trained(start, count).tolist()
+    found: list[dict[str, Any]] = []
+    begin, before = 0, ""
+    for i in range(len(ids)):
+        text = tokenizer.decode(ids[: i + 1])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids) and i - begin < 3:
+            continue
+        found.append({"text": text[len(before) :], "trained": bool(bits[i])})
+        begin, before = i + 1, text
+    return found

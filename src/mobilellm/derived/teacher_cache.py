@@ -68,11 +68,12 @@ def make_cache(
         )
     if not temperature > 0:
         raise UserError(f"temperature {temperature:g}: must be above 0")
-    facts = {
+    facts: dict[str, Any] = {
         "kind": KIND,
         "teacher": weights_sha256(teacher),
         "tokenizer": data.tokenizer().sha256,
         "data": data.fingerprint,
+        "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
         "vocab_size": rows,
         "sequence_length": sequence_length,
         "mask_documents": mask_documents,
@@ -81,6 +82,7 @@ def make_cache(
         "precision": precision.value,
     }
     plan = list(_parts(data, facts))
+    facts["tokens"] = sum(len(samples) for _, samples, _ in plan) * sequence_length
     state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
 
     def compute(number: int) -> list[NDArray[Any]]:

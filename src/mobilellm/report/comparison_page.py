@@ -5,13 +5,14 @@ write_comparison([Path("runs/a"), Path("runs/b")], Path("comparison.html"))
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from mobilellm.report.chart import Line, line_chart, smooth
-from mobilellm.report.figures import MISSING, count, fixed, grouped
+from mobilellm.report.figures import MISSING, count, fixed, grouped, is_finite
 from mobilellm.report.frame import write_page
 from mobilellm.report.run_files import RunFiles, mapping
 from mobilellm.report.run_page import SMOOTHING
@@ -34,7 +35,10 @@ def write_comparison(runs: Sequence[Path], path: Path) -> Path:
         kind="mobilellm comparison",
         title=f"{len(files)} runs",
         names=list(files),
-        finals=[[name, *final_figures(run)] for name, run in files.items()],
+        finals=[
+            [name, *final_figures(run), *equal]
+            for (name, run), equal in zip(files.items(), at_equal_cost(files.values()), strict=True)
+        ],
         curves=curves(files),
         differences=differences({name: run.recipe for name, run in files.items()}),
     )
@@ -78,6 +82,38 @@ def final_figures(run: RunFiles) -> list[str]:
         fixed(held_out.get("bits_per_byte", bits), 4),
         fixed(training.get("tokens_per_second", last.get("tokens_per_second", MISSING)), 0),
     ]
+
+
+def flops_a_token(run: RunFiles) -> float | None:
+    """FLOPs of a run's training a token: 6 a parameter, and its teacher's share; None where the run
+    has not ended."""
+    figures = mapping(mapping(run.result.get("model")).get("flops_per_token"))
+    training = mapping(run.result.get("training"))
+    own: Any = figures.get("six_n")
+    tokens: Any = training.get("tokens")
+    teacher: Any = training.get("teacher_flops", 0)
+    if not (is_finite(own) and is_finite(tokens) and is_finite(teacher) and tokens):
+        return None
+    return float(own) + float(teacher) / float(tokens)
+
+
+def at_equal_cost(runs: Iterable[RunFiles]) -> list[list[str]]:
+    """Held-out bits a byte of each run when it had seen as many tokens, and spent as many FLOPs, as
+    the shortest and the cheapest of them: its last evaluation up to there."""
+    runs = list(runs)
+    costs = [flops_a_token(run) for run in runs]
+    curves = [run.points("held_out_bits_per_byte", "tokens") for run in runs]
+    found: list[list[str]] = [[] for _ in runs]
+    for scales in ([1.0] * len(runs), costs):
+        known = [
+            [(tokens * scale, bits) for tokens, bits in curve] if scale is not None else []
+            for curve, scale in zip(curves, scales, strict=True)
+        ]
+        limit = min((points[-1][0] for points in known if points), default=0.0)
+        for row, points in zip(found, known, strict=True):
+            reached = [bits for cost, bits in points if cost <= limit * (1 + 1e-9)]
+            row.append(fixed(reached[-1] if reached else MISSING, 4))
+    return found
 
 
 def differences(recipes: Mapping[str, str]) -> list[list[str]]:

@@ -54,6 +54,7 @@ def _write(run: Path, files: RunFiles) -> Path:
         broken=files.broken,
         not_finite=sum("loss" in row and not is_finite(row["loss"]) for row in files.rows),
         baselines=baselines_chart(result),
+        before=before_chart(result),
         curves=curves(files),
         model_facts=model_facts(mapping(result.get("model"))),
         data_facts=data_facts(mapping(result.get("data"))),
@@ -74,6 +75,20 @@ def baselines_chart(result: Result) -> Markup:
     rows.sort(key=lambda row: row[1] if is_finite(row[1]) else math.inf, reverse=True)
     size = grouped(held_out.get("bytes"))
     return bar_chart(rows, f"Bits a byte on the same held-out text ({size} bytes); lower is better")
+
+
+def before_chart(result: Result) -> Markup:
+    """Bits a byte before and after a training that started from a model, as bars."""
+    after, before = mapping(result.get("held_out")), mapping(result.get("held_out_before"))
+    if not after or not before:
+        return EMPTY
+    rows = [
+        ("the model it started from", before.get("bits_per_byte"), False),
+        ("this model", after.get("bits_per_byte"), True),
+    ]
+    scored = mapping(result.get("data")).get("scored", "held-out text")
+    size = grouped(after.get("bytes"))
+    return bar_chart(rows, f"Bits a byte on the {scored} ({size} bytes); lower is better")
 
 
 def curves(files: RunFiles) -> list[Markup]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.held_out import held_out
-from mobilellm.files import write_json
+from mobilellm.files import read_json, write_json
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
 from mobilellm.model.costs import ModelCosts
@@ -31,6 +31,8 @@ from mobilellm.report.run_page import write_report
 from mobilellm.train.inputs import Data, open_data
 from mobilellm.train.loop import Outcome
 from mobilellm.train.run_folder import now, read_recipe
+from mobilellm.workflows.conversation_samples import conversation_samples
+from mobilellm.workflows.teacher_flops import teacher_flops
 
 SAMPLE_TOKENS = 160
 BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors
@@ -48,16 +50,19 @@ def finish(outcome: Outcome) -> Result:
         sequence_length=recipe.data.sequence_length,
         precision=Precision(recipe.train.precision),
     )
-    prompts = _prompts(data, loaded)
+    masked = data.masked
+    prompts = [] if masked else _prompts(data, loaded)
     numbers, config = ModelCosts.of(loaded.config), loaded.config
     result: Result = {
         "name": run.name,
         "finished": now(),
         "checkpoint": str(outcome.checkpoint.relative_to(run)),
         "held_out": cast("HeldOut", dataclasses.asdict(score)),
-        "baselines": _baselines(data, loaded),
+        "baselines": {} if masked else _baselines(data, loaded),
         "samples": samples(loaded, prompts),
-        "training": _training(run, outcome),
+        "training": cast(
+            "Training", {**_training(run, outcome), **teacher_flops(recipe, outcome.tokens)}
+        ),
         "model": {
             "preset": recipe.model.preset,
             "layers": config.num_hidden_layers,
@@ -75,7 +80,9 @@ def finish(outcome: Outcome) -> Result:
         },
         "data": _data(data),
         "next": [
-            {
+            {"what": "Talk with it", "command": f"mobilellm chat {run}"}
+            if masked
+            else {
                 "what": "Generate text",
                 "command": f"mobilellm generate {run} --prompt {shlex.quote(prompts[-1])}",
             },
@@ -90,6 +97,12 @@ def finish(outcome: Outcome) -> Result:
             },
         ],
     }
+    before = read_json(run / "environment.json").get("started_from")
+    if before:
+        result["held_out_before"] = before["held_out"]
+    if isinstance(data, TokenFolder) and masked:
+        base = Path(recipe.start.from_) if recipe.start.from_ else None
+        result["conversations"] = conversation_samples(data, loaded, base)
     write_json(run / "result.json", result)
     write_report(run)
     return result
@@ -113,6 +126,7 @@ def _data(data: Data) -> DataFigures:
         "train_tokens": train_split["tokens"],
         "held_out_tokens": manifest["splits"]["held_out"]["tokens"],
         "bytes_per_token": train_split["bytes"] / max(1, train_split["tokens"]),
+        "scored": "held-out answers" if data.masked else "held-out text",
         "held_out": manifest["held_out"],
     }
 
