@@ -1,5 +1,5 @@
 """Training against Hugging Face's Trainer: the same weights, the same batches, the same precision,
-one after the other.
+step by step in turn.
 
     pip install accelerate                                  # which the Trainer asks for
     python benchmarks/trainer_vs_hf.py   # fp32 and what the device is fast at
@@ -7,9 +7,19 @@ one after the other.
 
 Each contestant trains in a process of its own: transformers.Trainer on LlamaForCausalLM as its
 documentation has it (fused AdamW, eager), and `mobilellm train`'s loop as it resolves its settings
-here. Speed is the median step after the third; memory is the peak of resident memory over what was
-held before the model was built, without the last checkpoint, which the Trainer is told not to
-write. The losses of all steps are compared.
+here. They take turns: while one makes a step the other waits, so what else the machine does meets
+both. Speed is the median step after the third, and the ratio the median of the ratios of
+neighbouring steps, of wall clock and of processor time: with --threads 1 the latter hardly depends
+on what else the machine does. Memory is the peak of resident memory over what was held before the
+model was built, without the last checkpoint, which the Trainer is told not to write. The losses of
+all steps are compared.
+
+The bound is the time of a step's matrix products alone, each of its shapes at the fastest that this
+machine was seen to multiply it; the share is that time over ours.
+
+    python benchmarks/trainer_vs_hf.py --only demo --against compile=off products=torch
+
+measures ours against ours with these settings of [train] instead.
 """
 
 from __future__ import annotations
@@ -17,6 +27,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +43,21 @@ SIZES = {
     "smoke": ("1M", 1024, 64, 2, 6),
 }
 LEARNING_RATE = 1e-3
+
+
+TURN = [0.0]
+
+
+def turn() -> None:
+    """Wait for this process's turn."""
+    if not sys.stdin.readline():
+        raise SystemExit("the benchmark ended")
+    TURN[0] = time.process_time()
+
+
+def done(seconds: float) -> None:
+    """End of this process's turn."""
+    print(f"STEP{seconds} {time.process_time() - TURN[0]}", flush=True)
 
 
 def memory(key: str) -> int:
@@ -145,10 +171,12 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            turn()
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
+            done(seconds[-1])
 
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
@@ -177,8 +205,8 @@ def hugging_face(folder: Path, size: str, precision: str) -> dict[str, Any]:
     return {"losses": losses, "seconds": seconds, "peak_bytes": memory("VmHWM") - before}
 
 
-def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dict[str, Any]:
-    """`mobilellm train`'s loop."""
+def ours(folder: Path, size: str, precision: str, changes: str = "") -> dict[str, Any]:
+    """`mobilellm train`'s loop; `changes` are settings of [train], KEY=VALUE with spaces."""
     import torch
     import torch._dynamo
     from safetensors.torch import load_file
@@ -188,14 +216,14 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     from mobilellm.train.resolve import resolve
 
     recipe = settings(folder, size, precision)
+    given = dict(change.split("=", 1) for change in changes.split())
+    recipe = recipe.replace("train", **given)
     # As a long run resolves it: compiled wherever a compiler works.
     resolved = resolve(
         recipe.replace("train", steps=10**6),
         torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"),
     )
-    recipe = recipe.replace(
-        "train", compile=resolved.train.compile if compiled == "auto" else compiled
-    )
+    recipe = resolved.replace("train", steps=recipe.train.steps)
     losses: list[float] = []
     seconds: list[float] = []
     peak = 0
@@ -203,6 +231,7 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     class Clock(rows.Watcher):
         def started(self, trainer: Any, step: int) -> None:
             load_weights(trainer.network, load_file(folder / "start/model.safetensors"))
+            turn()
 
         def stepped(self, row: dict[str, Any]) -> None:
             nonlocal peak
@@ -216,6 +245,10 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
             )
             if row["step"] < recipe.train.steps:  # the last one has its checkpoint in it
                 peak = memory("VmHWM")
+                done(seconds[-1])
+                turn()
+            else:
+                done(seconds[-1])
 
     outside: list[float] = []
     Path("/proc/self/clear_refs").write_text("5")
@@ -224,14 +257,14 @@ def ours(folder: Path, size: str, precision: str, compiled: str = "auto") -> dic
     real = loop.model_config
     loop.model_config = lambda *_: real_config(folder)  # type: ignore[assignment]
     try:
-        start.train(folder / f"ours-{precision}", recipe, Clock())
+        start.train(folder / f"ours-{precision}-{changes}", recipe, Clock())
     finally:
         loop.model_config = real
     return {
         "losses": losses,
         "seconds": seconds,
         "peak_bytes": peak - before,
-        "compile": recipe.train.compile,
+        "settings": {"compile": recipe.train.compile},
         "outside_network_and_optimizer": statistics.median(outside[3:]),
     }
 
@@ -241,6 +274,148 @@ def real_config(folder: Path) -> Any:
     from mobilellm.model.config import ModelConfig
 
     return ModelConfig.read(folder / "start/config.json")
+
+
+def fastest_product(n: int, k: int, m: int, dtype: Any) -> float:
+    """Seconds of a product of (n, k) and (k, m), in the fastest of the forms that a linear layer
+    and its gradients have it, by either library."""
+    import torch
+    import torch.nn.functional as F
+
+    a, b = torch.randn(n, k).to(dtype), torch.randn(m, k).to(dtype)
+    forms = [lambda: F.linear(a, b)]
+    product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if product is not None:
+        forms.append(lambda: product(a, b, None, "none", [], ""))
+    best = float("inf")
+    for _ in range(6):
+        for form in forms:
+            start = time.perf_counter()
+            form()
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def bound(folder: Path, size: str, precision: str) -> dict[str, float]:
+    """Seconds that the matrix products of a step take at their fastest here, and their FLOP."""
+    import torch
+
+    config, dtype = real_config(folder), torch.bfloat16 if precision == "bf16" else torch.float32
+    _, _, length, rows, _ = SIZES[size]
+    tokens, wide, inner = length * rows, config.hidden_size, config.intermediate_size
+    heads, grouped, head = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    layers = config.num_hidden_layers
+    linears = [
+        (wide, (heads + 2 * grouped) * head, layers),
+        (heads * head, wide, layers),
+        (wide, 2 * inner, layers),
+        (inner, wide, layers),
+        (wide, config.vocab_size, 1),
+    ]
+    seconds = flops = 0.0
+    for into, out, count in linears:
+        # The output, the gradient by the input, and that by the weight.
+        for shape in ((tokens, into, out), (tokens, out, into), (out, tokens, into)):
+            seconds += count * fastest_product(*shape, dtype)
+            flops += count * 2.0 * tokens * into * out
+    # Attention: two products forward and five backward over what causality leaves, in blocks.
+    together = heads // grouped
+    block = fastest_product(together * 128, head, length, dtype)
+    attention = 7 * layers * rows * grouped * (length / 128) * block / 2
+    flops += 7 * layers * rows * heads * length * length * head
+    return {"seconds": seconds + attention, "flops": flops}
+
+
+class Contestant:
+    """A process that makes a step each time it is told to."""
+
+    def __init__(self, kind: str, folder: Path, size: str, precision: str, changes: str) -> None:
+        command = [sys.executable, __file__, "--contestant"]
+        self.process = subprocess.Popen(
+            [*command, "|".join((kind, str(folder), size, precision, changes))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def step(self) -> tuple[float, float]:
+        """Wall clock and processor time of one step, made now, in seconds."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        wall, processor = map(float, self._line("STEP").split())
+        return wall, processor
+
+    def result(self) -> dict[str, Any]:
+        """What it found, once all steps are made."""
+        found: dict[str, Any] = json.loads(self._line("RESULT"))
+        self.process.wait()
+        return found
+
+    def _line(self, mark: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if mark in line:
+                return line.rpartition(mark)[2]
+        raise SystemExit("a contestant ended early")
+
+
+def compete(size: str, precision: str, against: str | None) -> dict[str, Any]:
+    """One row: both sides in turn."""
+    _, _, length, rows, steps = SIZES[size]
+    tokens = length * rows
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        set_up(folder, size)
+        peer = ("hf", "") if against is None else ("ours", against)
+        sides = {
+            "hf": Contestant(peer[0], folder, size, precision, peer[1]),
+            "ours": Contestant("ours", folder, size, precision, ""),
+        }
+        seconds: dict[str, list[float]] = {kind: [] for kind in sides}
+        processor: dict[str, list[float]] = {kind: [] for kind in sides}
+        for _ in range(steps):
+            for kind, side in sides.items():
+                for kept, taken in zip((seconds, processor), side.step(), strict=True):
+                    kept[kind].append(taken)
+        found = {kind: side.result() for kind, side in sides.items()}
+        least = bound(folder, size, precision)
+    middle = {kind: statistics.median(taken[3:]) for kind, taken in seconds.items()}
+    ratios = [
+        statistics.median(
+            theirs / mine for theirs, mine in zip(one["hf"][3:], one["ours"][3:], strict=True)
+        )
+        for one in (seconds, processor)
+    ]
+    apart = [
+        abs(a - b) for a, b in zip(found["hf"]["losses"], found["ours"]["losses"], strict=True)
+    ]
+    return {
+        "size": size,
+        "precision": precision,
+        "peer": "transformers.Trainer" if against is None else f"ours with {against}",
+        "sequences": rows,
+        "sequence_length": length,
+        "steps": steps,
+        "tokens_per_second": {kind: tokens / taken for kind, taken in middle.items()},
+        "speed_ratio": ratios[0],
+        "processor_time_ratio": ratios[1],
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "bound_seconds": least["seconds"],
+        "share_of_bound": least["seconds"] / middle["ours"],
+        "flops": least["flops"],
+        "peak_bytes": {kind: one["peak_bytes"] for kind, one in found.items()},
+        "memory_ratio": found["ours"]["peak_bytes"] / found["hf"]["peak_bytes"],
+        "largest_loss_difference": max(apart),
+        "settings": found["ours"]["settings"],
+        "outside_network_and_optimizer": found["ours"]["outside_network_and_optimizer"],
+        "losses": {kind: one["losses"] for kind, one in found.items()},
+    }
 
 
 def main() -> None:
@@ -254,16 +429,24 @@ def main() -> None:
         choices=["fp32", "bf16"],
         help="one precision; else fp32, and bf16 where it is fast",
     )
+    parser.add_argument("--threads", type=int, help="of both sides; else torch's choice")
+    parser.add_argument(
+        "--against", nargs="+", help="ours with these settings of [train] in the Trainer's place"
+    )
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        kind, folder, size, precision = arguments.contestant.split("|")
-        print(
-            "RESULT"
-            + json.dumps({"hf": hugging_face, "ours": ours}[kind](Path(folder), size, precision))
+        kind, folder, size, precision, changes = arguments.contestant.split("|")
+        found = (
+            hugging_face(Path(folder), size, precision)
+            if kind == "hf"
+            else ours(Path(folder), size, precision, changes)
         )
+        print("RESULT" + json.dumps(found), flush=True)
         return
+    if arguments.threads:  # as every contestant reads it
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     import torch
     import transformers
 
@@ -280,58 +463,22 @@ def main() -> None:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine['device']}, {torch.get_num_threads()} threads, {versions}")
     results = []
+    against = " ".join(arguments.against) if arguments.against else None
     for size in [arguments.only] if arguments.only else ["demo", "125M"]:
-        _, _, length, rows, _ = SIZES[size]
         for precision in precisions:
-            found = {}
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                set_up(folder, size)
-                for kind in ("hf", "ours"):
-                    done = subprocess.run(
-                        [
-                            sys.executable,
-                            __file__,
-                            "--contestant",
-                            f"{kind}|{folder}|{size}|{precision}",
-                        ],
-                        stdout=subprocess.PIPE,
-                        text=True,
-                        check=True,
-                    )
-                    found[kind] = json.loads(done.stdout.rpartition("RESULT")[2])
-            speed = {
-                kind: length * rows / statistics.median(one["seconds"][3:])
-                for kind, one in found.items()
-            }
-            apart = [
-                abs(a - b)
-                for a, b in zip(found["hf"]["losses"], found["ours"]["losses"], strict=True)
-            ]
-            result = {
-                "size": size,
-                "precision": precision,
-                "sequences": rows,
-                "sequence_length": length,
-                "steps": len(apart),
-                "tokens_per_second": speed,
-                "speed_ratio": speed["ours"] / speed["hf"],
-                "peak_bytes": {kind: one["peak_bytes"] for kind, one in found.items()},
-                "memory_ratio": found["ours"]["peak_bytes"] / found["hf"]["peak_bytes"],
-                "largest_loss_difference": max(apart),
-                "compile": found["ours"]["compile"],
-                "outside_network_and_optimizer": found["ours"]["outside_network_and_optimizer"],
-                "losses": {kind: one["losses"] for kind, one in found.items()},
-            }
-            results.append(result)
+            row = compete(size, precision, against)
+            results.append(row)
+            speed, peak = row["tokens_per_second"], row["peak_bytes"]
             print(
-                f"{size} {precision}: {rows} x {length} tokens, {len(apart)} steps: Trainer "
-                f"{speed['hf']:,.0f} tokens/s, "
-                f"{found['hf']['peak_bytes'] / 2**20:,.0f} MiB; ours {speed['ours']:,.0f} "
-                f"({result['speed_ratio']:.2f}x), "
-                f"{found['ours']['peak_bytes'] / 2**20:,.0f} MiB ({result['memory_ratio']:.2f}x); "
-                f"losses within {max(apart):.1e}; "
-                f"outside network and optimizer {result['outside_network_and_optimizer']:.1%}",
+                f"{size} {precision}: {row['sequences']} x {row['sequence_length']} tokens, "
+                f"{row['steps']} steps: {row['peer']} {speed['hf']:,.0f} tokens/s, "
+                f"{peak['hf'] / 2**20:,.0f} MiB; ours {speed['ours']:,.0f} "
+                f"({row['speed_ratio']:.2f}x, by processor time "
+                f"{row['processor_time_ratio']:.2f}x), "
+                f"{peak['ours'] / 2**20:,.0f} MiB ({row['memory_ratio']:.2f}x); "
+                f"losses within {row['largest_loss_difference']:.1e}; "
+                f"outside network and optimizer {row['outside_network_and_optimizer']:.1%}; "
+                f"products alone {row['bound_seconds']:.3f} s, {row['share_of_bound']:.0%} of ours",
                 flush=True,
             )
     if arguments.save:

@@ -74,10 +74,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "derived": {"model", "tokenizer", "data", "evaluate", "objectives"},
     "plan": {"model", "hardware"},
     "recipe": {"plan"},
-    "distributed": {"model", "recipe"},
+    "distributed": {"model", "recipe", "kernels"},
     "optimizers": {"model", "plan", "recipe", "distributed"},
     "train": {
         "model",
+        "kernels",
         "tokenizer",
         "data",
         "hardware",

@@ -27,6 +27,7 @@ BASE: dict[str, dict[str, Any]] = {
         "batch_tokens": 512,
         "precision": "fp32",
         "compile": "off",
+        "products": "torch",
         "evaluate_every": 4,
         "checkpoint_every": 100,
         "log_every": 4,

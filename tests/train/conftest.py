@@ -27,6 +27,7 @@ def recipe(small_data: Path) -> Recipe:
             batch_tokens=128,
             precision="fp32",
             compile="off",
+            products="torch",
             evaluate_every=8,
             checkpoint_every=5,
             log_every=3,

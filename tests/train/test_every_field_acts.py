@@ -22,6 +22,7 @@ from tests.golden.cases import BASE, make_data
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.parallel import Parallel
 from mobilellm.errors import UserError
+from mobilellm.kernels import products
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe
@@ -91,6 +92,7 @@ ENTRIES: dict[str, Acts] = {
     "train.micro_batch_size": of("rows_at_once", "train.micro_batch_size", 0, 2),
     "train.seed": of("losses", "train.seed", 7, 8),
     "train.precision": of("losses", "train.precision", "fp32", "bf16"),
+    "train.products": of("products", "train.products", "mixed", "onednn"),
     "train.compile": of("compiled", "train.compile", "off", "block"),
     "train.evaluate_every": of("evaluated", "train.evaluate_every", 0, 2),
     "train.checkpoint_every": of("checkpoints", "train.checkpoint_every", 100, 2),
@@ -266,7 +268,15 @@ def trace(given: Recipe, run: Path) -> dict[str, Any]:
     """Train, and gather whatever a setting can show in."""
     found: dict[str, Any] = {
         name: []
-        for name in ("rows_at_once", "compiled", "writers", "published", "asked", "tracked")
+        for name in (
+            "rows_at_once",
+            "compiled",
+            "products",
+            "writers",
+            "published",
+            "asked",
+            "tracked",
+        )
     }
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -320,6 +330,13 @@ def listen(patch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
         found["tracked"].append((kind, project))
         return (lambda step, _: found["tracked"].append(step)), lambda: None
 
+    product = products._product
+
+    def multiplied(x: torch.Tensor, weight: torch.Tensor, by_weight: bool) -> torch.Tensor:
+        found["products"].append(by_weight)
+        return product(x, weight, by_weight)
+
+    patch.setattr(products, "_product", multiplied)
     patch.setattr(Parallel, "__call__", called)
     patch.setattr(checkpoint, "write_checkpoint", written)
     patch.setattr(Recorder, "publish", published)

@@ -56,6 +56,10 @@ def test_gradients_are_those_of_one_process(recipe: Recipe, tmp_path: Path, proc
     job(processes, "gradients", recipe, tmp_path)
 
 
+def test_gradients_by_onednn_are_those_of_one_process(recipe: Recipe, tmp_path: Path) -> None:
+    job(2, "gradients", recipe.replace("train", products="onednn"), tmp_path)
+
+
 def test_the_masked_mean_is_that_of_one_process(recipe: Recipe, tmp_path: Path) -> None:
     job(2, "masked", recipe, tmp_path)
 

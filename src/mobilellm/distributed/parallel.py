@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
+from mobilellm.kernels.compiling import compiled_steps, keep_little
+from mobilellm.kernels.products import Products, using
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
@@ -27,15 +29,28 @@ from mobilellm.recipe.recipe import Recipe
 class Step(nn.Module):
     """The share of one micro-batch in the step's loss."""
 
-    def __init__(self, network: Network, precision: Precision, objective: Objective) -> None:
+    def __init__(
+        self,
+        network: Network,
+        precision: Precision,
+        objective: Objective,
+        products: Products = "torch",
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         self.network, self.precision, self.objective = network, precision, objective
+        self.products: Products = products
+        self.compiled = compiled
 
     def forward(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None, *beside: Tensor
     ) -> Tensor:
         """What the objective gives for it: a sum over targets."""
-        with self.precision.autocast(inputs.device):
+        with (
+            self.precision.autocast(inputs.device),
+            using(self.products),
+            compiled_steps(self.compiled),
+        ):
             return self.objective(self.network, inputs, targets, documents, *beside)
 
 
@@ -48,9 +63,18 @@ class Parallel:
         """`objective` is the cross-entropy of the next token when not given."""
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
         objective = objective or NextToken(recipe.optimizer.z_loss)
-        self.step: nn.Module = Step(network, Precision(recipe.train.precision), objective)
+        compiled, products = recipe.train.compile == "block", recipe.train.products
+        self.step: nn.Module = Step(
+            network,
+            Precision(recipe.train.precision),
+            objective,
+            "torch" if products == "auto" else products,  # of a recipe that was never resolved
+            compiled,
+        )
         self.sharded = self.kind == "fsdp" and world.size > 1
-        if recipe.train.compile == "block":
+        if compiled:
+            if world.device.type == "cpu":
+                keep_little()
             for layer in network.layers:
                 layer.compile(dynamic=False)
         if self.sharded:

@@ -2,34 +2,20 @@
 
 In float32 `F.linear` takes MKL. Without gradients oneDNN does the same product: 1.2 times as fast
 for 1,024 rows of a 125M model's blocks, and twice as fast for some 64 rows of its output layer
-(docs/log.md). Everything else is `F.linear`."""
+(docs/log.md). In training kernels/products.py says which. Everything else is `F.linear`."""
 
 from __future__ import annotations
-
-import functools
-import platform
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilellm.kernels import products
+from mobilellm.kernels.products import onednn_linear
+
 MANY_ROWS = 16384
 """From so many rows of a matrix on, as an output layer has, oneDNN is the faster one for a single
 row of x too; below it is up to forty times slower than a product with a vector (docs/log.md)."""
-
-
-@functools.cache
-def onednn_linear() -> Callable[..., Tensor] | None:
-    """torch's product by oneDNN, which its compiler uses; None where this torch or this machine has
-    none."""
-    if (
-        platform.machine().lower() not in ("x86_64", "amd64")
-        or not torch.backends.mkldnn.is_available()
-    ):
-        return None
-    product: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return product
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -47,6 +33,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         if x.numel() == x.shape[-1] and weight.shape[0] < MANY_ROWS:
             return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
         return product(x.contiguous(), weight.contiguous(), None, "none", [], "")
+    if torch.is_grad_enabled() and (trained := products.product(x, weight)) is not None:
+        return trained
     return F.linear(x, weight)
 
 

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilellm.kernels.compiling import steps_are_compiled
+from mobilellm.kernels.products import input_gradient
 from mobilellm.model.linear import linear
 
 CHUNK_NUMBERS = 1 << 22
@@ -102,6 +104,12 @@ def chunk_rows(vocab_size: int, device: str = "cpu") -> int:
     return max(MIN_CHUNK_ROWS, numbers // vocab_size)
 
 
+def even_rows(tokens: int, most: int) -> int:
+    """Tokens a chunk, at most `most`, so that chunks are as alike as can be: each size that there
+    is may be compiled by itself."""
+    return -(-tokens // -(-tokens // most)) if tokens else most
+
+
 class _OutputWalk(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -109,7 +117,7 @@ class _OutputWalk(torch.autograd.Function):
     ) -> Tensor:
         """Sum of the losses, float32. hidden (N, C), weight (V, C); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows = chunk_rows(weight.shape[0], weight.device.type)
+        rows = even_rows(hidden.shape[0], chunk_rows(weight.shape[0], weight.device.type))
         w = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
@@ -123,7 +131,7 @@ class _OutputWalk(torch.autograd.Function):
                 continue
             grad = by_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ w
+                grad_hidden[chunk] = input_gradient(grad, w)
             if need_weight:
                 if grad_weight is None:
                     grad_weight = (grad.t() @ h).float()
@@ -170,9 +178,11 @@ def cross_entropy_chunk(targets: Tensor, z_loss: float = 0.0) -> ChunkLoss:
     """Cross-entropy of `targets` (N,), where -100 counts for nothing, with z_loss in the gradient
     (see `NextToken`)."""
 
+    compiled = steps_are_compiled()
+
     def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        t = targets[rows]
-        if logits.device.type == "cuda" and need_gradient and fused_on_gpu():
+        t, on_gpu = targets[rows], logits.device.type == "cuda"
+        if need_gradient and (fused_on_gpu() if on_gpu else compiled):
             return _fused()(logits, t, z_loss)
         logits = logits.float()
         counted = t != IGNORED

@@ -51,6 +51,7 @@ else:
     import tomli as tomllib
 
 OptimizerName = Literal["adamw", "muon"]
+ProductsName = Literal["auto", "torch", "mixed", "onednn"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
 DEFAULT_PRESET = "5M"
@@ -130,6 +131,10 @@ class TrainSection:
     compile: Literal["auto", "block", "off"] = "auto"
     """torch.compile, block by block; auto does so where a C++ compiler is found to work and the run
     is long enough."""
+    products: ProductsName = "auto"
+    """The library of float32 matrix products on a CPU: torch's own choice, oneDNN, or mixed, which
+    is oneDNN but in the gradients of weights; auto measures which is fastest at the run's shapes.
+    """
     evaluate_every: Annotated[int, AtLeast(0)] = 100
     """Steps between held-out evaluations; 0 is only at the end."""
     checkpoint_every: Annotated[int, AtLeast(1)] = 500

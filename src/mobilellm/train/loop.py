@@ -24,6 +24,7 @@ from mobilellm.data.mixture import Mixture
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.evaluate.perplexity import Score
+from mobilellm.hardware.allocator import keep_freed_memory
 from mobilellm.hardware.probes import peak_flops, pick_device
 from mobilellm.hardware.profiler import profiler
 from mobilellm.model.costs import ModelCosts
@@ -84,6 +85,8 @@ class Trainer:
         """Without `weights` the first ones are drawn from the recipe's seed."""
         self.recipe, self.data, self.watcher = recipe, data, watcher or Watcher()
         self.world = world or World(device=pick_device())
+        if self.world.device.type == "cpu":
+            keep_freed_memory()
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         self.config = model_config(recipe, data, weights.config if weights else None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 
 from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels.products import Products, fastest_products
+from mobilellm.model.config import ModelConfig
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import Recipe
 
@@ -20,3 +22,27 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
         worth = recipe.train.steps >= WORTH_COMPILING_STEPS
         recipe = recipe.replace("train", compile="block" if worth and compiler_works() else "off")
     return recipe
+
+
+def resolve_products(
+    recipe: Recipe, config: ModelConfig, device: torch.device, processes: int
+) -> Products:
+    """The library of `recipe`'s float32 products, measured at the shapes of `config` where it is
+    "auto"."""
+    if recipe.train.products != "auto":
+        return recipe.train.products
+    if device.type != "cpu" or recipe.train.precision != "fp32":
+        return "torch"
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    batching, wide, head = recipe.batching(processes), config.hidden_size, config.head_dim
+    rows = batching.micro_batch_size * batching.sequence_length
+    heads, grouped = config.num_attention_heads, config.num_key_value_heads
+    return fastest_products(
+        [
+            (rows, wide, (heads + 2 * grouped) * head),
+            (rows, heads * head, wide),
+            (rows, wide, 2 * config.intermediate_size),
+            (rows, config.intermediate_size, wide),
+        ]
+    )

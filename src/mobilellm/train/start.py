@@ -25,11 +25,11 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.optimizers import schedule
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train import checkpoint
-from mobilellm.train.inputs import Data, Weights, open_data
+from mobilellm.train.inputs import Data, Weights, model_config, open_data
 from mobilellm.train.interrupts import StopRequest
 from mobilellm.train.loop import Outcome, Trainer
 from mobilellm.train.origin import Origin, read_origin
-from mobilellm.train.resolve import resolve
+from mobilellm.train.resolve import resolve, resolve_products
 from mobilellm.train.rows import Watcher
 from mobilellm.train.run_folder import Metrics, create, hold, mend_environment, now, read_recipe
 
@@ -49,6 +49,7 @@ CHANGEABLE = {
         "profile_steps",
         "max_skipped_in_a_row",
         "compile",
+        "products",
     },
     "parallel": {"kind", "shard_group_size", "timeout"},
     "track": {"tensorboard", "trackio", "wandb", "every"},
@@ -191,11 +192,15 @@ def _begin(
     # be there any more.
     origin = _origin(recipe, data) if source is None else None
     weights = origin.weights if origin is not None else _weights(recipe, data, source)
+    config = model_config(recipe, data, weights.config if weights else None)
+    products = resolve_products(recipe, config, world.device, world.size) if world.main else ""
+    recipe = recipe.replace("train", products=world.broadcast(products))
     trainer = Trainer(recipe, data, watcher, world, weights)
     trainer.loader()  # complains about data too short for one batch before anything is written
     environment = describe(trainer.device) | {
         "precision": recipe.train.precision,
         "compile": recipe.train.compile,
+        "products": recipe.train.products,
         "processes": world.size,
         "data_fingerprint": data.fingerprint,
         "started": now(),

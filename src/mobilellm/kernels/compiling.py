@@ -1,0 +1,41 @@
+"""What a compiler does for a training step on a CPU, beside the blocks.
+
+with compiled_steps(True):          # losses and attention may have their own kernels compiled
+    loss = objective(network, inputs, targets)
+keep_little()                       # before blocks are compiled
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+_compiled = False
+
+
+@contextlib.contextmanager
+def compiled_steps(on: bool) -> Iterator[None]:
+    """In this block `steps_are_compiled` gives `on`."""
+    global _compiled
+    before, _compiled = _compiled, on
+    try:
+        yield
+    finally:
+        _compiled = before
+
+
+def steps_are_compiled() -> bool:
+    """Whether what runs outside of the blocks may be compiled: a run with train.compile does."""
+    return _compiled
+
+
+def keep_little() -> None:
+    """Let the compiler keep less for the backward pass of what it compiles from now on: what a pass
+    over memory makes anew (norms, SwiGLU's product, weights in bf16) is not kept, products and
+    attention are. At 125M and 2,048 tokens it is a tenth of the peak, at no measurable cost
+    (docs/log.md)."""
+    import torch._functorch.config as config
+
+    config.ban_recompute_materialized_backward = False
+    config.ban_recompute_used_far_apart = False
+    config.ban_recompute_long_fusible_chains = False

@@ -1,0 +1,240 @@
+"""float32 matrix products of a training step on a CPU by oneDNN, where that is the faster library.
+
+torch's `F.linear` takes MKL in float32. On one AMD machine MKL reached 200 GFLOP/s where oneDNN
+reached 280 to 500; on the next oneDNN was a tenth ahead in the output and the gradient by the
+input, and behind in the gradient by the weight; on others they are equal (docs/log.md). So it is
+measured, on the very shapes, when a run begins. The run's recipe records what was chosen, so that
+a resumed run computes the same bits; and the user's cache folder does for this machine, so that a
+second run of the same recipe does too.
+
+    kind = fastest_products([(2048, 576, 960)])     # "torch", "mixed" or "onednn"
+    with using(kind):
+        y = product(x, weight)                      # x @ weight.T, with gradients
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilellm.errors import UserError
+from mobilellm.files import cache_folder, read_json, write_json
+
+Products = Literal["torch", "mixed", "onednn"]
+"""torch: its own choice in all. onednn: oneDNN in all. mixed: oneDNN but in the gradient by the
+weight."""
+
+MIN_GAIN = 1.03
+"""How many times as fast as torch's own all products of the measured shapes must be together."""
+MAX_ROWS = 2048
+"""Rows of a measured product."""
+MIN_FLOPS = 1e8
+"""Of the largest product: below it nothing is measured, and torch's own are taken."""
+
+_used: Products = "torch"
+
+
+@functools.cache
+def onednn_linear() -> Callable[..., Tensor] | None:
+    """torch's product by oneDNN, which its compiler uses; None where this torch or this machine has
+    none."""
+    if (
+        platform.machine().lower() not in ("x86_64", "amd64")
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return None
+    product: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return product
+
+
+@contextlib.contextmanager
+def using(kind: Products) -> Iterator[None]:
+    """In this block products with gradients are those of `kind`; their backward passes are too,
+    wherever they run."""
+    global _used
+    before, _used = _used, kind if onednn_linear() is not None else "torch"
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor | None:
+    """x (..., in) times the transpose of weight (out, in), (..., out), by oneDNN; None where
+    another library is to do it: other types and devices, under autocast, and outside of `using`."""
+    if (
+        _used == "torch"
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or type(weight) not in (Tensor, nn.Parameter)
+    ):
+        return None
+    found: Tensor = _product(x, weight, _used == "onednn")
+    return found
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad (n, out) times weight (out, in), without gradients of its own."""
+    if _used == "torch" or grad.device.type != "cpu" or grad.dtype != torch.float32:
+        return grad @ weight
+    return _multiply(grad.contiguous(), weight.t())
+
+
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x (n, k) times the transpose of weight (m, k), either of which may be a transposed view."""
+    by = onednn_linear()
+    assert by is not None
+    return by(x, weight, None, "none", [], "")
+
+
+@torch.library.custom_op("mobilellm::product", mutates_args=())
+def _product(x: Tensor, weight: Tensor, weight_gradient: bool) -> Tensor:
+    """`weight_gradient` says that the gradient by the weight is oneDNN's too."""
+    return _multiply(x.contiguous(), weight.contiguous())
+
+
+@_product.register_fake
+def _(x: Tensor, weight: Tensor, weight_gradient: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("mobilellm::product_by_input", mutates_args=())
+def _by_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient by the input: grad (n, out) times weight (out, in)."""
+    return _multiply(grad.contiguous(), weight.t())
+
+
+@_by_input.register_fake
+def _(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("mobilellm::product_by_weight", mutates_args=())
+def _by_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient by the weight: the transpose of grad (n, out) times x (n, in)."""
+    return _transposed(grad.contiguous(), x.contiguous())
+
+
+def _transposed(grad: Tensor, x: Tensor) -> Tensor:
+    if grad.shape[1] < x.shape[1]:
+        return _multiply(grad.t(), x.t())
+    # Faster where there are more outputs than inputs; autograd wants it in the weight's layout.
+    return _multiply(x.t(), grad.t()).t().contiguous()
+
+
+@_by_weight.register_fake
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1], x.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    x, weight, ctx.weight_gradient = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, weight = ctx.saved_tensors
+    flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    by_x = by_weight = None
+    if ctx.needs_input_grad[0]:
+        by_x = _by_input(flat, weight).view(x.shape)
+    if ctx.needs_input_grad[1]:
+        by_weight = _by_weight(flat, rows) if ctx.weight_gradient else flat.t() @ rows
+    return by_x, by_weight, None
+
+
+_product.register_autograd(_gradients, setup_context=_keep)
+
+
+def fastest_products(shapes: Sequence[tuple[int, int, int]]) -> Products:
+    """The fastest kind for linear layers of these (rows, inputs, outputs) on this machine's CPU,
+    forward and backward; measured once a process."""
+    return _fastest(
+        tuple((min(rows, MAX_ROWS), inputs, outputs) for rows, inputs, outputs in shapes),
+        torch.get_num_threads(),
+    )
+
+
+@functools.cache
+def _fastest(shapes: tuple[tuple[int, int, int], ...], threads: int) -> Products:
+    if onednn_linear() is None or max(2.0 * n * i * o for n, i, o in shapes) < MIN_FLOPS:
+        return "torch"
+    key = " ".join((_processor(), torch.__version__, str(threads), *map(str, shapes)))
+    if (known := _remembered(key)) is not None:
+        return known
+    totals: dict[Products, float] = {"torch": 0.0, "mixed": 0.0, "onednn": 0.0}
+    for shape in shapes:
+        for name, seconds in _measure(*shape).items():
+            totals[name] += seconds
+    best = min(totals, key=lambda name: totals[name])
+    chosen: Products = best if totals["torch"] > MIN_GAIN * totals[best] else "torch"
+    _remember(key, chosen)
+    return chosen
+
+
+def _processor() -> str:
+    """The processor's name and what it can."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def _known() -> dict[str, Products]:
+    """What was measured before; nothing where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, UserError):
+        found = read_json(cache_folder() / "products.json", limit=1 << 20)
+        if isinstance(found, dict):
+            return {key: kind for key, kind in found.items() if kind in typing.get_args(Products)}
+    return {}
+
+
+def _remembered(key: str) -> Products | None:
+    return _known().get(key)
+
+
+def _remember(key: str, kind: Products) -> None:
+    with contextlib.suppress(OSError, UserError):  # it is measured again then
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_json(cache_folder() / "products.json", _known() | {key: kind})
+
+
+def _measure(rows: int, inputs: int, outputs: int, rounds: int = 5) -> dict[Products, float]:
+    """Seconds of one layer's three products by each kind, each product the best of `rounds`."""
+    generator = torch.Generator().manual_seed(0)  # leaves the run's own random state alone
+    with torch.no_grad():
+        x, weight, grad = (
+            torch.randn(shape, generator=generator)
+            for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+        )
+        # What is measured by torch and by oneDNN: the output, both gradients.
+        forms: list[tuple[Callable[[], Tensor], Callable[[], Tensor]]] = [
+            (lambda: F.linear(x, weight), lambda: _multiply(x, weight)),
+            (lambda: grad @ weight, lambda: _multiply(grad, weight.t())),
+            (lambda: grad.t() @ x, lambda: _transposed(grad, x)),
+        ]
+        best = [[float("inf")] * 2 for _ in forms]
+        for _ in range(rounds):
+            for found, pair in zip(best, forms, strict=True):
+                for side, form in enumerate(pair):
+                    start = time.perf_counter()
+                    form()
+                    found[side] = min(found[side], time.perf_counter() - start)
+    (out, out_onednn), (by_x, by_x_onednn), (by_weight, by_weight_onednn) = best
+    return {
+        "torch": out + by_x + by_weight,
+        "mixed": out_onednn + by_x_onednn + by_weight,
+        "onednn": out_onednn + by_x_onednn + by_weight_onednn,
+    }

@@ -1,0 +1,142 @@
+"""float32 products by oneDNN: the same numbers, where they are asked for, chosen by measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mobilellm.distributed.parallel import Parallel
+from mobilellm.distributed.world import World
+from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels import products
+from mobilellm.kernels.products import fastest_products, onednn_linear, using
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.linear import linear
+from mobilellm.model.network import Network
+from mobilellm.recipe.recipe import Recipe
+from mobilellm.train.resolve import resolve_products
+
+pytestmark = pytest.mark.skipif(onednn_linear() is None, reason="no oneDNN here")
+KINDS = ["mixed", "onednn"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(7, 24, 40), (2, 65, 40, 24), (1, 8, 8)])
+def test_value_and_gradients_are_those_of_torch(kind: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    *rows, inputs, outputs = shape
+    x, weight = torch.randn(*rows, inputs), torch.randn(outputs, inputs)
+    for turned in (False, True):  # an input and a gradient that do not lie in order
+        if turned:
+            x = torch.randn(inputs, *rows).movedim(0, -1)
+        a, b = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        grad = torch.randn(outputs, *rows).movedim(0, -1)
+        with using(kind):  # type: ignore[arg-type]
+            found = linear(a, b)
+        mine = torch.autograd.grad(found, (a, b), grad)
+        expected = F.linear(a, b)
+        theirs = torch.autograd.grad(expected, (a, b), grad)
+        for one, other in zip((found, *mine), (expected, *theirs), strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_needs_a_gradient_is_computed() -> None:
+    x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
+    with using("onednn"):
+        (gradient,) = torch.autograd.grad(linear(x, weight).sum(), (weight,))
+    torch.testing.assert_close(gradient, x.sum(0).expand(6, 8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_is_sound(kind: str) -> None:
+    x, weight = torch.randn(3, 5, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    torch.library.opcheck(products._product, (x, weight, kind == "onednn"))
+
+
+def test_other_types_and_autocast_keep_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    real = products._product
+    monkeypatch.setattr(products, "_product", lambda *given: called.append(1) or real(*given))
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    linear(x, weight)
+    with using("onednn"):
+        linear(x.double(), weight.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+        assert not called
+        linear(x, weight)
+    assert len(called) == 1
+    linear(x, weight)
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("compiled", ["off", "block"])
+def test_a_step_has_the_gradients_of_torchs_products(compiled: str) -> None:
+    if compiled == "block" and not compiler_works():
+        pytest.skip("no compiler here")
+    torch.manual_seed(0)
+    config = ModelConfig.preset("1M", vocab_size=300)
+    ids = torch.randint(0, 300, (2, 65))
+    gradients = {}
+    weights: dict[str, torch.Tensor] = {}
+    for kind in ("torch", "mixed", "onednn"):
+        network = Network(config)
+        weights = weights or {n: t.clone() for n, t in network.state_dict().items()}
+        network.load_state_dict(weights)
+        recipe = Recipe().replace("train", precision="fp32", compile="off", products=kind)
+        if kind != "torch":
+            recipe = recipe.replace("train", compile=compiled)
+        parallel = Parallel(network, recipe, World(device=torch.device("cpu")))
+        parallel(ids[:, :-1], ids[:, 1:]).backward()
+        gradients[kind] = torch.cat([p.grad.flatten() for p in network.parameters()])
+    scale = gradients["torch"].abs().max()
+    for kind in KINDS:
+        apart = (gradients[kind] - gradients["torch"]).abs().max()
+        assert 0 < apart < 1e-5 * scale, (kind, apart)
+
+
+def test_the_fastest_kind_wins_and_torch_when_it_hardly_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(products, "_remembered", lambda _: None)
+    monkeypatch.setattr(products, "_remember", lambda *_: None)
+    large = (2048, 256, 512)
+    for number, (seconds, expected) in enumerate(
+        [((2.0, 1.5, 1.0), "onednn"), ((2.0, 1.0, 1.5), "mixed"), ((1.0, 0.99, 1.5), "torch")]
+    ):
+        named = dict(zip(("torch", "mixed", "onednn"), seconds, strict=True))
+        monkeypatch.setattr(products, "_measure", lambda *_, found=named: found)
+        assert fastest_products([large, (2048, 256, 512 + number)]) == expected
+    # So little work is not worth a choice that may differ from one process to the next.
+    monkeypatch.setattr(products, "_measure", lambda *_: pytest.fail("measured"))
+    assert fastest_products([(64, 64, 64)]) == "torch"
+
+
+def test_what_was_measured_once_is_remembered_for_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    products._fastest.cache_clear()
+    named = {"torch": 2.0, "mixed": 1.0, "onednn": 1.5}
+    monkeypatch.setattr(products, "_measure", lambda *_: named)
+    assert fastest_products([(2048, 256, 640)]) == "mixed"
+    products._fastest.cache_clear()  # as another process begins
+    named = {"torch": 1.0, "mixed": 2.0, "onednn": 2.0}
+    assert fastest_products([(2048, 256, 640)]) == "mixed"
+    assert fastest_products([(2048, 256, 768)]) == "torch"
+    products._fastest.cache_clear()
+
+
+def test_bf16_and_given_kinds_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_measure", lambda *_: pytest.fail("measured"))
+    config, cpu = ModelConfig.preset("5M", vocab_size=1024), torch.device("cpu")
+    recipe = Recipe()
+    for given, expected in (
+        ({"precision": "bf16"}, "torch"),
+        ({"precision": "fp32", "products": "onednn"}, "onednn"),
+    ):
+        assert resolve_products(recipe.replace("train", **given), config, cpu, 1) == expected
