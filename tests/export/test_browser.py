@@ -102,6 +102,30 @@ def test_markup_that_a_model_writes_is_text(
     assert page.evaluate("globalThis.ran ?? 0") == 0
 
 
+def test_a_script_in_every_string_of_a_model_does_not_run(
+    browser: Browser, tmp_path: Path, sample_text: str
+) -> None:
+    """Its name, its origin, its template and its tokens, in a page whose engine works all the
+    same."""
+    hostile = f"\"'></title></textarea></pre></style></script>{MARKUP}<!-- -->"
+    template = CHATML.replace("{%- for", hostile + "{%- for", 1).replace(
+        "{% for", hostile + "{% for", 1
+    )
+    tokenizer = tokenizer_with(template, sample_text)
+    source = checkpoint(tmp_path / hostile.replace("/", "|"), network(vocab_size=512), tokenizer)
+    origin = dict.fromkeys(("name", "source", "made_by", hostile), hostile)
+    (source / "mobilellm.json").write_text(json.dumps(origin))
+    settings = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(settings | {hostile: hostile}))
+    convert(source, tmp_path / "page.html", "web", precision="F32")
+    page = opened(browser, tmp_path / "page.html", temperature=0, tokens=4)
+    assert page.evaluate("document.querySelector('h1').textContent") == source.name
+    assert isinstance(answer(page, hostile)["text"], str)  # the engine runs under the page's policy
+    assert page.evaluate("globalThis.ran ?? 0") == 0
+    assert page.requests[0].endswith("page.html")
+    assert not [url for url in page.requests if url.startswith("http")]
+
+
 def test_a_chat_is_asked_as_its_template_says(
     browser: Browser, tmp_path: Path, sample_text: str
 ) -> None:

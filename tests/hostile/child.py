@@ -95,9 +95,9 @@ def main() -> None:
             signal.alarm(0)
             signal.setitimer(signal.ITIMER_PROF, 0)
             seconds, peak = time.process_time() - begun, status("VmHWM") - before
-            complaints = [
-                line for line in err.splitlines() if not line.startswith("mobilellm: note: ")
-            ]
+            # A run that goes on says a line of each checkpoint that it passes over.
+            progress = ("mobilellm: note: ", "rejected: ")
+            complaints = [line for line in err.splitlines() if not line.startswith(progress)]
             if code not in (0, 2):
                 problems.append(f"exit status {code}")
             if "Traceback" in err or "panicked" in err:
