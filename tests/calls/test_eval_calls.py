@@ -1,0 +1,138 @@
+"""`eval --tasks api bfcl ifeval` and `prepare --chat` with services, as users type them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.calls.test_scores import ADD, DIALOGUE, FUNCTIONS, SERVICE, instructed
+from tests.interop.networks import checkpoint, network
+
+from mobilellm import cli
+from mobilellm.calls.answers import Asker
+from mobilellm.data.token_folder import TokenFolder
+from mobilellm.runtimes.running import open_model
+from mobilellm.tokenizer.chat_template import CHATML_TOKENS
+from mobilellm.tokenizer.special_tokens import with_special_tokens
+from mobilellm.tokenizer.tokenizer import train_bpe
+
+BFCL_ROW = {
+    "id": "0",
+    "question": [[{"role": "user", "content": "Add 1 and 2"}]],
+    "function": FUNCTIONS[:1],
+    "ground_truth": ADD,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model `m` and the data files, a few lines each."""
+    found = tmp_path_factory.mktemp("eval")
+    plain = train_bpe(["the fox and the hen said what is a fox " * 20], 300)
+    tokenizer = with_special_tokens(plain, CHATML_TOKENS)[0]
+    shape = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 2048}
+    checkpoint(found / "m", network(**shape, eos_token_id=0), tokenizer)
+    for name, rows in (
+        ("sgd_schema", [SERVICE, {**SERVICE, "service_name": "Banks_2", "split": "test"}]),
+        ("sgd_test", [DIALOGUE] * 2),
+        ("bfcl_v4_simple_python", [BFCL_ROW]),
+        ("bfcl_v4_irrelevance", [BFCL_ROW]),
+        ("ifeval_prompts", [instructed("punctuation:no_comma")]),
+    ):
+        (found / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found
+
+
+def call(
+    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
+) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert (caught.value.code or 0) == status, captured.err
+    return captured.out, captured.err
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of a few tokens: what an untrained model says does not matter."""
+    longest = {"api": 5, "bfcl": 5, "ifeval": 5}
+    monkeypatch.setattr("mobilellm.terminal.call_lines.LONGEST", longest)
+
+
+@pytest.mark.usefixtures("short")
+def test_scores_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("langdetect")
+    given = ("eval", folder / "m", "--data", folder, "--limit", 3, "--out", folder / "out")
+    out, _ = call(capsys, *given, "--tasks", "api", "bfcl", "ifeval")
+    for text in (
+        "api EM_intent EM_structure Rouge-1 Rouge-L",
+        "all 0.0 [0.0, 0.0] 0.0 [0.0, 0.0]",
+        "MobileLLM-350M 65.3 48.8 46.8 44.6 other data (arXiv 2402.14905, table 6)",
+        "2 calls and 1 replies; a call in place of a reply: 0.0 [0.0, 0.0]; without room: 0",
+        "bfcl simple_python 0.0 [0.0, 0.0] (1 items)",
+        "bfcl irrelevance 100.0 [100.0, 100.0] (1 items)",
+        "ifeval prompts_strict ",
+        "ifeval number_sentences: sentences by a splitter of ours, not by nltk's punkt",
+    ):
+        assert text in " ".join(out.split()), text
+    written = json.loads((folder / "out/scores.json").read_text())["m"]
+    assert list(written) == ["api", "bfcl", "ifeval"]
+    assert written["api"]["unseen"]["EM_intent"]["count"] == 0
+    out, _ = call(capsys, "eval", folder / "m", "--data", folder, "--tasks", "api", "--json")
+    assert json.loads(out)["m"]["api"]["all"]["Rouge-1"]["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--tasks", "api"), "sgd_schema is read from a folder; give --data FOLDER"),
+        (("--tasks", "api", "commonsense"), "api and others are scored apart"),
+        (
+            ("--tasks", "api", "--data", "{folder}/m"),
+            "has no sgd_schema.jsonl or sgd_schema.jsonl.gz",
+        ),
+        (("--tasks", "bfcl", "--data", "{folder}/m"), "has no bfcl_v4_*.jsonl or .jsonl.gz"),
+        (("--tasks", "bfcl"), "is read from a folder"),
+        (("--tasks", "api", "--data", "{folder}", "--limit", "0"), "--limit 0: must be 1 or more"),
+    ],
+)
+def test_faults_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str
+) -> None:
+    words = [word.format(folder=folder) for word in given]
+    out, err = call(capsys, "eval", folder / "m", *words, status=2)
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_conversation_without_room_has_no_answer(folder: Path) -> None:
+    with open_model(folder / "m") as model:
+        ask = Asker(model, 5)
+        assert isinstance(ask([{"role": "user", "content": "what"}], None), str)
+        assert ask([{"role": "user", "content": "what " * 3000}], None) is None
+
+
+def test_dialogues_with_services_are_prepared(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "talks.jsonl").write_text((json.dumps(DIALOGUE) + "\n") * 40)
+    given = ("prepare", "--chat", folder / "sgd_schema.jsonl", tmp_path / "talks.jsonl")
+    call(capsys, *given, "--tokenizer", folder / "m", "--out", tmp_path / "d", "--held-out", 0.2)
+    data = TokenFolder.open(tmp_path / "d")
+    said = data.tokenizer().decode(data.tokens("train").read(0, 1500).tolist())
+    assert '"name": "Send"' in said  # the tool, and the call
+    assert '{"name": "Send", "arguments": {"amount": "5"}}' in said
+    _, err = call(
+        capsys, "prepare", "--chat", tmp_path / "talks.jsonl", "--tokenizer", folder / "m",
+        "--out", tmp_path / "e", status=2,
+    )  # fmt: skip
+    assert "service 'Banks_1' is not defined; give its definitions first" in err
+    assert len(err.splitlines()) == 1
+    _, err = call(
+        capsys, "prepare", "--chat", folder / "sgd_schema.jsonl", "--tokenizer", folder / "m",
+        "--out", tmp_path / "e", status=2,
+    )  # fmt: skip
+    assert "definitions of services alone; give dialogues, too" in err
