@@ -18,8 +18,9 @@ from mobilellm.model.network import Network
 from mobilellm.quantize.methods import quantized_network
 from mobilellm.runtimes.executorch import ExecutorchSession, check_header
 from mobilellm.runtimes.table import open_session, runtime_for
-from mobilellm.tokenizer.sentencepiece import read_model, to_fast_tokenizer
+from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
 from mobilellm.tokenizer.sentencepiece_file import write_model
+from mobilellm.tokenizer.sentencepiece_model import read_model
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 from mobilellm.workflows.convert import convert
 

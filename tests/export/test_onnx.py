@@ -21,7 +21,8 @@ from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.network import Network
 from mobilellm.quantize.methods import quantized_network
 from mobilellm.quantize.quantized import Quantized
-from mobilellm.tokenizer.sentencepiece import read_model, to_fast_tokenizer
+from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
+from mobilellm.tokenizer.sentencepiece_model import read_model
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 from mobilellm.workflows.convert import convert
 

@@ -11,7 +11,7 @@ from tests.interop.networks import checkpoint, network
 from mobilellm.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from mobilellm.interop.gguf_reader import read_tokenizer
 from mobilellm.runtimes.llama_cpp_tokens import llama_cpp_tokens
-from mobilellm.tokenizer.sentencepiece import (
+from mobilellm.tokenizer.sentencepiece_model import (
     CONTROL,
     NORMAL,
     SPACE,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilellm.errors import UserError
-from mobilellm.tokenizer.sentencepiece import SPACE, read_model, splits_at_spaces
+from mobilellm.tokenizer.sentencepiece import splits_at_spaces
+from mobilellm.tokenizer.sentencepiece_model import SPACE, read_model
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece")

@@ -10,7 +10,9 @@ import pytest
 
 from mobilellm.errors import UserError
 from mobilellm.tokenizer import sentencepiece as own
+from mobilellm.tokenizer import sentencepiece_model as files
 from mobilellm.tokenizer.tokenizer import Tokenizer
+from mobilellm.workflows.token_probe import TEXTS
 
 spm = pytest.importorskip("sentencepiece")
 ALPHABET = [
@@ -110,10 +112,15 @@ def test_ids_are_sentencepieces_own(settings: dict, sample_text: str, tmp_path: 
         ),
         ({"control_symbols": ["a"]}, "a control piece of one character"),
         ({"treat_whitespace_as_suffix": True}, "spaces after words"),
-        ({"normalization_rule_name": "nmt_nfkc"}, r"its own character normalization \(nmt_nfkc\)"),
-        ({"remove_extra_whitespaces": True}, "removes repeated spaces"),
-        ({"model_type": "unigram"}, "not a BPE model"),
-        ({"byte_fallback": False}, "no byte fallback"),
+        ({"model_type": "word", "byte_fallback": False}, "neither a BPE nor a Unigram model"),
+        (
+            {"model_type": "unigram", "user_defined_symbols": ["<sep>"]},
+            "user-defined pieces in a Unigram model",
+        ),
+        (
+            {"normalization_rule_name": "nfkc", "user_defined_symbols": ["<sep>"]},
+            "user-defined pieces in a Unigram model, or beside a normalization",
+        ),
     ],
     ids=str,
 )
@@ -122,6 +129,68 @@ def test_what_cannot_be_equalled_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=rf"tokenizer\.model: {words}"):
         load(train(sample_text, **settings), tmp_path)
+
+
+MORE = [
+    *ALPHABET,
+    *"ABＡﬁ½Ⅷ²…\u00a0\u200b\u3000éñ日本ё",
+    "e\u0301",
+    "\r\n",
+    "\r",
+    "👩‍👩‍👧",
+    "  ",
+    "   ",
+]
+DEFAULTS = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DEFAULTS | {"model_type": "unigram", "byte_fallback": False},
+        DEFAULTS | {"model_type": "unigram"},
+        DEFAULTS,
+        DEFAULTS | {"byte_fallback": False},
+        {"model_type": "unigram", "split_by_whitespace": False},
+        {"model_type": "unigram", "control_symbols": ["<ctl>", "<sep>"], "unk_id": 3, "pad_id": 0},
+        {"model_type": "unigram", "add_dummy_prefix": False, "remove_extra_whitespaces": True},
+        # The recipe of llama2.c's own vocabularies.
+        {"remove_extra_whitespaces": True, "split_digits": True, "character_coverage": 1.0},
+        {"normalization_rule_name": "nfkc_cf", "byte_fallback": False},
+    ],
+    ids=str,
+)
+def test_sentencepieces_own_defaults_are_read_exactly(
+    settings: dict, sample_text: str, tmp_path: Path
+) -> None:
+    content = train(sample_text[:50_000], **settings)
+    ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
+    ours.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    rng = random.Random(0)
+    texts = ["".join(rng.choice(MORE) for _ in range(rng.randrange(40))) for _ in range(500)]
+    for text in [*TEXTS, *texts, "", " ", "▁▁", "\n", "<unk>", "a <s> b<ctl>"]:
+        ids = theirs.encode(text)
+        assert ours.encode(text) == again.encode(text) == ids, repr(text)
+        assert ours.decode(ids) == theirs.decode(ids), repr(text)
+
+
+def test_control_pieces_of_unknown_characters_are_unknown(tmp_path: Path) -> None:
+    text = "алфавит и слова\n" * 200 + "ещё немного слов для букв"
+    content = train(text, vocab_size=40, model_type="unigram", byte_fallback=False)
+    ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
+    for text in ("<s>", "слова<s>и</s> <unk>", "a<s>b", "x"):
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_a_text_in_one_piece_or_many_has_the_same_ids(sample_text: str, tmp_path: Path) -> None:
+    from mobilellm.tokenizer.encoder import REFERENCE, Encoder
+
+    content = train(sample_text[:50_000], **DEFAULTS, model_type="unigram", byte_fallback=False)
+    tokenizer = load(content, tmp_path)
+    text = sample_text + sample_text[:100_000]
+    found = [i for ids in Encoder(tokenizer, REFERENCE).long([text]) for i in ids.tolist()]
+    assert found == tokenizer.encode(text)
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +223,13 @@ def varint(number: int) -> bytes:
 @pytest.mark.parametrize(
     ("added", "words"),
     [
-        (piece("zzqq", -5.0, own.NORMAL), "pieces of equal score"),
-        (piece("zzqq", float("nan"), own.NORMAL), "score nan"),
+        (piece("zzqq", -5.0, files.NORMAL), "pieces of equal score"),
+        (piece("zzqq", float("nan"), files.NORMAL), "score nan"),
         (piece("zzqq", 0.0, 9), "type 9"),
-        (piece("", 0.0, own.NORMAL), "has 0 characters"),
-        (piece("a" * 300_000, 0.0, own.NORMAL), "has 300000 characters"),
-        (piece("<unk2>", 0.0, own.UNKNOWN), "no unknown piece, or several"),
-        (piece("<unk>", 0.0, own.NORMAL), "a piece occurs twice"),
+        (piece("", 0.0, files.NORMAL), "has 0 characters"),
+        (piece("a" * 300_000, 0.0, files.NORMAL), "has 300000 characters"),
+        (piece("<unk2>", 0.0, files.UNKNOWN), "no unknown piece, or several"),
+        (piece("<unk>", 0.0, files.NORMAL), "a piece occurs twice"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -176,7 +245,7 @@ def test_a_file_of_millions_of_pieces_is_refused(
 ) -> None:
     monkeypatch.setattr(own, "MAX_PIECES", 1000)
     with pytest.raises(UserError, match="more than 1000 pieces"):
-        load(b"".join(piece(f"{i:x}", -float(i), own.NORMAL) for i in range(1001)), tmp_path)
+        load(b"".join(piece(f"{i:x}", -float(i), files.NORMAL) for i in range(1001)), tmp_path)
     monkeypatch.setattr(own, "LARGEST_FILE", 1000)
     with pytest.raises(UserError, match="the limit is 1000"):
         load(b"\0" * 1001, tmp_path)
@@ -186,7 +255,7 @@ def test_equal_scores_join_the_leftmost_first_or_are_refused(plain: bytes, tmp_p
     """Runs of spaces of one score, as Llama has them, are tried; where the two ways part, the
     model is refused."""
     content = plain + b"".join(
-        piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 4, 8, 5, 6, 3, 7)
+        piece(files.SPACE * n, -1e9, files.NORMAL) for n in (2, 4, 8, 5, 6, 3, 7)
     )
     ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
     for count in range(100):
@@ -194,7 +263,7 @@ def test_equal_scores_join_the_leftmost_first_or_are_refused(plain: bytes, tmp_p
             assert ours.encode(text) == theirs.encode(text)
     # In this order of the file, merges would make threes of all pairs before any four.
     content = plain + b"".join(
-        piece(own.SPACE * n, -1e9, own.NORMAL) for n in (2, 3, 4, 5, 6, 7, 8)
+        piece(files.SPACE * n, -1e9, files.NORMAL) for n in (2, 3, 4, 5, 6, 7, 8)
     )
     with pytest.raises(UserError, match=r"runs of \d spaces"):
         load(content, tmp_path)
@@ -204,16 +273,16 @@ def test_the_slow_definition_is_sentencepieces_own(
     plain: bytes, tmp_path: Path, sample_text: str
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(plain)
-    model = own.read_model(tmp_path / "tokenizer.model")
+    model = files.read_model(tmp_path / "tokenizer.model")
     score = {
         p: s
         for p, s, kind in zip(model.pieces, model.scores, model.types, strict=True)
-        if kind == own.NORMAL
+        if kind == files.NORMAL
     }
     theirs = spm.SentencePieceProcessor(model_proto=plain)
     for line in sample_text.splitlines()[:200]:
         if line:
-            parts = own.best_first(score, own.SPACE + line.replace(" ", own.SPACE))
+            parts = own.best_first(score, files.SPACE + line.replace(" ", files.SPACE))
             spelt = [p if p in score else f"<0x{ord(p):02X}>" for p in parts]
             assert spelt == theirs.encode(line, out_type=str)
 
@@ -221,14 +290,14 @@ def test_the_slow_definition_is_sentencepieces_own(
 def test_what_a_model_says_is_what_sentencepiece_reads(plain: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(plain)
     model, theirs = (
-        own.read_model(tmp_path / "tokenizer.model"),
+        files.read_model(tmp_path / "tokenizer.model"),
         spm.SentencePieceProcessor(model_proto=plain),
     )
     count = theirs.get_piece_size()
     assert model.pieces == [theirs.id_to_piece(i) for i in range(count)]
     assert model.scores == [theirs.get_score(i) for i in range(count)]
-    assert [kind == own.BYTE for kind in model.types] == [theirs.is_byte(i) for i in range(count)]
-    assert [kind == own.CONTROL for kind in model.types] == [
+    assert [kind == files.BYTE for kind in model.types] == [theirs.is_byte(i) for i in range(count)]
+    assert [kind == files.CONTROL for kind in model.types] == [
         theirs.is_control(i) for i in range(count)
     ]
     assert (model.normalizer_name, model.charsmap, model.add_dummy_prefix) == (

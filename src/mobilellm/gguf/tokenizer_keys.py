@@ -23,13 +23,8 @@ from mobilellm.gguf.tokenizer_parts import (
     sentencepiece_parts,
 )
 from mobilellm.model.config import ModelConfig
-from mobilellm.tokenizer.sentencepiece import (
-    BPE_MODEL,
-    NORMAL,
-    UNUSED,
-    SentencePieceModel,
-    to_fast_tokenizer,
-)
+from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
+from mobilellm.tokenizer.sentencepiece_model import BPE_MODEL, NORMAL, UNUSED, SentencePieceModel
 from mobilellm.tokenizer.tokenizer import Tokenizer, templates_of
 
 FILLER = "[PAD"  # begins the names of rows of the embedding that no token has

@@ -16,7 +16,8 @@ from typing import Any
 
 from mobilellm.errors import UserError
 from mobilellm.gguf.pre_tokenizers import PreTokenizer, recognized
-from mobilellm.tokenizer.sentencepiece import (
+from mobilellm.tokenizer.sentencepiece import WORDS, splits_at_spaces
+from mobilellm.tokenizer.sentencepiece_model import (
     BPE_MODEL,
     BYTE,
     CONTROL,
@@ -24,9 +25,7 @@ from mobilellm.tokenizer.sentencepiece import (
     SPACE,
     UNKNOWN,
     USER_DEFINED,
-    WORDS,
     SentencePieceModel,
-    splits_at_spaces,
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
 

@@ -33,7 +33,8 @@ from mobilellm.families.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
 from mobilellm.interop.loaded import Reader
 from mobilellm.model.config import ModelConfig, SharedKV
 from mobilellm.model.network import Network
-from mobilellm.tokenizer.sentencepiece import (
+from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
+from mobilellm.tokenizer.sentencepiece_model import (
     BPE_MODEL,
     BYTE,
     CONTROL,
@@ -41,7 +42,6 @@ from mobilellm.tokenizer.sentencepiece import (
     SPACE,
     UNKNOWN,
     SentencePieceModel,
-    to_fast_tokenizer,
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.weights.assemble import assemble, check_weights

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from mobilellm.files import write_file
-from mobilellm.tokenizer.sentencepiece import SentencePieceModel
+from mobilellm.tokenizer.sentencepiece_model import SentencePieceModel
 
 VARINT, LENGTH, FIXED32 = 0, 2, 5  # protobuf's ways to store a value
 ABSENT = (1 << 64) - 1  # -1, which protobuf stores as a number of 64 bits

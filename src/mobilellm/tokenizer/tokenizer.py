@@ -224,7 +224,8 @@ class Tokenizer:
                     return cls.load(path / name)
             raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
         if path.suffix != ".json":
-            from mobilellm.tokenizer.sentencepiece import read_model, to_fast_tokenizer
+            from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
+            from mobilellm.tokenizer.sentencepiece_model import read_model
 
             model = read_model(path)
             settings = _settings(path.parent)

@@ -1,0 +1,92 @@
+"""Stages of the tokenizers library that do what SentencePiece does: normalization and Unigram.
+
+    fast.normalizer = normalizer(model)        # of a SentencePieceModel
+    fast = Tokenizer(unigram(model))
+
+SentencePiece replaces the longest known sequence of characters at each place, the library what it
+knows of a user-perceived character (a grapheme). They come to the same but where such a character
+is made of several that are replaced one by one: conjoining jamo, a voicing mark after half-width
+kana, two combining marks of which one is replaced. Those alone can get other ids.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from mobilellm.tokenizer.sentencepiece_model import (
+    NORMAL,
+    SPACE,
+    UNIGRAM_MODEL,
+    SentencePieceModel,
+)
+
+UNKNOWN_CHARACTER = "\U0010fffd"  # of a private plane: no text and no piece has it
+
+
+def normalizer(model: SentencePieceModel) -> Any:
+    """What is done to a text before it is cut: SentencePiece's own steps in its order."""
+    from tokenizers import Regex, normalizers
+
+    stages: list[Any] = []
+    if model.charsmap:
+        mapped = normalizers.Precompiled(model.charsmap)
+        if mapped.normalize_str("\r") != "\r" and mapped.normalize_str("\n") != "\n":
+            stages.append(normalizers.Replace("\r\n", "\n\n"))  # both, not one for the two
+        stages.append(mapped)
+    if model.remove_extra_whitespaces:
+        stages += [
+            normalizers.Replace(Regex(r"\A +"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    if model.add_dummy_prefix:
+        stages.append(normalizers.Prepend(SPACE))
+    stages += [normalizers.Replace(piece, UNKNOWN_CHARACTER) for piece in _hidden(model)]
+    stages.append(normalizers.Replace(" ", SPACE))
+    if model.remove_extra_whitespaces:
+        stages.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
+    return normalizers.Sequence(stages)
+
+
+def unigram(model: SentencePieceModel) -> Any:
+    """The library's Unigram model.
+
+    SentencePiece looks for ordinary pieces alone; the library looks for all of its vocabulary. So
+    the others get a score below that of any way to spell them, with which the library also reckons
+    for characters that no piece has: since nothing else covers those, that changes no choice.
+    """
+    from tokenizers import models
+
+    typed = list(zip(model.pieces, model.scores, model.types, strict=True))
+    scores = {piece: score for piece, score, kind in typed if kind == NORMAL}
+    longest = max((len(piece) for piece, _, kind in typed if kind != NORMAL), default=0)
+    below = longest * min(0.0, *scores.values(), 0.0) - 1.0
+    vocabulary = [(piece, scores.get(piece, below)) for piece in model.pieces]
+    return models.Unigram(vocabulary, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
+
+
+def _characters(model: SentencePieceModel) -> set[str]:
+    """The characters of ordinary pieces."""
+    typed = zip(model.pieces, model.types, strict=True)
+    return {character for piece, kind in typed if kind == NORMAL for character in piece}
+
+
+def _hidden(model: SentencePieceModel) -> list[str]:
+    """Pieces that a text must not give (<s>), of characters that no ordinary piece has.
+
+    To SentencePiece they are unknown characters like any; so they become one.
+    """
+    if model.model_type != UNIGRAM_MODEL or model.byte_fallback:
+        return []
+    known = _characters(model)
+    typed = zip(model.pieces, model.types, strict=True)
+    return [piece for piece, kind in typed if kind != NORMAL and not set(piece) & known]
+
+
+def uncovered(model: SentencePieceModel) -> str:
+    """A regular expression for characters that no piece has: a run of them, which is one unknown
+    piece, or with byte fallback each."""
+    codes = sorted(map(ord, _characters(model)))
+    runs = [list(run) for _, run in groupby(enumerate(codes), key=lambda pair: pair[1] - pair[0])]
+    ranges = "".join(rf"\x{{{run[0][1]:x}}}-\x{{{run[-1][1]:x}}}" for run in runs)
+    return f"[^{ranges}]" + ("" if model.byte_fallback else "+")
