@@ -468,6 +468,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "export/test_modelfile.py::test_the_template_writes_what_transformers_renders[PLAIN]",
     ),
     fault(
+        "a Unigram vocabulary gives control pieces to a text", "tokenizer/sentencepiece_stages.py",
+        "scores.get(piece, below)", "scores.get(piece, 0.0)",
+        "tokenizer/test_sentencepiece_kinds.py"
+        "::test_sentencepieces_own_defaults_are_read_exactly",
+    ),
+    fault(
+        "a repetition penalty helps tokens of negative logits", "model/generation.py",
+        "torch.where(found < 0, found * penalty, found / penalty)", "found / penalty",
+        "model/test_sampling.py::test_scores_are_those_of_transformers",
+    ),
+    fault(
         "documents see what follows", "model/attention_mask.py",
         "(same & spec.sees(places, places))", "same",
         "model/test_attention_mask.py::test_loss_and_gradients_equal_each_document_alone",

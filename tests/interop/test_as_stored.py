@@ -89,7 +89,7 @@ def test_sampling_settings_are_passed_on(tmp_path: Path) -> None:
     assert fields["general.sampling.temp"].contents() == pytest.approx(0.6)
     assert fields["general.sampling.top_k"].contents() == 7
     assert fields["general.sampling.penalty_repeat"].contents() == pytest.approx(1.1)
-    wanted = {"temperature": 0.6, "top_k": 7, "top_p": 0.9}
+    wanted = {"temperature": 0.6, "top_k": 7, "top_p": 0.9, "repetition_penalty": 1.1}
     for name in ("in", "out", "m.gguf"):
         assert sampling_defaults(tmp_path / name) == wanted
     convert(tmp_path / "m.gguf", tmp_path / "again", "hf")

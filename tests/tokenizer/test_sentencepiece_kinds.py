@@ -177,7 +177,7 @@ def test_sentencepieces_own_defaults_are_read_exactly(
 
 def test_control_pieces_of_unknown_characters_are_unknown(tmp_path: Path) -> None:
     text = "алфавит и слова\n" * 200 + "ещё немного слов для букв"
-    content = train(text, vocab_size=40, model_type="unigram", byte_fallback=False)
+    content = train(text, vocab_size=23, model_type="unigram", byte_fallback=False)
     ours, theirs = load(content, tmp_path), spm.SentencePieceProcessor(model_proto=content)
     for text in ("<s>", "слова<s>и</s> <unk>", "a<s>b", "x"):
         assert ours.encode(text) == theirs.encode(text), text
@@ -188,7 +188,7 @@ def test_a_text_in_one_piece_or_many_has_the_same_ids(sample_text: str, tmp_path
 
     content = train(sample_text[:50_000], **DEFAULTS, model_type="unigram", byte_fallback=False)
     tokenizer = load(content, tmp_path)
-    text = sample_text + sample_text[:100_000]
+    text = sample_text[:1_100_000]
     found = [i for ids in Encoder(tokenizer, REFERENCE).long([text]) for i in ids.tolist()]
     assert found == tokenizer.encode(text)
 

@@ -150,7 +150,8 @@ class Dialogue:
             for _ in range(min(max_new_tokens, room)):
                 logits = session.feed(fresh)
                 self.held += fresh
-                token = next_token(logits, sampling, generator, held)
+                before = [*prompt, *tokens]
+                token = next_token(logits, sampling, generator, held, before)
                 if token in self.stop:
                     finished = True
                     break

@@ -160,7 +160,7 @@ def _given_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
-    """Temperature, top_k and top_p that a model's makers chose; empty where its files name none."""
+    """How a model's makers sample from it (`sampling_of`); empty where its files do not say."""
     try:
         reader, where = recognize(path)
     except UserError:  # what another runtime runs

@@ -1,7 +1,7 @@
 """How a model's makers sample from it: generation_config.json, and GGUF's keys for some of it.
 
     settings = read_settings(Path("SmolLM2-135M-Instruct"))     # {"temperature": 0.6, "top_p": 0.9}
-    sampling_of(settings)                # what of it `generate` takes: temperature, top_k, top_p
+    sampling_of(settings)                # what of it `generate` takes: temperature, top_k, ...
     add_keys(writer, settings)           # into GGUF; a line for what it has no key for
 
 Settings are kept as they stand, whatever they mean, so that a conversion passes them on.
@@ -67,13 +67,24 @@ def add_keys(writer: Any, settings: Mapping[str, Any]) -> list[str]:
 
 
 def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Temperature, top_k and top_p, where the settings say how to sample; else nothing.
+    """Temperature, top_k, top_p, and min_p and repetition_penalty where they act; nothing where the
+    settings do not say how to sample.
 
     What they leave open is no cut, and `do_sample` false is a temperature of 0, as in transformers.
     Values that cannot be meant are left out.
     """
+    acting = {
+        "min_p": lambda v: 0 < v <= 1,
+        "repetition_penalty": lambda v: v > 0 and v != 1,
+    }
+    more = {
+        name: settings[name]
+        for name, acts in acting.items()
+        if _is_number(settings.get(name)) and acts(settings[name])
+    }
     if settings.get("do_sample") is False:
-        return {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+        more.pop("min_p", None)
+        return {"temperature": 0.0, "top_k": 0, "top_p": 1.0} | more
     fitting = {
         "temperature": lambda v: v >= 0,
         "top_k": lambda v: v >= 0 and v == int(v),
@@ -84,9 +95,9 @@ def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, fits in fitting.items()
         if _is_number(settings.get(name)) and fits(settings[name])
     }
-    if not found:
+    if not found and "min_p" not in more:
         return {}
-    return {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | found
+    return {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | found | more
 
 
 def _is_number(value: Any) -> bool:

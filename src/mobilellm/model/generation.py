@@ -46,8 +46,8 @@ class CachedNetwork(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. The three cuts apply in the order temperature, top-k, top-p, as
-    in transformers."""
+    """How the next token is drawn. The penalty and the cuts apply in the order of transformers:
+    repetition, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.0
     """Divides the logits; 0 always takes the likeliest token."""
@@ -56,6 +56,12 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the fewest likeliest tokens whose probabilities reach p (arXiv 1904.09751); 1 is
     no limit."""
+    min_p: float = 0.0
+    """Draw among the tokens that are at least this share as probable as the likeliest; 0 is no
+    limit."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that stand in prompt or text already, and multiplies
+    the negative ones (arXiv 1909.05858); 1 is none."""
     seed: int = 0
     """Seeds the draw."""
 
@@ -66,6 +72,12 @@ class Sampling:
             raise UserError(f"top_k {self.top_k}: must be 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p}: must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p}: must be from 0 (no limit) to 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UserError(
+                f"repetition_penalty {self.repetition_penalty}: must be above 0; 1 is none"
+            )
 
 
 # Below it, dividing by the temperature leaves float32's range; the likeliest is drawn long before.
@@ -76,16 +88,41 @@ COLDEST = 1e-30
 LIKELIEST = (256, 4096)
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """One token from logits (V,)."""
+def draw(
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    before: Sequence[int] = (),
+) -> int:
+    """One token from logits (V,) after the tokens `before`, which a repetition penalty is for."""
+    if sampling.repetition_penalty != 1 and before:
+        logits = penalized(logits, sampling.repetition_penalty, before)
     if sampling.temperature < COLDEST:
         return int(logits.argmax())
+    scores = cut(logits, sampling)
+    return int(torch.multinomial(scores.softmax(0), 1, generator=generator))
+
+
+def penalized(logits: Tensor, penalty: float, before: Sequence[int]) -> Tensor:
+    """Logits (V,) with those of the tokens `before` made smaller."""
+    tokens = torch.tensor(sorted(set(before)))
+    found = logits.float()[tokens]
+    return logits.float().index_copy(
+        0, tokens, torch.where(found < 0, found * penalty, found / penalty)
+    )
+
+
+def cut(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (V,) at the temperature, -inf for tokens that are not drawn among."""
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.numel():
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -math.inf)
     if sampling.top_p < 1:
         logits = _nucleus(logits, sampling.top_p)
-    return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(0)
+        logits = logits.masked_fill(probabilities < sampling.min_p * probabilities.max(), -math.inf)
+    return logits
 
 
 def _nucleus(logits: Tensor, mass: float) -> Tensor:
@@ -146,14 +183,16 @@ def generate(
     like = network.norm.weight
     assert isinstance(like, Tensor)
     cache, tokens = KVCache(config, 1, length, like=like), list(prompt)
+    seen = list(prompt)
     for _ in range(max_new_tokens):
         if step is not None and len(tokens) == 1:
             logits = torch.from_numpy(step(cache, tokens[0]))
         else:
             hidden = network.hidden(torch.tensor([tokens], device=like.device), cache)
             logits = network.output(hidden[:, -1])[0].cpu()
-        token = draw(logits, sampling, generator)
+        token = draw(logits, sampling, generator, seen)
         if token in stop:
             return
         yield token
+        seen.append(token)
         tokens = [token]

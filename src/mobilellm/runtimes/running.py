@@ -51,11 +51,12 @@ def next_token(
     sampling: Sampling,
     generator: torch.Generator,
     held: Constraint | None = None,
+    before: Sequence[int] = (),
 ) -> int:
-    """One token from logits (V,), of those that `held` allows."""
+    """One token from logits (V,) after the tokens `before`, of those that `held` allows."""
     if held is not None:
         logits = held.masked(logits)
-    return draw(torch.from_numpy(logits), sampling, generator)
+    return draw(torch.from_numpy(logits), sampling, generator, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +149,15 @@ def generate(
         )
     stop = session.end_tokens if stop is None else stop
     generator = torch.Generator().manual_seed(sampling.seed)
-    ids = list(prompt)
+    ids, seen = list(prompt), list(prompt)
     for _ in range(max_new_tokens):
-        token = next_token(session.feed(ids), sampling, generator, held)
+        token = next_token(session.feed(ids), sampling, generator, held, seen)
         if token in stop:
             return
         if held is not None:
             held.take(token)
         yield token
+        seen.append(token)
         if held is not None and held.finished:
             return
         ids = [token]

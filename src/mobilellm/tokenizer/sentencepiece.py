@@ -6,9 +6,9 @@ or Unigram, with byte fallback or without.
 
 SentencePiece's BPE joins, again and again, the neighbours whose joint piece has the highest score,
 the leftmost first among equals. As a list of merges that is every split of every piece into two
-others, ordered by the piece's score. Unigram takes the cut of the highest sum of scores, which the tokenizers library does, too
-(tokenizer/sentencepiece_stages.py). Models for which this would not give SentencePiece's own ids
-are refused.
+others, ordered by the piece's score. Unigram takes the cut of the highest sum of scores, which the
+tokenizers library does, too (tokenizer/sentencepiece_stages.py). Models for which this would not
+give SentencePiece's own ids are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mobilellm.tokenizer.sentencepiece_model import (
     BPE_MODEL,
     BYTE,
     CONTROL,
+    LONGEST_PIECE,
     NORMAL,
     SPACE,
     UNIGRAM_MODEL,
@@ -232,7 +233,9 @@ def to_fast_tokenizer(
     fast.normalizer = normalizer(model)
     if cuts:
         fast.pre_tokenizer = cuts[0] if len(cuts) == 1 else pre_tokenizers.Sequence(cuts)
-    strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
+    # Where SentencePiece keeps no spaces before a text, it decodes to none.
+    spaces = LONGEST_PIECE if model.remove_extra_whitespaces else int(model.add_dummy_prefix)
+    strip = [decoders.Strip(" ", spaces, 0)] if spaces else []
     of_bytes = (
         decoders.ByteFallback()
         if model.byte_fallback
