@@ -143,9 +143,9 @@ def test_damaged_models_are_refused(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "word"),
     [
-        ("model_type", 1, "not a BPE"),
+        ("model_type", 3, "neither a BPE nor a Unigram"),
         ("charsmap", b"x", "normalization"),
-        ("byte_fallback", False, "fallback"),
+        ("charsmap", b"\0\4\0\0" + b"\xff" * 1024, "normalization"),
     ],
 )
 def test_models_that_cannot_be_equalled_are_refused(

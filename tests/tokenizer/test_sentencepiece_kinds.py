@@ -183,6 +183,33 @@ def test_control_pieces_of_unknown_characters_are_unknown(tmp_path: Path) -> Non
         assert ours.encode(text) == theirs.encode(text), text
 
 
+def test_a_damaged_table_of_characters_is_refused_or_leads_nowhere_outside(
+    sample_text: str, tmp_path: Path
+) -> None:
+    from tokenizers import normalizers
+
+    from mobilellm.tokenizer.sentencepiece_stages import is_whole
+
+    content = train(sample_text[:20_000], **DEFAULTS, vocab_size=340)
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    table = files.read_model(tmp_path / "tokenizer.model").charsmap
+    assert is_whole(table)
+    rng, refused = random.Random(0), 0
+    for _ in range(60):
+        changed = bytearray(table)
+        for _ in range(40):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        if not is_whole(bytes(changed)):
+            refused += 1
+            continue
+        stage = normalizers.Precompiled(bytes(changed))
+        for text in TEXTS:  # a place outside would end the process's library in a panic
+            stage.normalize_str(text)
+    assert refused > 0
+    for end in (0, 3, 4, 1000, len(table) // 2):
+        assert not is_whole(table[:end])
+
+
 def test_a_text_in_one_piece_or_many_has_the_same_ids(sample_text: str, tmp_path: Path) -> None:
     from mobilellm.tokenizer.encoder import REFERENCE, Encoder
 
@@ -243,10 +270,10 @@ def test_an_odd_piece_is_refused_at_once(
 def test_a_file_of_millions_of_pieces_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "MAX_PIECES", 1000)
+    monkeypatch.setattr(files, "MAX_PIECES", 1000)
     with pytest.raises(UserError, match="more than 1000 pieces"):
         load(b"".join(piece(f"{i:x}", -float(i), files.NORMAL) for i in range(1001)), tmp_path)
-    monkeypatch.setattr(own, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(files, "LARGEST_FILE", 1000)
     with pytest.raises(UserError, match="the limit is 1000"):
         load(b"\0" * 1001, tmp_path)
 

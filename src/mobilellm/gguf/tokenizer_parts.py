@@ -29,6 +29,8 @@ from mobilellm.tokenizer.sentencepiece_model import (
 )
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
+LOWEST_SCORE = -1e6  # below that of every piece that is merged
+
 
 @dataclass(frozen=True, kw_only=True)
 class ByteLevelParts:
@@ -200,6 +202,9 @@ def _scores(pieces: list[str], types: list[int], merges: list[tuple[str, str]]) 
     natural = joined == sorted(joined, key=order.__getitem__)
     first = normal[0] if normal else 0
     scores = [0.0] * len(pieces)
+    for i, kind in enumerate(types):
+        if kind == USER_DEFINED:  # taken out of a text first: its score must only be no other's
+            scores[i] = LOWEST_SCORE - i
     for i in normal:
         scores[i] = -float(i - first) if natural else -float(order.get(pieces[i], len(order) + i))
     return scores

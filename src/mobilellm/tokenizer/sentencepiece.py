@@ -30,7 +30,12 @@ from mobilellm.tokenizer.sentencepiece_model import (
     USER_DEFINED,
     SentencePieceModel,
 )
-from mobilellm.tokenizer.sentencepiece_stages import normalizer, uncovered, unigram
+from mobilellm.tokenizer.sentencepiece_stages import (
+    UNKNOWN_CHARACTER,
+    normalizer,
+    uncovered,
+    unigram,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -230,19 +235,18 @@ def to_fast_tokenizer(
         )
         check_runs(model, bpe, where)
         fast = Tokenizer(bpe)
-    fast.normalizer = normalizer(model)
+    fast.normalizer = normalizer(model, where)
     if cuts:
         fast.pre_tokenizer = cuts[0] if len(cuts) == 1 else pre_tokenizers.Sequence(cuts)
     # Where SentencePiece keeps no spaces before a text, it decodes to none.
     spaces = LONGEST_PIECE if model.remove_extra_whitespaces else int(model.add_dummy_prefix)
     strip = [decoders.Strip(" ", spaces, 0)] if spaces else []
-    of_bytes = (
-        decoders.ByteFallback()
-        if model.byte_fallback
-        else decoders.Replace(unknown, model.unk_surface)
-    )
+    of_bytes = [decoders.ByteFallback()] if model.byte_fallback else []
+    # What an unknown piece decodes to has spaces around it, which are not those before the text.
+    marked = [] if model.byte_fallback else [decoders.Replace(unknown, UNKNOWN_CHARACTER)]
+    shown = [decoders.Replace(UNKNOWN_CHARACTER, model.unk_surface) for _ in marked]
     fast.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), of_bytes, decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), *marked, *of_bytes, decoders.Fuse(), *strip, *shown]
     )
     user_defined = [
         p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED

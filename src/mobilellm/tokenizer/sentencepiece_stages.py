@@ -14,6 +14,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from mobilellm.errors import UserError
 from mobilellm.tokenizer.sentencepiece_model import (
     NORMAL,
     SPACE,
@@ -24,12 +27,21 @@ from mobilellm.tokenizer.sentencepiece_model import (
 UNKNOWN_CHARACTER = "\U0010fffd"  # of a private plane: no text and no piece has it
 
 
-def normalizer(model: SentencePieceModel) -> Any:
-    """What is done to a text before it is cut: SentencePiece's own steps in its order."""
+def normalizer(model: SentencePieceModel, where: str = "tokenizer.model") -> Any:
+    """What is done to a text before it is cut: SentencePiece's own steps in its order.
+
+    `UserError` for a table of characters that is damaged.
+    """
     from tokenizers import Regex, normalizers
 
     stages: list[Any] = []
     if model.charsmap:
+        if not is_whole(model.charsmap):
+            raise UserError(
+                f"{where}: its character normalization ({model.normalizer_name or 'unnamed'}) is "
+                "damaged",
+                hint="fetch the file again",
+            )
         mapped = normalizers.Precompiled(model.charsmap)
         if mapped.normalize_str("\r") != "\r" and mapped.normalize_str("\n") != "\n":
             stages.append(normalizers.Replace("\r\n", "\n\n"))  # both, not one for the two
@@ -46,6 +58,34 @@ def normalizer(model: SentencePieceModel) -> Any:
     if model.remove_extra_whitespaces:
         stages.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
     return normalizers.Sequence(stages)
+
+
+def is_whole(charsmap: bytes) -> bool:
+    """Whether a table of characters leads nowhere outside itself.
+
+    It is the size of a double-array trie in bytes, the trie's units of 32 bits, and the texts that
+    its leaves name by their places, each ended by a zero byte (Darts-clone's format).
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if len(charsmap) < 4 or size < 1024 or size % 4 or size > len(charsmap) - 4:
+        return False
+    units = np.frombuffer(charsmap, dtype="<u4", count=size // 4, offset=4).astype(np.int64)
+    texts = charsmap[4 + size :]
+    try:
+        texts.decode()
+    except UnicodeDecodeError:
+        return False
+    leaf = units >> 31 == 1
+    inner, places = units[~leaf], np.arange(len(units))[~leaf]
+    follow = places ^ (inner >> 10 << ((inner & 512) >> 6))  # where a unit's children begin
+    if leaf[0] or int((follow | 255).max(initial=0)) >= len(units):
+        return False
+    named = follow[(inner >> 8 & 1) == 1]  # each holds the place of a text
+    values = units[named] & 0x7FFFFFFF
+    if int(values.max(initial=-1)) >= len(texts):
+        return False
+    starts = np.frombuffer(texts, dtype=np.uint8)[values]
+    return bool(((starts & 0xC0) != 0x80).all())  # not within a character
 
 
 def unigram(model: SentencePieceModel) -> Any:
