@@ -232,3 +232,25 @@ def test_samples_need_a_tokenizer(base: Path, tokenizer: Tokenizer) -> None:
         open_dataset(base)
     tokenizer.save(base / "tokenizer")
     assert open_dataset(base).vocab_size == 300
+
+
+def test_more_sources_than_files_may_be_open(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each source has a file of its own; the one that was used longest ago is closed for a new."""
+    (tmp_path / "base/1").mkdir(parents=True)
+    lines = (
+        json.dumps({"token_ids": [i, i + 1, 5, 0], "source": f"s{i * 7 % 50}"}) + "\n"
+        for i in range(1, 251)
+    )
+    (tmp_path / "base/1/a.jsonl").write_text("".join(lines))
+    shutil.copytree(tmp_path / "base", tmp_path / "few")
+    usual = open_dataset(tmp_path / "base", tokenizer)
+    monkeypatch.setattr(module, "MAX_OPEN", 3)
+    few = open_dataset(tmp_path / "few", tokenizer, verify=True)
+    assert few.sources() == usual.sources()
+    assert len(few.sources()) == 50
+    for source in few.sources():
+        mine, theirs = (data.tokens("train", source) for data in (few, usual))
+        assert mine.read(0, len(mine)).tolist() == theirs.read(0, len(theirs)).tolist()
+    assert few.fingerprint == usual.fingerprint

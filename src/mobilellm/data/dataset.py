@@ -73,6 +73,7 @@ class Index(TypedDict):
 
 CACHE = ".mobilellm-index"
 INDEX_VERSION = 3
+MAX_OPEN = 128  # sources whose files are open at once
 PARALLEL_BYTES = (
     64 << 20
 )  # of JSON lines above which they are read by as many processes as there are cores
@@ -387,6 +388,7 @@ def index_file(
     not a sample like the others."""
     dtype, row, file = np.dtype(job["dtype"]), job["row"], Path(task["file"])
     writers: dict[tuple[str, str], ShardWriter] = {}
+    used: dict[tuple[str, str], None] = {}
     names: dict[str, str] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for number, (where, line) in enumerate(lines_of(file)):
@@ -409,6 +411,12 @@ def index_file(
             )  # a file name that no source can choose
             writers[source, split] = ShardWriter(folder, split, label, dtype)
         writers[source, split].add(ids, 0, ends_in(ids, job["eos_id"]))
+        used.pop((source, split), None)
+        used[source, split] = None  # the last used comes last
+        if len(used) > MAX_OPEN:
+            oldest = next(iter(used))
+            writers[oldest].park()
+            del used[oldest]
         counts[split] += 1
     shards = [
         entry | {"source": source, "split": split}

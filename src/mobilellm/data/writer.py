@@ -65,6 +65,8 @@ class ShardWriter:
         self.path = folder
         """Of the open shard."""
         self.file: Any = None
+        self.parked = False
+        """Whether that one's file is closed for now."""
         self.tokens = self.bytes = 0
         self.ends: list[int] = []
         self.mask: MaskBits | None = None
@@ -97,6 +99,19 @@ class ShardWriter:
             self.file.write(header(self.dtype, 0))
         return self.tokens
 
+    def park(self) -> None:
+        """Close the file of the open shard for now: what is added next opens it again. For writers
+        of more sources than a process may have files open."""
+        if self.file is not None and not self.parked:
+            self.file.close()
+            self.parked = True
+
+    def _again(self) -> None:
+        if self.parked:
+            self.parked = False
+            self.file = open(self.path, "r+b")  # noqa: SIM115  (closed in `close`)
+            self.file.seek(0, os.SEEK_END)
+
     def extend(self, tokens: NDArray[Any] | list[int], trained: Bits | None = None) -> None:
         """Append a piece of a document, which `end` ends. `ValueError` unless `trained` has a bit
         for each token."""
@@ -109,6 +124,7 @@ class ShardWriter:
         if self.mask is not None:
             all_of_them = np.ones(len(tokens), dtype=bool)
             self.mask.extend(all_of_them if trained is None else bits)
+        self._again()
         self.file.write(np.asarray(tokens, dtype=self.dtype).tobytes())
         self.tokens += len(tokens)
 
@@ -128,6 +144,7 @@ class ShardWriter:
         """Finish the open shard; returns the manifest entries of all of them."""
         if self.file is None:
             return self.shards
+        self._again()
         self.file.seek(0)
         self.file.write(header(self.dtype, self.tokens))
         self.file.flush()
