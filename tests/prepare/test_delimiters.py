@@ -118,7 +118,7 @@ def test_words_are_cut_and_no_character_is_lost(text: str) -> None:
     from mobilellm.tokenizer.tokenizer import _without_long_words
 
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    parts = list(_without_long_words(["short text", text], pre))
+    parts = list(_without_long_words(["short text", text]))
     assert parts[0] == "short text"
     assert "".join(parts[1:]) == text
     words = [end - start for part in parts for _, (start, end) in pre.pre_tokenize_str(part)]

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from mobilellm.data.manifest import Manifest
+from mobilellm.data.manifest import SPLITS, Manifest
 from mobilellm.errors import UserError
 from mobilellm.files import sweep_partial
 from mobilellm.jobs.pool import Workspace
@@ -197,6 +197,13 @@ def prepare(
         if reason and library == "auto":
             say(f"tokenized by {REFERENCE}: {reason}")
         results = [task.result for task in finished]
+        for name in SPLITS:
+            if not any(shard["split"] == name for result in results for shard in result.shards):
+                part = "held out" if name == "held_out" else "to train on"
+                raise UserError(
+                    f"{sources[0].paths[0]}: no document is left {part}",
+                    hint="give more text, or another --held-out",
+                )
         manifest = describe(
             sources, results, tokenizer, split, bos=bos, eos=eos, library=chosen, reason=reason
         ) | (extra or {})

@@ -73,6 +73,8 @@ def decide(
         lowest = min(lowest, (draw, place), key=lambda one: one[0])
         first = [*first, (draw, place)][:2]
     if not total:
+        for _ in all_records(sources, settings, "stop"):
+            pass  # which raises the first fault, where there is one
         raise UserError(
             f"{sources[0].paths[0]}: no text in it"
             + (" or the other sources" if len(sources) > 1 else "")

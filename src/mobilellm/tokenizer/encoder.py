@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mobilellm.errors import UserError, first_line
 from mobilellm.jobs.task import TaskError
+from mobilellm.patterns.limits import within_time
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 REFERENCE, FAST = "tokenizers", "fastokens"
@@ -138,10 +139,16 @@ class Encoder:
                 (i for one in found for i in one), dtype=np.uint32, count=int(lengths.sum())
             )
             return ids, lengths
-        try:
-            raw, offsets = self._fast.encode_batch_flat(
+
+        def encode() -> Any:
+            return self._fast.encode_batch_flat(
                 texts, add_special_tokens=False, split_special_tokens=True
             )
+
+        try:
+            raw, offsets = within_time(encode, sum(map(len, texts)), self.tokenizer.name)
+        except UserError:
+            raise
         except BaseException as error:
             _reraise(error)
             raise MismatchError(f"it fails on a text ({first_line(error)})") from None

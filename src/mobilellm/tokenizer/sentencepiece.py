@@ -45,6 +45,12 @@ WORDS = f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+"  # what text is cut into where no pie
 
 def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -> None:
     """`UserError` unless the fast tokenizer gives this model's ids exactly."""
+    # Every way to divide a piece is looked at: of one of millions of characters, for hours.
+    if (longest := max(map(len, model.pieces))) > LONGEST_PIECE:
+        raise UserError(
+            f"{where}: a piece of {longest:,} characters, the limit is {LONGEST_PIECE}",
+            hint="is the file damaged?",
+        )
     kinds = set(model.types)
     typed = list(zip(model.pieces, model.types, strict=True))
     by_score = model.model_type == UNIGRAM_MODEL

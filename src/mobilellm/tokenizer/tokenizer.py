@@ -24,6 +24,7 @@ import orjson
 from mobilellm.damage import is_panic
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, read_regular, write_file, write_json
+from mobilellm.patterns.limits import LONG, check_spaces, is_risky, library_error, within_time
 from mobilellm.tokenizer.growth import check_growth
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 LONGEST_WORD = 256  # characters of a word that a vocabulary is trained on as a whole
+LONG_WORD = re.compile(
+    "|".join(
+        rf"(?:{kind}){{{LONGEST_WORD + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"[^\w\s]|_", r"\s")
+    )
+)
+"""Letters, digits, spaces or none of these in a row: what byte-level BPE takes for one word."""
 RESERVED = "<|reserved_{}|>"  # a row that a later special token takes over
 MAX_RESERVED = 4096
 TEMPLATE_FILE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -72,12 +79,11 @@ class Tokenizer:
         # wrote the file.
         content = json.loads(fast.to_str())
         check_growth(content, f"tokenizer {name!r}")
+        self._risky = is_risky(content)
         self._json = orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
         self.sha256 = hashlib.sha256(self._json).hexdigest()
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
-        self.add_bos = bos_id is not None and fast.encode("a", add_special_tokens=True).ids[:1] == [
-            bos_id
-        ]
+        self.add_bos = bos_id is not None and self._ids(fast, ["a"], alone=True)[0][:1] == [bos_id]
         self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
         if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
             raise UserError(
@@ -166,19 +172,25 @@ class Tokenizer:
         With `alone` a text gets what the tokenizer puts around a text by itself (BOS). `UserError`
         when the vocabulary has no token for some of it.
         """
-        fast = self.parsing if parse_special else self.fast
+        return self._ids(self.parsing if parse_special else self.fast, texts, alone=alone)
+
+    def _ids(self, fast: tokenizers.Tokenizer, texts: list[str], *, alone: bool) -> list[list[int]]:
+        """The library's ids, in bounded time where that is not sure."""
+
+        def encode() -> list[list[int]]:
+            encodings = fast.encode_batch_fast(texts, add_special_tokens=alone)
+            return [encoding.ids for encoding in encodings]
+
         try:
-            return [
-                encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=alone)
-            ]
-        except TypeError:  # not text, or half of a surrogate pair: the caller's mistake
-            raise
-        except BaseException as error:  # the library raises a bare Exception, or panics
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
-            raise UserError(
-                f"tokenizer {self.name!r}: cannot tokenize this text ({first_line(error)})"
-            ) from None
+            check_spaces(texts, self.name)
+            characters = sum(map(len, texts))
+            if self._risky or characters > LONG:
+                return within_time(encode, characters, self.name, quiet=self._risky)
+            return encode()
+        except (TypeError, KeyboardInterrupt):
+            raise  # not text, or half of a surrogate pair: the caller's mistake
+        except BaseException as error:  # the library raises a bare Exception, and panics
+            raise library_error(error, self.name) from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
@@ -423,11 +435,11 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    fast.train_from_iterator(_without_long_words(texts, fast.pre_tokenizer), trainer)
+    fast.train_from_iterator(_without_long_words(texts), trainer)
     return Tokenizer(fast, name=name, bos_id=None, eos_id=fast.token_to_id(eos))
 
 
-def _without_long_words(texts: Iterable[str], pre_tokenizer: Any) -> Iterator[str]:
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
     """The texts, cut within each word of more than `LONGEST_WORD` characters.
 
     A merge walks every word that it occurs in from end to end, so that a text without spaces, which
@@ -440,8 +452,8 @@ def _without_long_words(texts: Iterable[str], pre_tokenizer: Any) -> Iterator[st
             yield text
             continue
         start = 0
-        for _, (begin, end) in pre_tokenizer.pre_tokenize_str(text):
-            for cut in range(begin + LONGEST_WORD, end, LONGEST_WORD):
+        for word in LONG_WORD.finditer(text):
+            for cut in range(word.start() + LONGEST_WORD, word.end(), LONGEST_WORD):
                 yield text[start:cut]
                 start = cut
         yield text[start:]

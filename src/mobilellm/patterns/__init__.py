@@ -1,0 +1,1 @@
+"""What the regular expressions of others may cost."""
