@@ -435,6 +435,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "bits[a % 8 : a % 8 + b - a]", "bits[: b - a]",
         f"{MASK}::test_what_is_written_is_read",
     ),
+    # --- text as it comes ---
+    fault(
+        "files of other kinds in a folder are passed over in silence", "prepare/sources.py",
+        'yield place, "of a kind that is not read"', "continue",
+        "streams/test_places.py::test_folders_and_patterns_of_a_store",
+    ),
+    fault(
+        "a connection that broke begins again at the start", "streams/places.py",
+        "self.file.seek(self.position)", "self.file.seek(0)",
+        "streams/test_places.py::test_a_broken_connection_goes_on_where_it_broke[3-True]",
+    ),
+    fault(
+        "an EOS that a text spells ends its document", "tokenizer/tokenizer.py",
+        "if token is not None and not token.special:", "if False:",
+        "prepare/test_delimiters.py::test_an_eos_that_a_text_spells_ends_nothing[tokenizers]",
+    ),
     # --- model ---
     fault(
         "llama3 scaling takes the fast for the slow", "model/rope.py",

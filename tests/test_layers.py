@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calls": {"conversations", "model", "runtimes", "tokenizer"},
     "chat": {"calls", "model", "runtimes", "tokenizer"},
     "evaluate": {"model", "tokenizer", "data", "streams"},
-    "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes"},
+    "tasks": {"model", "tokenizer", "data", "evaluate", "runtimes", "streams"},
     "objectives": {"model"},
     "derived": {"model", "tokenizer", "data", "evaluate", "objectives"},
     "plan": {"model", "hardware"},

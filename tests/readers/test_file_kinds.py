@@ -106,6 +106,8 @@ def test_a_json_file_of_lines_is_divided_and_an_array_is_not(tmp_path: Path) -> 
     [
         ("cut.json", b'[{"text": "a"}, {"text": "b"}', "value 3: broken JSON", 2),
         ("bad.json", b'[{"text": "a"}, {text: "b"}, {"text": "c"}]', "value 2: broken JSON", 1),
+        ("comma.json", b'[{"text": "a"} {"text": "b"}]', "value 2: broken JSON (no comma", 1),
+        ("end.json", b'[{"text": "a"},]', "value 2: broken JSON", 1),
         ("more.json", b'[{"text": "a"}] {"text": "b"}', "behind the array's end", 1),
         ("half.json", b'[{"text": "\\ud800"}]', "value 1: broken JSON", 0),
         ("deep.json", b"[" * 100_000, "value 1: broken JSON", 0),

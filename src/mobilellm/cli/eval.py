@@ -41,8 +41,8 @@ class Eval:
     """A folder made by `mobilellm prepare`; its held-out part is scored. A run's own when
     neither this nor --text is given. With --tasks, a folder of the eight task files; without it
     the harness downloads."""
-    text: Path | None = None
-    """A text file (UTF-8) to score instead."""
+    text: str | None = None
+    """A text file (UTF-8), or the address of one, to score instead."""
     sequence_length: int = 0
     """Tokens in a window; 0 is the run's training length, or the model's context (with wikitext2
     at most 2,048)."""
@@ -132,6 +132,7 @@ class Eval:
 
     def score_session(self, model: Path) -> Score:
         """A model's loss on a text, by its runtime."""
+        from mobilellm.streams.places import place_of
         from mobilellm.tasks.session_backend import session_score
 
         if self.text is None:
@@ -145,7 +146,7 @@ class Eval:
             return session_score(
                 running.session,
                 running.tokenizer,
-                self.text,
+                place_of(self.text),
                 sequence_length=self.sequence_length,
                 stride=self.stride,
                 max_tokens=self.max_tokens,
@@ -157,6 +158,7 @@ class Eval:
         from mobilellm.evaluate.held_out import score_data, score_text
         from mobilellm.interop.load import load
         from mobilellm.recipe.recipe import Recipe
+        from mobilellm.streams.places import place_of
 
         if self.foreign(model):
             return self.score_session(model)
@@ -191,7 +193,7 @@ class Eval:
                 return score_data(loaded.as_run, tokenizer, data, **options)
             assert self.text is not None
             return score_text(
-                loaded.as_run, tokenizer, self.text, max_tokens=self.max_tokens, **options
+                loaded.as_run, tokenizer, place_of(self.text), max_tokens=self.max_tokens, **options
             )
 
     def run_tasks(self) -> int:

@@ -30,6 +30,8 @@ from mobilellm.evaluate.perplexity import (
 )
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.streams.places import Place
+from mobilellm.streams.text import text_pieces
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -139,7 +141,7 @@ def score_data(
 def score_text(
     network: Network,
     tokenizer: Tokenizer,
-    path: Path,
+    path: Place,
     *,
     sequence_length: int,
     stride: int = 0,
@@ -165,7 +167,7 @@ def score_text(
 
 
 def text_tokens(
-    tokenizer: Tokenizer, path: Path, max_tokens: int | None = None
+    tokenizer: Tokenizer, path: Place, max_tokens: int | None = None
 ) -> tuple[np.ndarray, int]:
     """The tokens of a text file, no more than `max_tokens`, and the bytes that they stand for."""
     text = read_text(path)
@@ -176,16 +178,15 @@ def text_tokens(
     return np.asarray(ids, dtype=np.int64), len(text.encode())
 
 
-def read_text(path: Path) -> str:
-    """A text file's content. `UserError` when it is missing, empty or not UTF-8."""
+def read_text(path: Place) -> str:
+    """A text file's content, unpacked, without a byte order mark. `UserError` when it is missing,
+    empty or not UTF-8."""
     try:
-        text = path.read_bytes().decode()
+        text = "".join(text_pieces(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not text:
         raise UserError(f"{path}: empty")
     return text

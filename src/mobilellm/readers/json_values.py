@@ -23,7 +23,6 @@ from mobilellm.streams.text import MARK
 
 FIRST_LINE = 1 << 22  # bytes within which a file of lines has its first line's end
 SPACE = re.compile(r"[ \t\r\n]*")
-BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
 
 def are_lines(path: Place) -> bool:
@@ -109,32 +108,40 @@ def _values(path: Place) -> Iterator[Any]:
         held, at = "".join(parts), 0
         return got > 0
 
-    def skip(what: re.Pattern[str]) -> str:
-        """The first character behind what fits, or nothing at the file's end."""
+    def skip() -> str:
+        """The first character that is no space, or nothing at the file's end."""
         nonlocal at
         while True:
-            found = what.match(held, at)
+            found = SPACE.match(held, at)
             assert found is not None
-            if found.end() < len(held):
-                at = found.end()
+            at = found.end()
+            if at < len(held):
                 return held[at]
             if not more():
-                at = len(held)
                 return ""
 
     decode = json.JSONDecoder().raw_decode
-    is_array = skip(SPACE) == "["
+    is_array = skip() == "["
     at += is_array
-    while first := skip(BETWEEN if is_array else SPACE):
+    count = 0
+    while first := skip():
         if is_array and first == "]":
             at += 1
-            if skip(SPACE):
+            if skip():
                 raise ValueError("more behind the array's end")
             return
+        if is_array and count:
+            if first != ",":
+                raise ValueError("no comma between two values")
+            at += 1
+            skip()
+        count += 1
         while True:
             try:
                 value, end = decode(held, at)
-                if end < len(held) or not more():
+                length = end - at
+                if end < len(held) or not more():  # a number may go on in the next piece
+                    end = at + length
                     break
             except json.JSONDecodeError as error:
                 cut_off = error.pos > len(held) - 32 or "string" in error.msg

@@ -193,7 +193,8 @@ def _asked(address: Address, question: Any) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return question()
-        except Exception as error:
+        except Exception as raised:
+            error = _cause(raised)
             if _is_final(error) or attempt + 1 == ATTEMPTS or (attempt and not _broke(error)):
                 raise _unreached(address, error) from None
             time.sleep(WAIT * 2**attempt)
@@ -207,8 +208,8 @@ def _information(address: Address, missing: bool = False) -> dict[str, Any]:
     def ask() -> dict[str, Any]:
         try:
             return dict(system.info(path))
-        except FileNotFoundError:
-            if not missing:
+        except FileNotFoundError as error:
+            if not missing or not isinstance(_cause(error), FileNotFoundError):
                 raise
             return {}
 
@@ -220,6 +221,14 @@ def _status(about: dict[str, Any]) -> Status:
     size = about.get("size")
     stamp = hashlib.sha256(f"{size} {told}".encode()).digest()
     return Status(int(size or 0), int.from_bytes(stamp[:8], "big") >> 4)
+
+
+def _cause(error: Exception) -> Exception:
+    """What happened: fsspec calls every file that it cannot ask about one that is not there."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if getattr(cause, "status", None) in (404, 410) else cause
 
 
 def _broke(error: Exception) -> bool:
@@ -296,8 +305,9 @@ class _Resuming(io.RawIOBase):
                         f"it ended after {self.position} of {self.size} bytes"
                     )
                 break
-            except Exception as error:
+            except Exception as raised:
                 self._drop()
+                error = _cause(raised)
                 if _is_final(error) or attempt + 1 == ATTEMPTS:
                     raise _unreached(self.address, error) from None
                 time.sleep(WAIT * 2**attempt)

@@ -25,6 +25,7 @@ from mobilellm.files import sha256_file
 from mobilellm.model.loss import IGNORED
 from mobilellm.runtimes.running import RunningModel
 from mobilellm.runtimes.session import Session
+from mobilellm.streams.places import Place
 from mobilellm.tasks.campaign import Subject
 from mobilellm.tasks.engine import Engine
 from mobilellm.tasks.requests import Item, OwnEncoder, Result
@@ -104,7 +105,7 @@ def session_subject(name: str, path: Path, running: RunningModel) -> Subject:
 def session_score(
     session: Session,
     tokenizer: Tokenizer,
-    path: Path,
+    path: Place,
     *,
     sequence_length: int = 0,
     stride: int = 0,
