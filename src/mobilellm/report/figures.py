@@ -10,6 +10,7 @@ place, so None reads "not finite"; text stays as it is, and the page that shows 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 NOT_FINITE = "not finite"
@@ -72,3 +73,8 @@ def ratio(part: Any, whole: Any) -> float | None:
         return None
     quotient = float(part / whole)
     return quotient if math.isfinite(quotient) else None
+
+
+def tables(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list in a result; empty where it is missing, or is something else."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -63,6 +63,7 @@ def environment() -> Environment:
         "percent": figures.percent,
         "count": figures.count,
         "ratio": figures.ratio,
+        "tables": figures.tables,
         "minutes": minutes,
         "plain": plain,
         "repr": repr,

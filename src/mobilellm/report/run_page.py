@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mobilellm.damage import reading
 from mobilellm.records import Result
 from mobilellm.report.chart import EMPTY, Line, bar_chart, line_chart, smooth
-from mobilellm.report.figures import count, fixed, grouped, is_finite, percent, ratio
+from mobilellm.report.figures import count, fixed, grouped, is_finite, percent, ratio, tables
 from mobilellm.report.frame import write_page
 from mobilellm.report.run_files import RunFiles, mapping
 
@@ -193,7 +193,7 @@ def data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"source {source.get('name')}",
                 ", ".join(f"{grouped(source.get(key))} {key}" for key in SOURCE_COUNTS),
             )
-            for source in data.get("sources", [])
+            for source in tables(data.get("sources"))
         ),
         (
             "trained on",
