@@ -35,6 +35,7 @@ def test_a_few_cases_of_every_format(base: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3000)  # of the clock, on a machine that is shared
 def test_thousands_of_cases(base: Path) -> None:
     cases = [(name, seed) for name, (_, count) in FORMATS.items() for seed in range(FAST, count)]
     results = list(try_cases(base, cases))
