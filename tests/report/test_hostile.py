@@ -14,6 +14,7 @@ from tests.report.pages import ENVIRONMENT, make_run, metrics, parsed, result
 from mobilellm.report import frame
 from mobilellm.report.comparison_page import write_comparison
 from mobilellm.report.data_page import write_data_page
+from mobilellm.report.lab_page import write_lab_page
 from mobilellm.report.profile_page import write_profile_page
 from mobilellm.report.run_page import write_report
 from mobilellm.report.score_table import measured_row, published_rows
@@ -73,6 +74,29 @@ PROFILE: dict[str, Any] = {
          "operators": [{"phase": "decode", "name": "o", "ms": 1.5, "share": 0.5, "calls": 3}]},
         {"name": "n", "runtime": "r", "bytes": 5, "figures": {}, "error": "why"},
     ],
+}  # fmt: skip
+
+DIFFERENCE = {"mean": -0.01, "low": -0.02, "high": 0.01, "seeds": 2, "in_noise": True}
+SHAPE = {
+    "layers": 2, "executed_layers": 4, "hidden_size": 8, "intermediate_size": 24, "heads": 2,
+    "kv_heads": 1, "parameters": 1000, "tokens": 500, "flops": 7,
+}  # fmt: skip
+LAB: dict[str, Any] = {
+    "title": "t", "about": "a", "equal": "parameters", "compare": "base", "device": "d",
+    "date": "today", "seeds": 2, "metrics": [{"key": "k", "name": "bits", "better": "lower"}],
+    "rows": [
+        {"name": "base", "facts": SHAPE, "seconds": 60.0, "published": 1.5,
+         "published_difference": None,
+         "metrics": {"k": {"mean": 2.0, "deviation": 0.1, "values": {}, "difference": None}}},
+        {"name": "other", "facts": SHAPE, "seconds": None, "published": 1.0,
+         "published_difference": -0.5,
+         "metrics": {"k": {"mean": 2.0, "deviation": None, "values": {},
+                           "difference": DIFFERENCE}}},
+    ],
+    "published": {"source": "s", "column": "c", "better": "higher", "cells": 3,
+                  "correlation": 0.5, "by_seed": [0.5, 1.0]},
+    "left_out": {"row": "why"}, "noise": {"deviation": 0.1, "smallest_difference": 0.2},
+    "failed": [{"cell": "other", "seed": 1, "why": "w"}], "done": 3, "runs": 4, "seconds": 60.0,
 }  # fmt: skip
 
 
@@ -147,6 +171,12 @@ def profile_page(folder: Path, profile: Any) -> list[str]:
     return [(folder / "page.html").read_text()]
 
 
+def lab_page(folder: Path, table: Any) -> list[str]:
+    curves = {NAME: [[(1.0, 3.0), (2.0, 2.5)], [(1.0, 3.2), (2.0, 2.4)]], "other": []}
+    write_lab_page(folder / "page.html", table, curves)
+    return [(folder / "page.html").read_text()]
+
+
 INPUTS: dict[str, tuple[Any, Callable[[Path, Any], list[str]]]] = {
     "result": (result(), lambda folder, value: run_pages(folder, result=value)),
     "metrics": (metrics(3), lambda folder, value: run_pages(folder, rows=value)),
@@ -157,6 +187,7 @@ INPUTS: dict[str, tuple[Any, Callable[[Path, Any], list[str]]]] = {
     ),
     "data": (FIGURES, data_page),
     "profile": (PROFILE, profile_page),
+    "lab": (LAB, lab_page),
 }
 
 
@@ -189,6 +220,7 @@ def test_no_tag_of_theirs_is_in_the_page_of_scores() -> None:
 
 def test_the_frame_lets_nothing_in_but_its_own_script(tmp_path: Path) -> None:
     pages = [*run_pages(tmp_path), *data_page(tmp_path, FIGURES), *profile_page(tmp_path, PROFILE)]
+    pages += lab_page(tmp_path, LAB)
     for page in [*pages, scores_page([])]:
         (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
         rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))

@@ -57,9 +57,9 @@ class Quickstart:
         """Every stage in turn; stages that are done already are kept."""
         if not 0.05 <= self.minutes <= 60 * 24 * 30:
             raise UserError(f"--minutes {self.minutes}: must be from 0.05 to 43200")
-        from mobilellm.cli.train import conclude
         from mobilellm.prepare.sources import parse_sources
         from mobilellm.terminal.live_view import live_view
+        from mobilellm.terminal.run_end import conclude
         from mobilellm.train import start
         from mobilellm.workflows.finish import finish
         from mobilellm.workflows.quickstart import fast_precision_for, recipe_for

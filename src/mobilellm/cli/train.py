@@ -33,12 +33,10 @@ from mobilellm.recipe.tuning import (
     ObjectiveSection,
     QuantizeSection,
 )
-from mobilellm.report.figures import count, fixed, formatted
-from mobilellm.terminal.output import duration, print_json, put, say
+from mobilellm.terminal.run_end import conclude, exit_status
 
 if TYPE_CHECKING:
     from mobilellm.records import Result
-    from mobilellm.train.loop import Outcome
 
 
 SECTIONS = [section.name for section in dataclasses.fields(Recipe)]
@@ -156,46 +154,3 @@ def from_recipe(arguments: list[str]) -> Train:
         return Train()
     recipe = Recipe.read(Path(arguments[0]))
     return Train(recipe=Path(arguments[0]), **{name: getattr(recipe, name) for name in SECTIONS})
-
-
-def exit_status(outcome: Outcome) -> int:
-    """0 when the run is at its end, else a status that names the signal.
-
-    It is 75 (try again later) after SIGUSR1, by which schedulers announce a time limit.
-    """
-    if outcome.interrupted is None:
-        return 0
-    return {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}[outcome.interrupted]
-
-
-def conclude(outcome: Outcome, result: Result, json: bool) -> int:
-    """Print how a run ended; returns the exit status."""
-    if json:
-        facts = {
-            "run": str(outcome.run),
-            "step": outcome.step,
-            "steps": outcome.steps,
-            "tokens": outcome.tokens,
-            "seconds": round(outcome.seconds, 3),
-            "checkpoint": str(outcome.checkpoint),
-            "interrupted": outcome.interrupted,
-            "held_out": result.get("held_out"),
-        }
-        print_json(facts)
-    if outcome.interrupted:
-        say(
-            f"stopped by {outcome.interrupted} after step {outcome.step} of {outcome.steps}; "
-            f"saved {outcome.checkpoint}"
-        )
-        say(f"go on with: mobilellm train --resume {outcome.run}")
-        return exit_status(outcome)
-    if not json:
-        held_out = result["held_out"]
-        put(
-            f"{outcome.steps} steps, {count(outcome.tokens)} tokens in "
-            f"{duration(outcome.seconds)}; held-out "
-            f"{formatted(held_out['bits_per_byte'], '.4f')} bits a byte, "
-            f"perplexity {fixed(held_out['perplexity'], 2)}"
-        )
-        put(f"checkpoint {outcome.checkpoint}\nreport     {outcome.run / 'report.html'}")
-    return 0

@@ -40,6 +40,7 @@ VERBS = {
     "plan": Verb("plan:Plan", "what a training run will cost, before it is paid"),
     "distill": Verb("distill:Distill", "what a teacher says of data, once, for many runs"),
     "train": Verb("train:Train", "tokens to a model, from a recipe; goes on with --resume"),
+    "lab": Verb("lab:Lab", "tables of ablations, with paired seeds and intervals"),
     "watch": Verb("watch:Watch", "curves of a run in the terminal, while it trains"),
     "report": Verb("report:Report", "the HTML report of a run, or of several together"),
     "eval": Verb("eval:Eval", "loss and bits a byte on any text, or scores on tasks"),

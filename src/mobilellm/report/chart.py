@@ -27,6 +27,7 @@ SHOWN_SHARE = 0.995
 GRID = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
 LABEL = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
 CURVE = Markup('<polyline class="{}{}" points="{}"/>')
+AREA = Markup('<polygon class="band {}" points="{}"/>')
 DOT = Markup('<circle class="{}" cx="{}" cy="{}" r="3.2"/>')
 LEGEND = Markup('<span><i class="{}{}"></i>{}</span>')
 FIGURE = Markup(
@@ -54,11 +55,21 @@ class Line:
     faint: bool = False
     marked: bool = False
     """Draw its points."""
+    dashed: bool = False
 
     @property
     def faintness(self) -> str:
-        """The class that a faint curve has beside its color."""
-        return " faint" if self.faint else ""
+        """The classes that a faint or dashed curve has beside its color."""
+        return (" faint" if self.faint else "") + (" dashed" if self.dashed else "")
+
+
+@dataclass(frozen=True)
+class Band:
+    """An area between two curves."""
+
+    points: Sequence[tuple[float, float, float]]
+    """x, lower and upper."""
+    color: str
 
 
 def thin(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
@@ -109,8 +120,16 @@ def value_range(values: Sequence[float], margin: float = 0.0) -> tuple[float, fl
     return low - room, high + room
 
 
-def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = False) -> Markup:
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x: str,
+    y: str,
+    zero: bool = False,
+    bands: Sequence[Band] = (),
+) -> Markup:
     """An SVG figure, empty when there is nothing to draw; with `zero` the y axis begins at 0.
+    `bands` lie behind the curves.
 
     The page's script reads `data-lines` and shows the figures under the pointer.
     """
@@ -119,7 +138,9 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
     if not drawn:
         return EMPTY
     xs = [p[0] for _, points in drawn for p in points]
+    areas = [(band.color, [p for p in band.points if all(map(is_finite, p))]) for band in bands]
     ys = [p[1] for _, points in drawn for p in points]
+    ys += [y for _, points in areas for p in points for y in p[1:]]
     low, high = value_range(ys, margin=0.06)
     if zero and min(ys) >= 0:
         low = 0.0
@@ -144,6 +165,9 @@ def line_chart(title: str, lines: Sequence[Line], x: str, y: str, zero: bool = F
         px = at((tick, low))[0]
         parts.append(LABEL.format(px, HEIGHT - BOTTOM + 17, "middle", short(tick)))
     parts.append(LABEL.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", x))
+    for color, found in areas:
+        around = [at((p[0], p[1])) for p in found] + [at((p[0], p[2])) for p in reversed(found)]
+        parts.append(AREA.format(color, " ".join(f"{px},{py}" for px, py in around)))
     for line, points in drawn:
         places = [at(point) for point in points]
         path = " ".join(f"{px},{py}" for px, py in places)

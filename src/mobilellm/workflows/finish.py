@@ -38,8 +38,11 @@ SAMPLE_TOKENS = 160
 BASELINE_BYTES = 4 << 20  # of text that is decoded for the compressors
 
 
-def finish(outcome: Outcome) -> Result:
-    """Write result.json and report.html of a run that reached its last step; returns the result."""
+def finish(outcome: Outcome, known: dict[str, Any] | None = None, sampled: bool = True) -> Result:
+    """Write result.json and report.html of a run that reached its last step; returns the result.
+
+    `known` are baselines computed before on the same data; without `sampled` no texts are drawn.
+    """
     run, recipe = outcome.run, read_recipe(outcome.run)
     data = open_data(recipe)
     loaded = load(outcome.checkpoint)
@@ -58,8 +61,8 @@ def finish(outcome: Outcome) -> Result:
         "finished": now(),
         "checkpoint": str(outcome.checkpoint.relative_to(run)),
         "held_out": cast("HeldOut", dataclasses.asdict(score)),
-        "baselines": {} if masked else _baselines(data, loaded),
-        "samples": samples(loaded, prompts),
+        "baselines": {} if masked else _baselines(data, loaded) if known is None else known,
+        "samples": samples(loaded, prompts) if sampled else [],
         "training": cast(
             "Training", {**_training(run, outcome), **teacher_flops(recipe, outcome.tokens)}
         ),

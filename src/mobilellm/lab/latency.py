@@ -1,0 +1,164 @@
+"""Milliseconds a token of shapes that were never measured: an additive model of a device profile.
+
+    model = LatencyModel.fit(read_profile(Path("device/profile.json")))
+    model.milliseconds(config), model.error         # how far it is off on unseen shapes
+
+A token costs a constant, something for each applied block, something for each weight that is read,
+and something for each weight that is applied (a shared block is read once and applied twice). The
+four prices are fitted to the files of a profile; none is below zero. How far the model is off is
+measured by leaving out each file in turn and predicting it from the others.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilellm.errors import UserError, unknown_name
+from mobilellm.model.config import ModelConfig
+from mobilellm.profiling.bytes_read import model_facts
+from mobilellm.profiling.device_profile import DeviceProfile
+
+TERMS = ("constant", "executed_layers", "read_parameters", "applied_parameters")
+MIN_SHAPES = 4
+"""Different shapes that a profile must hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A file of a profile, as the model sees it."""
+
+    name: str
+    facts: dict[str, float]
+    milliseconds: float
+    """A token, median."""
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyModel:
+    """Prices of one runtime on one device."""
+
+    device: str
+    runtime: str
+    prices: dict[str, float]
+    """Milliseconds for each of TERMS."""
+    bytes_per_parameter: float
+    """Of the measured files."""
+    left_out: dict[str, float]
+    """File -> predicted from the others, over measured, less one."""
+
+    @property
+    def error(self) -> float:
+        """Mean size of the error on files that the prices were not fitted to."""
+        return statistics.fmean(abs(off) for off in self.left_out.values())
+
+    @property
+    def worst(self) -> float:
+        """The largest of them."""
+        return max(abs(off) for off in self.left_out.values())
+
+    @classmethod
+    def fit(cls, profile: DeviceProfile, runtime: str = "", where: str = "profile") -> LatencyModel:
+        """The prices of a profile's `runtime`, which must be named where it has several.
+
+        `UserError` for an unknown runtime, and for a profile with too few shapes.
+        """
+        names = sorted({row["runtime"] for row in profile["rows"] if row["error"] is None})
+        if runtime and runtime not in names:
+            raise unknown_name("runtime", runtime, names, where)
+        if not runtime and len(names) > 1:
+            raise UserError(
+                f"{where}: has figures of {', '.join(names)}", hint="choose one with --runtime"
+            )
+        rows = measured(profile, runtime or (names[0] if names else ""))
+        shapes = {tuple(row.facts.values()) for row in rows}
+        if len(shapes) < MIN_SHAPES:
+            raise UserError(
+                f"{where}: {len(shapes)} different shapes, {MIN_SHAPES} or more are needed",
+                hint="write some with `mobilellm search --shapes FOLDER` and profile them",
+            )
+        off = {}
+        for row in rows:
+            others = [other for other in rows if other.facts != row.facts]
+            off[row.name] = predicted(_prices(others), row.facts) / row.milliseconds - 1
+        return cls(
+            device=str(profile["machine"].get("device", "an unknown device")),
+            runtime=runtime or names[0],
+            prices=_prices(rows),
+            bytes_per_parameter=statistics.median(r.bytes / r.facts["parameters"] for r in rows),
+            left_out=off,
+        )
+
+    def milliseconds(self, config: ModelConfig) -> float:
+        """A token of a network of this shape."""
+        return predicted(self.prices, model_facts(config))
+
+    def megabytes(self, config: ModelConfig) -> float:
+        """Its file, in 10^6 bytes, stored as the measured ones."""
+        return self.bytes_per_parameter * model_facts(config)["parameters"] / 1e6
+
+
+def measured(profile: DeviceProfile, runtime: str) -> list[Measured]:
+    """The files of a profile that tell their shape and were measured in a runtime."""
+    found = []
+    for row in profile["rows"]:
+        facts, figure = row["model"], row["figures"].get("token_ms_p50")
+        if row["runtime"] != runtime or facts is None or figure is None:
+            continue
+        wanted = ("parameters", *TERMS[1:])
+        if all(_is_count(facts.get(key)) for key in wanted) and figure["median"] > 0:
+            found.append(
+                Measured(
+                    name=row["name"],
+                    facts={key: float(facts[key]) for key in wanted},
+                    milliseconds=figure["median"],
+                    bytes=row["bytes"],
+                )
+            )
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _amounts(facts: dict[str, Any]) -> list[float]:
+    """How much of each of TERMS a shape has."""
+    return [1.0, *(float(facts[key]) for key in TERMS[1:])]
+
+
+def predicted(prices: dict[str, float], facts: dict[str, Any]) -> float:
+    """Milliseconds a token."""
+    return sum(prices[term] * n for term, n in zip(TERMS, _amounts(facts), strict=True))
+
+
+def _prices(rows: Sequence[Measured]) -> dict[str, float]:
+    """Least squares of the relative errors; a price that would be below zero is zero."""
+    time = np.array([row.milliseconds for row in rows])
+    amounts = np.array([_amounts(row.facts) for row in rows]) / time[:, None]
+    kept = list(range(len(TERMS)))
+    solution = _solved(amounts, kept)
+    while kept and solution.min() < 0:
+        del kept[int(solution.argmin())]
+        solution = _solved(amounts, kept)
+    found = dict.fromkeys(TERMS, 0.0)
+    for place, price in zip(kept, solution, strict=True):
+        found[TERMS[place]] = float(price)
+    if not any(found.values()):  # a profile of nothing but noise
+        found["constant"] = math.fsum(time) / len(time)
+    return found
+
+
+def _solved(amounts: NDArray[np.float64], kept: list[int]) -> NDArray[np.float64]:
+    """Prices that make every relative prediction as near to 1 as can be."""
+    columns = amounts[:, kept]
+    scale = np.abs(columns).max(axis=0, initial=1e-300)
+    solution = np.linalg.lstsq(columns / scale, np.ones(len(amounts)), rcond=None)[0]
+    return np.asarray(solution / scale, dtype=np.float64)

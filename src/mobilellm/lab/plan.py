@@ -1,0 +1,221 @@
+"""What a lab will take, before it begins: cells, tokens, hours, and what it can show.
+
+    plan = make_plan(lab, Path("data/book"), seeds=3, budget=seconds_of("6h"))
+    plan.seconds, plan.runs
+
+Every cell is measured by a few real steps of it. Where the lab names no train.steps, the budget
+decides them: all cells get as many as fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilellm.errors import UserError
+from mobilellm.hardware.description import describe
+from mobilellm.hardware.probes import pick_device
+from mobilellm.lab.cells import Cell, cell_recipe, held_by_steps, solved_cells
+from mobilellm.lab.intervals import smallest_difference
+from mobilellm.lab.lab_file import LabFile
+from mobilellm.lab.shapes import Measure, parameters_of
+from mobilellm.lab.timing import CellTime, measure_cell
+from mobilellm.train.inputs import open_data
+from mobilellm.train.resolve import resolve
+
+MIN_STEPS = 20
+"""Of a cell whose steps come from the budget."""
+BUDGET_SHARE = 0.92
+"""Of the budget that is planned with: machines are not equally fast at all times."""
+EVALUATIONS = 8
+"""Of the held-out text during a run, where the lab does not say when."""
+MAX_SEEDS = 1000
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A cell, and how long it takes."""
+
+    cell: Cell
+    time: CellTime
+
+    @property
+    def seconds(self) -> float:
+        """Of one run of it."""
+        return self.time.seconds(self.cell.recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabPlan:
+    """A lab that is ready to begin."""
+
+    lab: LabFile
+    planned: tuple[Planned, ...]
+    seeds: int
+    data_fingerprint: str
+    device: str
+    profile_device: str = ""
+    """The device by whose profile shapes were held equal."""
+
+    @property
+    def runs(self) -> int:
+        """Cells times seeds."""
+        return len(self.planned) * self.seeds
+
+    @property
+    def seconds(self) -> float:
+        """Of all runs, one after the other."""
+        return self.seeds * sum(each.seconds for each in self.planned)
+
+    @property
+    def tokens(self) -> int:
+        """Trained on in all runs together."""
+        return self.seeds * sum(
+            each.cell.recipe.train.steps * each.cell.recipe.train.batch_tokens
+            for each in self.planned
+        )
+
+    @property
+    def shows(self) -> float | None:
+        """The smallest difference whose interval does not hold zero, in standard deviations of the
+        paired differences; None for one seed."""
+        return smallest_difference(1.0, self.seeds)
+
+
+def seconds_of(text: str) -> float:
+    """A budget in seconds: "6h", "90 min", "1.5h". `UserError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*", text)
+    if match is None or not float(match[1]):
+        raise UserError(f"budget {text!r}: no time", hint="write 6h, 90min or 300s")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def make_plan(
+    lab: LabFile,
+    data: Path,
+    seeds: int,
+    budget: float | None = None,
+    measure: Measure = parameters_of,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+    profile_device: str = "",
+) -> LabPlan:
+    """Solve and measure all cells. `budget` in seconds; `measure` is what shapes hold equal.
+
+    `UserError` for zero seeds, cells that cannot be held equal, and a budget that has no room for
+    one cell.
+    """
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UserError(f"seeds {seeds}: must be from 1 to {MAX_SEEDS}")
+    opened = open_data(cell_recipe(lab, {}, data, "recipe"))
+    device = pick_device()
+    cells = [
+        dataclasses.replace(cell, recipe=resolve(cell.recipe, device))
+        for cell in solved_cells(lab, opened, measure)
+    ]
+    times: dict[str, CellTime] = {}
+    for number, cell in enumerate(cells):
+        progress(number, len(cells))
+        times[cell.name] = measure_cell(_paced(lab, cell), opened)
+    progress(len(cells), len(cells))
+    named = "steps" in lab.recipe.get("train", {})
+    if not named and budget is None:
+        raise UserError(
+            "neither train.steps nor a budget is given",
+            hint="add --budget 2h, or --set train.steps=1000",
+        )
+    if not named:
+        assert budget is not None
+        cells = _fitted(lab, cells, times, seeds, budget)
+    if lab.equal in ("flops", "time"):
+        cells = held_by_steps(lab, cells, _cost(lab, times))
+    planned = tuple(Planned(cell=_paced(lab, cell), time=times[cell.name]) for cell in cells)
+    longest = max(planned, key=lambda each: each.seconds)
+    if budget is not None and budget < longest.seconds:
+        raise UserError(
+            f"the budget of {budget:,.0f} s is below one run of cell {longest.cell.name!r}, "
+            f"{longest.seconds:,.0f} s",
+            hint="raise --budget, or lower train.steps",
+        )
+    return LabPlan(
+        lab=lab,
+        planned=planned,
+        seeds=seeds,
+        data_fingerprint=opened.fingerprint,
+        device=str(describe(device)["device"]),
+        profile_device=profile_device,
+    )
+
+
+def _cost(lab: LabFile, times: dict[str, CellTime]) -> Callable[[Cell], float]:
+    """What the number of steps holds equal."""
+    if lab.equal == "flops":
+        return lambda cell: float(cell.flops)
+    return lambda cell: cell.recipe.train.steps * times[cell.name].step
+
+
+def _fitted(
+    lab: LabFile, cells: list[Cell], times: dict[str, CellTime], seeds: int, budget: float
+) -> list[Cell]:
+    """The cells with as many steps as the budget has room for."""
+    ratio = dict.fromkeys(times, 1.0)
+    if lab.equal in ("flops", "time"):
+        cost = _cost(lab, times)
+        one = {cell.name: cost(cell.with_steps(1)) for cell in cells}
+        ratio = {name: one[lab.base_name] / value for name, value in one.items()}
+    own = {name for name, settings in lab.cell_settings() if "train.steps" in settings}
+    fixed = sum(time.start + EVALUATIONS * time.evaluation for time in times.values())
+    fixed += sum(c.recipe.train.steps * times[c.name].step for c in cells if c.name in own)
+    each = sum(ratio[name] * time.step for name, time in times.items() if name not in own)
+    if not each:
+        return cells
+    steps = int((BUDGET_SHARE * budget / seeds - fixed) / each)
+    if steps < MIN_STEPS:
+        least = seeds * (fixed + MIN_STEPS * each) / BUDGET_SHARE
+        raise UserError(
+            f"the budget of {budget:,.0f} s has no room for {MIN_STEPS} steps of {len(cells)} "
+            f"cells x {seeds} seeds",
+            hint=f"at least {least:,.0f} s are needed, or fewer cells or seeds",
+        )
+    return [
+        cell if cell.name in own else cell.with_steps(max(1, round(steps * ratio[cell.name])))
+        for cell in cells
+    ]
+
+
+def _paced(lab: LabFile, cell: Cell) -> Cell:
+    """A cell with evaluations and warm-up that fit its steps, where the lab does not give them."""
+    steps = cell.recipe.train.steps
+    recipe = cell.recipe
+    if not lab.gives("train.evaluate_every"):
+        recipe = recipe.replace("train", evaluate_every=max(1, -(-steps // EVALUATIONS)))
+    if not lab.gives("train.log_every"):
+        recipe = recipe.replace("train", log_every=max(1, min(50, steps // 10)))
+    if not lab.gives("optimizer.warmup_steps"):
+        warmup = min(recipe.optimizer.warmup_steps, max(1, steps // 10))
+        recipe = recipe.replace("optimizer", warmup_steps=warmup)
+    return dataclasses.replace(cell, recipe=recipe)
+
+
+def plan_facts(plan: LabPlan) -> dict[str, Any]:
+    """A plan as lab.json has it."""
+    return {
+        "seeds": plan.seeds,
+        "device": plan.device,
+        "profile_device": plan.profile_device,
+        "data_fingerprint": plan.data_fingerprint,
+        "cells": [
+            {
+                "name": each.cell.name,
+                "slug": each.cell.slug,
+                "recipe": each.cell.recipe.to_dict(),
+                "facts": each.cell.facts(),
+                "seconds": each.seconds,
+            }
+            for each in plan.planned
+        ],
+    }

@@ -1,0 +1,83 @@
+"""How long a cell takes, by a few real steps of it.
+
+time = measure_cell(cell, data)
+time.seconds(cell.recipe)           # of the whole run, evaluations included
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilellm.distributed.world import World
+from mobilellm.hardware.probes import pick_device
+from mobilellm.lab.cells import Cell
+from mobilellm.recipe.recipe import Recipe
+from mobilellm.train.batches import Prefetch
+from mobilellm.train.inputs import Data, Weights
+from mobilellm.train.loop import Trainer
+from mobilellm.train.origin import read_origin
+from mobilellm.train.resolve import resolve
+
+WARM, MEASURED = 2, 5
+MAX_SECONDS = 6.0
+"""Of measured steps of one cell; at least two are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTime:
+    """Seconds of the parts of a run."""
+
+    step: float
+    evaluation: float
+    """Of the whole held-out text."""
+    start: float
+    """From nothing to the first step, and as much again for the last checkpoint and the report."""
+
+    def seconds(self, recipe: Recipe) -> float:
+        """Of a whole run."""
+        every, steps = recipe.train.evaluate_every, recipe.train.steps
+        evaluations = -(-steps // every) if every else 1
+        return self.start + steps * self.step + evaluations * self.evaluation
+
+
+def measure_cell(cell: Cell, data: Data) -> CellTime:
+    """Train a few steps of a cell and evaluate once; nothing is written.
+
+    `UserError` for a cell that cannot be trained at all.
+    """
+    begun = time.perf_counter()
+    world = World(device=pick_device())
+    recipe = resolve(cell.recipe, world.device)
+    trainer = Trainer(recipe, data, world=world, weights=_weights(recipe, data))
+    start = time.perf_counter() - begun
+    taken: list[float] = []
+    fetched = Prefetch(trainer.loader(), world.device)
+    try:
+        for batch, _ in fetched:
+            begun = time.perf_counter()
+            loss = trainer.step.forward_backward(*batch)
+            trainer.step.update(0, loss)
+            loss.item()  # waits for the device
+            taken.append(time.perf_counter() - begun)
+            enough = len(taken) >= WARM + MEASURED
+            if enough or (len(taken) >= WARM + 2 and sum(taken[WARM:]) > MAX_SECONDS):
+                break
+    finally:
+        fetched.close()
+    begun = time.perf_counter()
+    trainer.evaluation.held_out()
+    evaluation = time.perf_counter() - begun
+    del trainer
+    gc.collect()
+    return CellTime(step=statistics.median(taken[WARM:]), evaluation=evaluation, start=2 * start)
+
+
+def _weights(recipe: Recipe, data: Data) -> Weights | None:
+    """The weights that a cell starts from, where it names a model."""
+    if not recipe.start.from_:
+        return None
+    return read_origin(Path(recipe.start.from_), data).weights
