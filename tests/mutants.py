@@ -75,6 +75,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "workflows/test_demo_page.py::test_the_page_lies_beside_the_report_which_links_it",
     ),
     fault(
+        "a lab compares means of different seeds", "lab/results.py",
+        "seeds = sorted(base.keys() & other.keys())\n    if not seeds:",
+        "seeds = sorted(other.keys())\n    if not seeds:",
+        "lab/test_results.py::test_only_seeds_that_both_have_are_compared",
+    ),
+    fault(
+        "a claim of a process that died is kept for ever", "lab/folder.py",
+        "return not _alive(holder.get(\"pid\"))", "return False",
+        "lab/test_lab.py::test_claims_are_taken_once_and_stale_ones_taken_over",
+    ),
+    fault(
         "muP trains wide matrices as fast as narrow ones", "optimizers/transfer.py",
         "learning_rate=1 / (rate * less)", "learning_rate=1 / less",
         "train/test_transfer.py::test_activations_move_alike_at_every_width[adamw]",

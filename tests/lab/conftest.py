@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from tests.lab.labs import LAB
 
+from mobilellm.lab import plan
+from mobilellm.lab.cells import Cell
+from mobilellm.lab.timing import CellTime
+
 
 @pytest.fixture
 def lab_file(tmp_path: Path) -> Path:
@@ -14,3 +18,15 @@ def lab_file(tmp_path: Path) -> Path:
     path = tmp_path / "depth.toml"
     path.write_text(LAB)
     return path
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells take a time that does not depend on what else the machine does: 5 ms a layer and
+    step."""
+
+    def time_of(cell: Cell, _: object) -> CellTime:
+        layers = cell.config.num_hidden_layers * cell.config.layer_repeats
+        return CellTime(step=0.005 * layers, evaluation=0.005, start=0.02)
+
+    monkeypatch.setattr(plan, "measure_cell", time_of)

@@ -240,7 +240,7 @@ def test_a_failed_run_is_listed_and_does_not_stop_the_others(
 
 
 def test_a_budget_decides_steps_and_ends_the_work(
-    tmp_path: Path, lab_file: Path, small_data: Path
+    tmp_path: Path, lab_file: Path, small_data: Path, steady: None
 ) -> None:
     lab_file.write_text(lab_file.read_text().replace("steps = 12\n", ""))
     lab = read_lab(str(lab_file))
@@ -257,7 +257,9 @@ def test_a_budget_decides_steps_and_ends_the_work(
 
 
 @pytest.mark.parametrize("equal", ["flops", "time"])
-def test_steps_hold_flops_or_time_equal(lab_file: Path, small_data: Path, equal: str) -> None:
+def test_steps_hold_flops_or_time_equal(
+    lab_file: Path, small_data: Path, steady: None, equal: str
+) -> None:
     text = lab_file.read_text().replace('"parameters"', f'"{equal}"').replace("= 12", "= 300")
     text = text.replace("[2, 3, 6]", "[2, 3, 12]")
     lab_file.write_text(text[: text.index("[published]")])
@@ -388,6 +390,23 @@ def test_a_finished_run_that_was_deleted_or_edited(
     line = refused(capsys, "lab", str(copy / "depth.toml"), "--out", str(copy / "lab"))
     assert f"{run / name}: {what} since the lab finished this run" in line
     assert "to train it again" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("lab.json", '"seeds": 2', '"seeds": "two"'),
+        ("lab.json", '"content"', '"contents"'),
+        ("lab.json", '"cells"', '"cells'),
+        ("done/01-2-seed1.json", '"seconds"', '"second"'),
+    ],
+)
+def test_a_damaged_record_is_one_line(
+    capsys: pytest.CaptureFixture[str], copy: Path, name: str, old: str, new: str
+) -> None:
+    changed(copy / "lab" / name, old, new)
+    line = refused(capsys, "lab", str(copy / "depth.toml"), "--out", str(copy / "lab"))
+    assert line.startswith(f"mobilellm: {copy / 'lab' / name}")
 
 
 def test_an_unfinished_run_that_was_edited(capsys: pytest.CaptureFixture[str], copy: Path) -> None:

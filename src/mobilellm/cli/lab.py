@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from mobilellm.errors import UserError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
@@ -52,22 +50,6 @@ class Lab:
 
     def run(self) -> int:
         """0 when all runs are finished, 1 when some failed or are left, 130 after Ctrl-C."""
-        if self.out is None:
-            raise UserError("no folder for the lab", hint="add --out labs/NAME")
-        from mobilellm.lab.lab_file import read_lab
-        from mobilellm.lab.plan import seconds_of
-        from mobilellm.lab.session import with_profile
         from mobilellm.terminal.lab_session import run_lab
 
-        return run_lab(
-            with_profile(read_lab(self.lab, self.set_), self.profile),
-            self.out,
-            data=self.data,
-            seeds=self.seeds,
-            budget=seconds_of(self.budget) if self.budget else None,
-            plan_only=self.plan,
-            yes=self.yes,
-            retry=self.retry,
-            json=self.json,
-            runtime=self.runtime,
-        )
+        return run_lab(**vars(self))

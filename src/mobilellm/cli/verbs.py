@@ -40,6 +40,7 @@ VERBS = {
     "plan": Verb("plan:Plan", "what a training run will cost, before it is paid"),
     "distill": Verb("distill:Distill", "what a teacher says of data, once, for many runs"),
     "train": Verb("train:Train", "tokens to a model, from a recipe; goes on with --resume"),
+    "search": Verb("search:Search", "the best shape within a device's limits"),
     "lab": Verb("lab:Lab", "tables of ablations, with paired seeds and intervals"),
     "watch": Verb("watch:Watch", "curves of a run in the terminal, while it trains"),
     "report": Verb("report:Report", "the HTML report of a run, or of several together"),
@@ -61,12 +62,10 @@ def list_verbs() -> str:
         [
             "usage: mobilellm VERB [OPTIONS]",
             "From text to a language model that runs on a phone.",
-            "",
             *lines,
             "",
-            "mobilellm VERB --help explains a verb. Anywhere: --debug shows the traceback of an",
-            "error; --max-memory 4GiB bounds what files may ask for (else 80% of what is free).",
-            "Alone: --version; --tyro-write-completion bash FILE writes shell completion.",
+            "VERB --help explains a verb. Anywhere: --debug shows tracebacks; --max-memory 4GiB",
+            "bounds what files may ask for. Alone: --version; --tyro-write-completion bash FILE.",
         ]
     )
 

@@ -94,6 +94,9 @@ def cell_recipe(lab: LabFile, settings: Mapping[str, Any], data: Path, where: st
     if recipe.train.compile == "auto":
         # It would be compiled or not by its length, and compiling takes longer than small cells.
         recipe = recipe.replace("train", compile="off")
+    if recipe.train.products == "auto":
+        # Measured anew for every run it could differ between seeds, and with it the last bits.
+        recipe = recipe.replace("train", products="torch")
     recipe.check()
     return recipe
 

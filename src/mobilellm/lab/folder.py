@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
@@ -32,6 +32,7 @@ from mobilellm.files import disk_errors, locked, read_json, sha256_file, write_j
 from mobilellm.lab.lab_file import LabFile
 from mobilellm.lab.plan import LabPlan, plan_facts
 from mobilellm.recipe.recipe import Recipe
+from mobilellm.schema import checked
 from mobilellm.train.run_folder import now, read_recipe
 from mobilellm.version import __version__
 
@@ -41,6 +42,42 @@ STALE_SECONDS = 120.0
 BEAT_SECONDS = 10.0
 KEPT = ("recipe.toml", "result.json", "metrics.jsonl")
 """Files of a finished run that must stay as they are."""
+
+
+class CellFacts(TypedDict):
+    """A cell in lab.json."""
+
+    name: str
+    slug: str
+    recipe: dict[str, Any]
+    facts: dict[str, Any]
+    seconds: float
+
+
+class LabFacts(TypedDict):
+    """lab.json."""
+
+    format: str
+    format_version: int
+    made_by: str
+    date: str
+    content: dict[str, Any]
+    """What the lab's file says, by which another lab is told from it."""
+    seeds: int
+    device: str
+    profile_device: str
+    data_fingerprint: str
+    cells: list[CellFacts]
+
+
+class DoneFacts(TypedDict):
+    """A file in done/."""
+
+    cell: str
+    seed: int
+    seconds: float
+    files: dict[str, str]
+    """Name -> SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +100,7 @@ class Job:
 class LabFolder:
     """A lab that has begun."""
 
-    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, path: Path, plan: LabFacts) -> None:
         self.path, self.plan = path, plan
         self.recipes = {
             cell["slug"]: Recipe.from_dict(cell["recipe"], str(path / "lab.json"))
@@ -111,6 +148,8 @@ class LabFolder:
             raise UserError(f"{path}: not a lab", hint="choose another --out")
         if plan.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: a lab of another version", hint="choose another --out")
+        where = str(path / "lab.json")
+        plan = checked(plan, LabFacts, where, hint="it is damaged: choose another --out")
         if lab is not None and (differing := differences(plan["content"], plain(lab.content()))):
             raise UserError(
                 f"{path}: holds another lab (other {', '.join(differing)})",
@@ -191,7 +230,13 @@ class LabFolder:
 
     def seconds_of(self, job: Job) -> float:
         """What a finished run took."""
-        return float(read_json(self.record("done", job)).get("seconds", job.seconds))
+        return self.done(job)["seconds"]
+
+    def done(self, job: Job) -> DoneFacts:
+        """The record of a finished run. `UserError` for one that is damaged."""
+        path = self.record("done", job)
+        hint = "remove it to train this run again"
+        return checked(read_json(path), DoneFacts, str(path), hint=hint)
 
     def verify(self) -> None:
         """`UserError` for a finished run that was deleted or edited since, and for one that is not
@@ -202,7 +247,7 @@ class LabFolder:
                 if (self.run(job) / "recipe.toml").is_file():
                     check_recipe(self.run(job), job)
                 continue
-            for name, wanted in read_json(record)["files"].items():
+            for name, wanted in self.done(job)["files"].items():
                 path = self.run(job) / name
                 what = "deleted" if not path.is_file() else "edited"
                 if what == "deleted" or sha256_file(path) != wanted:
@@ -254,7 +299,7 @@ def check_recipe(run: Path, job: Job) -> None:
         f"{section}.{key}"
         for section, values in wanted.items()
         for key in values.keys() | own[section].keys()
-        if values.get(key) != own[section].get(key) and section != "start"
+        if values.get(key) not in (own[section].get(key), "auto") and section != "start"
     )
     if changed:
         raise UserError(

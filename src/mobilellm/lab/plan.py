@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def seconds_of(text: str) -> float:
     if match is None or not float(match[1]):
         raise UserError(f"budget {text!r}: no time", hint="write 6h, 90min or 300s")
     return float(match[1]) * UNITS[match[2]]
+
+
+def amount_of(flag: str, text: str, units: Mapping[str, float]) -> float:
+    """A limit such as "20ms" or "60MB" in the unit whose size is 1. `UserError` for anything
+    else."""
+    match = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(units)})\s*", text)
+    if match is None or not float(match[1]):
+        first = next(iter(units))
+        raise UserError(f"--{flag} {text!r}: no number of {first}", hint=f"write 20{first}")
+    return float(match[1]) * units[match[2]]
 
 
 def make_plan(
@@ -188,15 +198,19 @@ def _fitted(
 
 
 def _paced(lab: LabFile, cell: Cell) -> Cell:
-    """A cell with evaluations and warm-up that fit its steps, where the lab does not give them."""
+    """A cell with evaluations and warm-up that fit its steps, where the lab does not give them. A
+    warm-up that it gives is cut to a third of the steps where the budget decides these."""
     steps = cell.recipe.train.steps
     recipe = cell.recipe
     if not lab.gives("train.evaluate_every"):
         recipe = recipe.replace("train", evaluate_every=max(1, -(-steps // EVALUATIONS)))
     if not lab.gives("train.log_every"):
         recipe = recipe.replace("train", log_every=max(1, min(50, steps // 10)))
+    longest = None if lab.gives("train.steps") else 3  # the lab cannot know how many there are
     if not lab.gives("optimizer.warmup_steps"):
-        warmup = min(recipe.optimizer.warmup_steps, max(1, steps // 10))
+        longest = 10
+    if longest is not None:
+        warmup = min(recipe.optimizer.warmup_steps, max(1, steps // longest))
         recipe = recipe.replace("optimizer", warmup_steps=warmup)
     return dataclasses.replace(cell, recipe=recipe)
 

@@ -56,6 +56,8 @@ class Line:
     marked: bool = False
     """Draw its points."""
     dashed: bool = False
+    joined: bool = True
+    """Draw the line between its points."""
 
     @property
     def faintness(self) -> str:
@@ -171,7 +173,8 @@ def line_chart(
     for line, points in drawn:
         places = [at(point) for point in points]
         path = " ".join(f"{px},{py}" for px, py in places)
-        parts.append(CURVE.format(line.color, line.faintness, path))
+        if line.joined:
+            parts.append(CURVE.format(line.color, line.faintness, path))
         if line.marked:
             parts.extend(DOT.format(line.color, px, py) for px, py in places)
     legend = [LEGEND.format(line.color, line.faintness, line.name) for line, _ in drawn]

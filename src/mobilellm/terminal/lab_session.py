@@ -1,6 +1,6 @@
 """`mobilellm lab` as a person sees it: plan, question, progress, table.
 
-status = run_lab(lab, out, data=data, seeds=3, budget=None, plan_only=False, yes=True)
+status = run_lab(lab="table11", out=out, ...)
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from mobilellm.errors import UserError
 from mobilellm.lab.folder import LabFolder
-from mobilellm.lab.lab_file import LabFile
-from mobilellm.lab.plan import make_plan
-from mobilellm.lab.session import begin, go_on, measure_of, write_outputs
+from mobilellm.lab.lab_file import LabFile, read_lab
+from mobilellm.lab.plan import make_plan, seconds_of
+from mobilellm.lab.session import begin, go_on, measure_of, with_profile, write_outputs
 from mobilellm.lab.work import Worked, work
 from mobilellm.terminal.lab_lines import plan_lines, table_lines
 from mobilellm.terminal.lab_view import LabView
@@ -24,20 +24,46 @@ SEEDS = 3
 
 
 def run_lab(
+    *,
+    lab: str,
+    out: Path | None,
+    data: Path | None,
+    budget: str,
+    seeds: int | None,
+    set_: dict[str, Any],
+    profile: Path | None,
+    runtime: str,
+    plan: bool,
+    yes: bool,
+    retry: bool,
+    json: bool,
+) -> int:
+    """Plan a lab and work on it, or go on with it; returns the exit status: 0 when all runs are
+    finished, 1 when some failed or are left. The arguments are the verb's flags."""
+    if out is None:
+        raise UserError("no folder for the lab", hint="add --out labs/NAME")
+    seconds = seconds_of(budget) if budget else None
+    return on_lab(
+        with_profile(read_lab(lab, set_), profile), out,
+        data=data, seeds=seeds, budget=seconds, runtime=runtime,
+        plan_only=plan, yes=yes, retry=retry, json=json,
+    )  # fmt: skip
+
+
+def on_lab(
     lab: LabFile,
     out: Path,
     *,
     data: Path | None,
     seeds: int | None,
     budget: float | None,
-    plan_only: bool = False,
-    yes: bool = False,
-    retry: bool = False,
-    json: bool = False,
-    runtime: str = "",
+    runtime: str,
+    plan_only: bool,
+    yes: bool,
+    retry: bool,
+    json: bool,
 ) -> int:
-    """Plan a lab and work on it, or go on with it; returns the exit status: 0 when all runs are
-    finished, 1 when some failed or are left."""
+    """The same of a lab that was read."""
     if LabFolder.exists(out):
         folder = go_on(out, lab, seeds, data)
         say(f"{out}: going on with {folder.plan['seeds']} seeds")
