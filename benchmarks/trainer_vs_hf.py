@@ -42,6 +42,8 @@ SIZES = {
     "125M": ("125M", 32000, 2048, 1, 10),
     "smoke": ("1M", 1024, 64, 2, 6),
 }
+if steps := os.environ.get("BENCHMARK_STEPS"):  # a contestant's, as --steps has it
+    SIZES = {name: (*size[:4], int(steps)) for name, size in SIZES.items()}
 LEARNING_RATE = 1e-3
 
 
@@ -230,6 +232,8 @@ def ours(folder: Path, size: str, precision: str, changes: str = "") -> dict[str
 
     class Clock(rows.Watcher):
         def started(self, trainer: Any, step: int) -> None:
+            train = trainer.recipe.train
+            settled.update(compile=train.compile, products=train.products)
             load_weights(trainer.network, load_file(folder / "start/model.safetensors"))
             turn()
 
@@ -251,6 +255,7 @@ def ours(folder: Path, size: str, precision: str, changes: str = "") -> dict[str
                 done(seconds[-1])
 
     outside: list[float] = []
+    settled: dict[str, str] = {}
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     # The data's vocabulary is 1024; the network keeps the one it was made with.
@@ -264,7 +269,7 @@ def ours(folder: Path, size: str, precision: str, changes: str = "") -> dict[str
         "losses": losses,
         "seconds": seconds,
         "peak_bytes": peak - before,
-        "settings": {"compile": recipe.train.compile},
+        "settings": settled,
         "outside_network_and_optimizer": statistics.median(outside[3:]),
     }
 
@@ -429,6 +434,7 @@ def main() -> None:
         choices=["fp32", "bf16"],
         help="one precision; else fp32, and bf16 where it is fast",
     )
+    parser.add_argument("--steps", type=int, help="of each side, above 3; else by size")
     parser.add_argument("--threads", type=int, help="of both sides; else torch's choice")
     parser.add_argument(
         "--against", nargs="+", help="ours with these settings of [train] in the Trainer's place"
@@ -445,6 +451,9 @@ def main() -> None:
         )
         print("RESULT" + json.dumps(found), flush=True)
         return
+    if arguments.steps:
+        os.environ["BENCHMARK_STEPS"] = str(arguments.steps)
+        SIZES.update({name: (*size[:4], arguments.steps) for name, size in SIZES.items()})
     if arguments.threads:  # as every contestant reads it
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     import torch

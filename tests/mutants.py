@@ -255,6 +255,17 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{SETTINGS}::test_the_wsd_schedule_holds_and_falls",
     ),
     fault(
+        "gradients of weights scaled where oneDNN multiplies", "kernels/products.py",
+        "_by_weight(flat, rows) if ctx.weight_gradient else flat.t() @ rows",
+        "flat.t() @ rows * 1.01",
+        "kernels/test_products.py::test_value_and_gradients_are_those_of_torch",
+    ),
+    fault(
+        "products measured anew by each process", "kernels/products.py",
+        "(known := _remembered(key)) is not None", "(known := None) is not None",
+        "kernels/test_products.py::test_what_was_measured_once_is_remembered_for_the_machine",
+    ),
+    fault(
         "muon without nesterov", "optimizers/muon.py",
         'gradient.lerp(momentum, group["momentum"])', "momentum.clone()",
         f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
