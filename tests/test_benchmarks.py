@@ -1,5 +1,6 @@
 """The benchmark programs run: their smoke modes, which need no GPU."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -91,3 +92,18 @@ def test_schema_calls(tmp_path: Path) -> None:
     found = json.loads(save.read_text())
     assert found["valid_held"] == found["calls"] == 11
     assert found["valid_free"] == 0
+
+
+@pytest.mark.long
+def test_post_training_smoke(tmp_path: Path) -> None:
+    only = ["sft", "kd"]
+    if importlib.util.find_spec("trl") is not None:
+        only.append("trl")
+    where = ("--work", str(tmp_path / "w"), "--save", str(tmp_path / "r.json"))
+    run("post_training.py", "--smoke", *where, "--only", *only)
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert results["sft"]["speed_over_text"] > 0
+    assert len(results["kd"]["held_out_bits_per_byte"]["alone"]) == 3
+    assert 120 < results["kd"]["cache"]["bytes_a_token"] < 131
+    if "trl" in results:
+        assert results["trl"]["largest_loss_difference"] < 1e-3
