@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="a model or its tokenizer")
     parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--limit", type=int, default=50, help="tokens of a call")
+    parser.add_argument("--limit", type=int, default=25, help="tokens of a call")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     tokenizer = Tokenizer.load(arguments.tokenizer)
