@@ -517,6 +517,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "model/test_sampling.py::test_scores_are_those_of_transformers",
     ),
     fault(
+        "info --check compares nothing", "workflows/token_check.py",
+        "found = compare_ids(tokenizer, theirs)", "found = compare_ids(tokenizer, theirs)[:0]",
+        "workflows/test_token_check.py::test_other_ids_are_shown_and_end_with_status_1",
+    ),
+    fault(
         "documents see what follows", "model/attention_mask.py",
         "(same & spec.sees(places, places))", "same",
         "model/test_attention_mask.py::test_loss_and_gradients_equal_each_document_alone",

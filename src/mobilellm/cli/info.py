@@ -27,6 +27,9 @@ class Info:
     llama2.c file."""
     sequence_length: int = 2048
     """Tokens a sequence, for the FLOPs that attention adds (at most the model's context)."""
+    check: bool = False
+    """Compare the ids of some twenty texts with those of the tool that the format is for: llama.cpp
+    for a GGUF, transformers or SentencePiece for a folder. Exit status 1 where any differ."""
     json: bool = False
     """Print one JSON object."""
 
@@ -75,9 +78,16 @@ class Info:
             "quantization": quantization,
             "origin": origin,
         }
+        checked = None
+        if self.check:
+            from mobilellm.workflows.token_check import check_tokenizer
+
+            checked = check_tokenizer(Path(self.model))
+            facts["token_check"] = dataclasses.asdict(checked)
+        status = int(checked is not None and bool(checked.differences))
         if self.json:
             print_json(facts)
-            return 0
+            return status
         rows = model_rows(config, numbers, length)
         if tokenizer and "fault" in tokenizer:
             rows.append(("tokenizer", f"cannot be read: {tokenizer['fault']}"))
@@ -92,6 +102,10 @@ class Info:
             rows.append(("quantization", f"{scheme} by {method}, embedding {embedding}"))
         if origin:
             rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
+        if checked is not None:
+            other = f"other for {len(checked.differences)} of" if status else "the same for"
+            rows.append(("ids", f"{other} {checked.texts} texts as {checked.tool}'s"))
+            rows += [("", line) for line in checked.differences]
         for name, value in rows:
             put(one_line(f"{name:16} {value}"))
-        return 0
+        return status
