@@ -114,10 +114,10 @@ def test_a_text_of_one_letter_is_refused_in_a_line(tmp_path: Path) -> None:
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == status, done.stderr
-        assert int(done.stdout.splitlines()[-1]) < 600
+        assert int(done.stdout.splitlines()[-1]) < 900  # MiB; the text has 500
         if status:
             (line,) = done.stderr.splitlines()
-            assert line.startswith("mobilellm: in/a.txt.zst: 8,")
+            assert line.startswith("mobilellm: in/a.txt.zst: ")
             assert "characters without a place to cut" in line
         else:
             assert "1 skipped (1 bad)" in done.stdout
