@@ -37,7 +37,7 @@ class Info:
         """Look up or read, and print."""
         from mobilellm.model.config import ModelConfig, preset_names
         from mobilellm.model.costs import ModelCosts
-        from mobilellm.terminal.model_rows import model_rows, sharing
+        from mobilellm.terminal.model_rows import file_rows, model_rows, sharing
 
         if not self.model:
             presets = {
@@ -89,23 +89,7 @@ class Info:
             print_json(facts)
             return status
         rows = model_rows(config, numbers, length)
-        if tokenizer and "fault" in tokenizer:
-            rows.append(("tokenizer", f"cannot be read: {tokenizer['fault']}"))
-        elif tokenizer:
-            name, tokens = tokenizer["name"], tokenizer["vocab_size"]
-            rows.append(
-                ("tokenizer", f"{name}, {tokens:,} tokens, sha256 {tokenizer['sha256'][:12]}")
-            )
-        if quantization:
-            scheme, method, facts = quantization.values()
-            embedding = facts.get("embedding") if isinstance(facts, dict) else None
-            rows.append(("quantization", f"{scheme} by {method}, embedding {embedding}"))
-        if origin:
-            rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
-        if checked is not None:
-            other = f"other for {len(checked.differences)} of" if status else "the same for"
-            rows.append(("ids", f"{other} {checked.texts} texts as {checked.tool}'s"))
-            rows += [("", line) for line in checked.differences]
+        rows += file_rows(tokenizer, quantization, origin, checked)
         for name, value in rows:
             put(one_line(f"{name:16} {value}"))
         return status

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.report.figures import count
 from mobilellm.terminal.output import size
+
+if TYPE_CHECKING:
+    from mobilellm.workflows.token_check import TokenCheck
 
 
 def sharing(config: ModelConfig) -> str | None:
@@ -52,3 +57,30 @@ def model_rows(config: ModelConfig, costs: ModelCosts, length: int) -> list[tupl
         ("", f"{size(costs.kv_cache_bytes(context))} for the whole context"),
         ("weights", weights),
     ]
+
+
+def file_rows(
+    tokenizer: dict[str, Any] | None,
+    quantization: dict[str, Any] | None,
+    origin: dict[str, Any],
+    checked: TokenCheck | None,
+) -> list[tuple[str, str]]:
+    """What is printed of a model's files: its tokenizer, grid and origin, and how ids compare."""
+    rows = []
+    if tokenizer and "fault" in tokenizer:
+        rows.append(("tokenizer", f"cannot be read: {tokenizer['fault']}"))
+    elif tokenizer:
+        name, tokens = tokenizer["name"], tokenizer["vocab_size"]
+        rows.append(("tokenizer", f"{name}, {tokens:,} tokens, sha256 {tokenizer['sha256'][:12]}"))
+    if quantization:
+        scheme, method, facts = quantization.values()
+        embedding = facts.get("embedding") if isinstance(facts, dict) else None
+        rows.append(("quantization", f"{scheme} by {method}, embedding {embedding}"))
+    if origin:
+        rows.append(("origin", ", ".join(f"{key} {value}" for key, value in origin.items())))
+    if checked is not None:
+        count = len(checked.differences)
+        other = f"other for {count} of" if count else "the same for"
+        rows.append(("ids", f"{other} {checked.texts} texts as {checked.tool}'s"))
+        rows += [("", line) for line in checked.differences]
+    return rows
