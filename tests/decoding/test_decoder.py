@@ -4,6 +4,7 @@ import copy
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,24 @@ def test_a_token_is_that_of_the_network(kind: str) -> None:
 def test_threads_change_no_bit() -> None:
     network = network_of()
     assert torch.equal(steps(network, 9, 1), steps(network, 9, 3))
+
+
+def test_threads_may_come_and_go_between_tokens() -> None:
+    network = network_of()
+    expected = torch.from_numpy(_logits(network, [1] * 300))
+    assert torch.equal(torch.from_numpy(_logits(network, [1, 4, 1, 2, 3, 1] * 50)), expected)
+
+
+def _logits(network: Network, threads: list[int]) -> np.ndarray:
+    """Logits behind the last of as many tokens, each with so many threads."""
+    decoder = decoder_of(network, max(threads))
+    assert decoder is not None
+    cache = KVCache(network.config, 1, 64, like=network.norm.weight)
+    for number, one in enumerate(threads):
+        cache.length %= 64
+        decoder.pace.current = one
+        logits = decoder.step(cache, number % 200)
+    return logits
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "own", "first", "windows"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 import weakref
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilellm.decoding.library import library
+from mobilellm.decoding.threads import Pace
 from mobilellm.model.cache import KVCache
 from mobilellm.model.linear import Embedding, Linear
 from mobilellm.model.network import Block, Network, RMSNorm
@@ -81,6 +83,7 @@ class Decoder:
 
     def __init__(self, network: Network, found: ctypes.CDLL, threads: int) -> None:
         self.network, self.library, self.threads = network, found, threads
+        self.pace = Pace(threads)
         self._kept: list[Any] = []  # what the description points at
         self._handle: int | None = None
         self._process = 0
@@ -96,15 +99,18 @@ class Decoder:
         assert 0 <= token < self.vocab_size
         cos, sin = self.network.rotation(cache.length, cache.length + 1)
         logits = np.empty(self.vocab_size, dtype=np.float32)
+        handle, slots, start = self._opened(), self._slots(cache), time.perf_counter()
         self.library.mobilellm_step(
-            self._opened(),
-            self._slots(cache),
+            handle,
+            slots,
             token,
             cache.length,
             cos.data_ptr(),
             sin.data_ptr(),
             logits.ctypes.data,
+            self.pace.threads(),
         )
+        self.pace.took(time.perf_counter() - start)
         cache.length += 1
         return logits
 
@@ -212,7 +218,7 @@ def _close(found: ctypes.CDLL, handle: int, process: int) -> None:
 
 
 def decoder_of(network: Network, threads: int | None = None) -> Decoder | None:
-    """The one-token step of a network, with as many threads as torch has unless given.
+    """The one-token step of a network, with at most as many threads as torch has unless given.
 
     None without a C++ compiler (`library.fault` says so), for a network that is not on a CPU, and
     for one with modules or number types that step.cpp does not know.

@@ -109,7 +109,7 @@ def _signed(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.mobilellm_open.argtypes, found.mobilellm_open.restype = [pointer, number], pointer
     found.mobilellm_step.argtypes = [
-        pointer, pointer, number, number, pointer, pointer, pointer,
+        pointer, pointer, number, number, pointer, pointer, pointer, number,
     ]  # fmt: skip
     found.mobilellm_step.restype = None
     found.mobilellm_close.argtypes, found.mobilellm_close.restype = [pointer], None

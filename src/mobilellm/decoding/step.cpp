@@ -333,6 +333,9 @@ class Team {
 public:
   explicit Team(int64_t size) : size_(size) {}
 
+  // How many threads take part from now on; only while none of them works.
+  void resize(int64_t size) { size_ = size; }
+
   // Chunks of `count`, in multiples of `step`, until none is left; all threads call it alike.
   template <class Work> void share(int64_t count, int64_t step, Work work) {
     const int64_t chunks = 4 * size_, rows = (count + chunks - 1) / chunks;
@@ -356,7 +359,7 @@ public:
   }
 
 private:
-  const int64_t size_;
+  int64_t size_;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int64_t> arrived_{0};
   alignas(64) std::atomic<int64_t> phase_{0};
@@ -389,16 +392,19 @@ public:
     for (std::thread &worker : workers_) worker.join();
   }
 
-  void step(const Slot *slots, const Token &token, float *logits) {
+  void step(const Slot *slots, const Token &token, float *logits, int64_t threads) {
     slots_ = slots, token_ = token, logits_ = logits;
     for (Room &room : rooms_)
       if (int64_t(room.weights.size()) < token.position + 1 + LANES)
         room.weights.resize(2 * (token.position + 1) + LANES);
     {
+      // A worker that comes late, out of a step without it, must not meet the next one by half.
       const std::lock_guard<std::mutex> lock(mutex_);
+      active_ = std::min<int64_t>(std::max<int64_t>(1, threads), rooms_.size());
+      team_.resize(active_);
       calls_.fetch_add(1, std::memory_order_release);
     }
-    called_.notify_all();
+    if (active_ > 1) called_.notify_all();
     run(rooms_[0], true);
   }
 
@@ -412,6 +418,7 @@ private:
         called_.wait(lock, [&] { return calls_.load(std::memory_order_relaxed) != seen; });
         seen = calls_.load(std::memory_order_relaxed);
         if (ending_) return;
+        if (number >= active_) continue;
       }
       run(rooms_[number], false);
     }
@@ -506,6 +513,7 @@ private:
   std::mutex mutex_;
   std::condition_variable called_;
   std::atomic<int64_t> calls_{0};
+  int64_t active_ = 1; // threads of the newest call
   bool ending_ = false;
 };
 
@@ -519,10 +527,10 @@ void *mobilellm_open(const Network *net, int64_t threads) {
 }
 
 // Logits (output.rows) of what follows a token. The slots hold all that it sees of the positions
-// before it, and get its own keys and values.
+// before it, and get its own keys and values. At most `threads` of the decoder's take part.
 void mobilellm_step(void *decoder, const Slot *slots, int64_t token, int64_t position,
-                    const float *cos, const float *sin, float *logits) {
-  static_cast<Decoder *>(decoder)->step(slots, Token{token, position, cos, sin}, logits);
+                    const float *cos, const float *sin, float *logits, int64_t threads) {
+  static_cast<Decoder *>(decoder)->step(slots, Token{token, position, cos, sin}, logits, threads);
 }
 
 void mobilellm_close(void *decoder) { delete static_cast<Decoder *>(decoder); }
