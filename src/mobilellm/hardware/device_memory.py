@@ -13,9 +13,15 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+HUGE_PAGE = 2 << 20
+NEIGHBORS = 1 << 16
+"""Bytes between tensors that are taken for one span of memory."""
+MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # of linux/mman.h
 
 
 def total_memory(device: torch.device) -> int:
@@ -62,6 +68,30 @@ def empty_cache(device: torch.device) -> None:
     elif device.type == "cpu":
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def use_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
+    """Lay the memory of CPU tensors on pages of 2 MiB, where the system can (Linux 6.1).
+
+    Whoever reads all weights for each token waits for the addresses of small pages: on a virtual
+    machine reading 538 MB was 1.5 times as fast with large ones (docs/log.md). The numbers stay
+    where they are, and no more memory is held.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    spans: list[list[int]] = []
+    for start, size in sorted((t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu"):
+        if spans and start - spans[-1][1] < NEIGHBORS:
+            spans[-1][1] = max(spans[-1][1], start + size)
+        else:
+            spans.append([start, start + size])
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for first, last in spans:
+        start, stop = -(-first // HUGE_PAGE) * HUGE_PAGE, last // HUGE_PAGE * HUGE_PAGE
+        if start < stop:  # what the system refuses stays as it is
+            advise(start, stop - start, MADV_HUGEPAGE)
+            advise(start, stop - start, MADV_COLLAPSE)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -12,7 +12,7 @@ import torch
 from mobilellm.decoding.decoder import Decoder, decoder_of
 from mobilellm.decoding.library import fault as library_fault
 from mobilellm.errors import UserError
-from mobilellm.hardware.device_memory import empty_cache
+from mobilellm.hardware.device_memory import empty_cache, use_huge_pages
 from mobilellm.interop.huggingface import weight_files
 from mobilellm.interop.load import load, recognize
 from mobilellm.model.cache import KVCache
@@ -111,6 +111,8 @@ def open_network(
     network = rounded_activations(loaded.network, loaded.quantized)
     unfit = pack(network, loaded.quantized, half=half, kernels=bool(fault))
     empty_cache(torch.device("cpu"))
+    if not fault:
+        use_huge_pages([*network.parameters(), *network.buffers()])
     notes = []
     if fault:
         notes.append(f"tokens come from torch's products, several times slower: {fault}")
