@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mobilellm.budget import ask
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.network import Network
+from mobilellm.model.network import Network, RMSNorm
+from mobilellm.model.rope import cos_sin, first_positions
 from mobilellm.model.weights import check_named, load_weights, stacks
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -66,12 +68,29 @@ def assemble(
     """
     empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in named.items()}
     check_named(config, empty, where)
-    network = Network(config, initialized=False)
-    for ours, parts in stacks(config).items() if halves else ():
-        stored = [named[name] for name, _ in parts]
-        if all(tensor.ndim == 2 and tensor.dtype == torch.bfloat16 for tensor in stored):
-            module = network.get_submodule(ours.rpartition(".")[0])
-            shape = network.get_parameter(ours).shape
-            module.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
+    network = _as_stored(config, named) if halves else Network(config, initialized=False)
     load_weights(network, named, where, copied)
+    return network
+
+
+def _as_stored(config: ModelConfig, named: Mapping[str, Tensor]) -> Network:
+    """A network whose memory is not yet written to, with matrices in bf16 that are stored so."""
+    parts = stacks(config)
+    types = {
+        ours: torch.bfloat16
+        if all(named[name].ndim == 2 and named[name].dtype == torch.bfloat16 for name, _ in theirs)
+        else torch.float32
+        for ours, theirs in parts.items()
+    }
+    with torch.device("meta"):
+        network = Network(config, initialized=False)
+    sizes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    ask(sum(types[name].itemsize * shape.numel() for name, shape in sizes.items()), "its weights")
+    for name, shape in sizes.items():
+        weight = nn.Parameter(torch.empty(shape, dtype=types[name]))
+        network.get_submodule(name.rpartition(".")[0]).weight = weight
+    for module in network.modules():
+        if isinstance(module, RMSNorm) and module.weight.is_meta:  # one without a gain
+            module.weight = torch.ones(module.weight.shape)
+    network.cos, network.sin = (t.unsqueeze(1) for t in cos_sin(config, first_positions(config)))
     return network
