@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.interop.networks import network
 
-from mobilellm.interop import names
+from mobilellm.families import names
 from mobilellm.model.weights import shapes
 
 

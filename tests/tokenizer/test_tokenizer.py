@@ -174,7 +174,7 @@ def test_interrupts_are_not_taken_for_damage(
     def interrupted(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "read_text", interrupted)
+    monkeypatch.setattr("mobilellm.tokenizer.tokenizer.read_regular", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.load(tmp_path / "tokenizer.json")
 

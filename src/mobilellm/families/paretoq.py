@@ -1,8 +1,8 @@
 """ParetoQ's checkpoints in: a Llama whose matrices were trained for 1, 1.58, 2, 3 or 4 bits.
 
     bits = bits_of(values, "config.json")              # w_bits; None where nothing is quantized
-    named, scales = on_grid(named, bits, "model")      # the matrices as the network multiplies them
-    quantized = quantized_of(config, named, scales, bits)
+    named, grids = on_grid(named, bits, "model")       # the matrices as the network multiplies them
+    quantized = quantized_of(config, grids, bits)
 
 Beside each matrix (R, C) of a block lies `weight_clip_val` (R, 1), the range a of a row that was
 learned with it. What the network multiplies by (arXiv 2502.02631, section 4) is an integer times a

@@ -1,8 +1,8 @@
 """What a compiler does for a training step on a CPU, beside the blocks.
 
-with compiled_steps(True):          # losses and attention may have their own kernels compiled
-    loss = objective(network, inputs, targets)
-keep_little()                       # before blocks are compiled
+keep_little()                   # before blocks are compiled
+with compiled_steps(True):      # losses and attention may have their own kernels compiled
+    loss = network.loss(inputs, targets)
 """
 
 from __future__ import annotations

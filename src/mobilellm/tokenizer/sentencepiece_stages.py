@@ -1,7 +1,7 @@
 """Stages of the tokenizers library that do what SentencePiece does: normalization and Unigram.
 
-    fast.normalizer = normalizer(model)        # of a SentencePieceModel
-    fast = Tokenizer(unigram(model))
+    stage = normalizer(model)         # of a SentencePieceModel, for the library's Tokenizer
+    pieces = unigram(model)
 
 SentencePiece replaces the longest known sequence of characters at each place, the library what it
 knows of a user-perceived character (a grapheme). They come to the same but where such a character
