@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mobilellm import cli
+from mobilellm.cli.plan import Plan
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.lab.latency import LatencyModel
@@ -71,6 +72,30 @@ def test_the_error_is_that_of_files_left_out() -> None:
     assert model.worst >= model.error
     assert len(model.left_out) == 13
     assert min(model.prices.values()) >= 0
+
+
+def test_plan_says_what_the_model_will_take_on_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = profile()
+    slower = [row(f"y{n}", s, 2 * cost(s), "y") for n, s in enumerate(sample_shapes(BASE, RULE))]
+    two["rows"] += slower  # type: ignore[arg-type]
+    write_profile(tmp_path / "phone.json", two)
+    config = ModelConfig.preset("125M")
+    Plan(profile=tmp_path / "phone.json", json=True).run()
+    found = json.loads(capsys.readouterr().out)["on_device"]
+    assert [one["runtime"] for one in found] == ["x", "y"]
+    assert found[0]["milliseconds"] == pytest.approx(cost(config), rel=1e-3)
+    assert found[1]["milliseconds"] == pytest.approx(2 * cost(config), rel=1e-3)
+    assert found[0]["megabytes"] == pytest.approx(2e-6 * model_facts(config)["parameters"])
+    Plan(profile=tmp_path / "phone.json").run()
+    assert f"{cost(config):.2f} ms a token" in capsys.readouterr().out
+    Plan(json=True).run()
+    assert json.loads(capsys.readouterr().out)["on_device"] == []
+    few = profile() | {"rows": profile()["rows"][:2]}
+    write_profile(tmp_path / "few.json", few)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"few\.json: 2 different shapes"):
+        Plan(profile=tmp_path / "few.json").run()
 
 
 def test_a_profile_that_cannot_tell_is_refused() -> None:

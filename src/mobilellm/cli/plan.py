@@ -8,7 +8,8 @@ The figures are calculated, or with --measure taken from a few real steps here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,6 +18,9 @@ from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import OptimizerName
 from mobilellm.terminal.output import print_json, put, say
 from mobilellm.terminal.plan_lines import print_plan
+
+if TYPE_CHECKING:
+    from mobilellm.lab.latency import Forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,8 @@ class Plan:
     measure: bool = False
     """Make a few real steps here instead and calculate with what they reach; --device and --gpus
     are then this machine."""
+    profile: Path | None = None
+    """A profile of a device (`mobilellm profile --json`): also what the model will take there."""
     json: bool = False
     """Print one JSON object."""
 
@@ -103,10 +109,15 @@ class Plan:
                 price_per_gpu_hour=self.price_per_gpu_hour,
                 price_per_kwh=self.price_per_kwh,
             )
+        there: list[Forecast] = []
+        if self.profile is not None:
+            from mobilellm.lab.latency import forecasts
+
+            there = forecasts(self.profile, config)
         if self.json:
-            print_json(plan)
+            print_json({**plan, "on_device": there})
         else:
-            print_plan(plan)
+            print_plan(plan, there)
         return 0
 
     def _config(self) -> Any:

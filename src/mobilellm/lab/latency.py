@@ -15,7 +15,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.model.config import ModelConfig
 from mobilellm.profiling.bytes_read import model_facts
-from mobilellm.profiling.device_profile import DeviceProfile
+from mobilellm.profiling.device_profile import DeviceProfile, read_profile
 
 TERMS = ("constant", "executed_layers", "read_parameters", "applied_parameters")
 MIN_SHAPES = 4
@@ -103,6 +104,39 @@ class LatencyModel:
     def megabytes(self, config: ModelConfig) -> float:
         """Its file, in 10^6 bytes, stored as the measured ones."""
         return self.bytes_per_parameter * model_facts(config)["parameters"] / 1e6
+
+
+class Forecast(TypedDict):
+    """What a network will take on a device, in one runtime."""
+
+    device: str
+    runtime: str
+    milliseconds: float
+    """A token."""
+    megabytes: float
+    """Its file, in 10^6 bytes."""
+    error: float
+    """Mean size of the model's error on files that it was not fitted to, as a share."""
+
+
+def forecasts(path: Path, config: ModelConfig) -> list[Forecast]:
+    """What a network of this shape will take by each runtime of the device profile at `path`.
+
+    `UserError` when the profile cannot be read, or holds too few shapes.
+    """
+    profile = read_profile(path)
+    names = sorted({row["runtime"] for row in profile["rows"] if row["error"] is None})
+    models = [LatencyModel.fit(profile, name, str(path)) for name in names or [""]]
+    return [
+        Forecast(
+            device=model.device,
+            runtime=model.runtime,
+            milliseconds=model.milliseconds(config),
+            megabytes=model.megabytes(config),
+            error=model.error,
+        )
+        for model in models
+    ]
 
 
 def measured(profile: DeviceProfile, runtime: str) -> list[Measured]:

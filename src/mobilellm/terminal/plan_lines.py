@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mobilellm.report.figures import count
 from mobilellm.terminal.output import duration, put, size
 
 if TYPE_CHECKING:
+    from mobilellm.lab.latency import Forecast
     from mobilellm.plan.run import Plan as PlanFigures
 
 
-def print_plan(plan: PlanFigures) -> None:
-    """Print the plan as lines."""
+def print_plan(plan: PlanFigures, on_device: Sequence[Forecast] = ()) -> None:
+    """Print the plan as lines, and what the model will take on a device where that is forecast."""
     flops, memory = plan["flops_per_token"], plan["memory_bytes"]
     what = f"{plan['devices']} x {plan['device']}" if plan["devices"] > 1 else plan["device"]
     verdict = "fits" if plan["fits"] else "DOES NOT FIT: lower --micro-batch-size or add --fsdp"
@@ -53,4 +55,9 @@ def print_plan(plan: PlanFigures) -> None:
         lines.append(f"energy       {plan['energy_kwh']:,.0f} kWh at the devices' full power")
     if plan["cost"] is not None:
         lines.append(f"cost         {plan['cost']:,.0f}")
+    lines += [
+        f"on a device  {one['milliseconds']:.2f} ms a token, a file of {one['megabytes']:,.1f} MB, "
+        f"by {one['runtime']} on {one['device']}; {one['error']:.0%} off on shapes like these"
+        for one in on_device
+    ]
     put("\n".join([*lines, f"figures of   {plan['device_facts']['source']}"]))
