@@ -205,7 +205,9 @@ def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [keys.get(f"tokenizer.ggml.{name}") for name in names]
     others = [token for token in found[1:] if isinstance(token, int) and 0 <= token < rows]
-    return list(dict.fromkeys([*([] if found[0] is None else [found[0]]), *others]))
+    # Of whatever type: ModelConfig says what is wrong.
+    first = [] if found[0] is None else [found[0]]
+    return [*first, *(token for token in dict.fromkeys(others) if token not in first)]
 
 
 def _one_or_several(tokens: list[int]) -> int | list[int] | None:

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import orjson
 
@@ -25,6 +25,7 @@ from mobilellm.damage import is_panic
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, read_regular, write_file, write_json
 from mobilellm.patterns.limits import LONG, check_spaces, is_risky, library_error, within_time
+from mobilellm.schema import AtLeast, checked
 from mobilellm.tokenizer.growth import check_growth
 
 if TYPE_CHECKING:
@@ -285,6 +286,12 @@ class Tokenizer:
         )
 
 
+class AddedTokenEntry(TypedDict):
+    """A token of tokenizer_config.json's added_tokens_decoder."""
+
+    content: str
+
+
 def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_first: bool) -> None:
     """Add the tokens that the files beside a tokenizer.model name, under the ids given there.
 
@@ -298,12 +305,17 @@ def _add_tokens(fast: tokenizers.Tokenizer, folder: Path, pieces: int, space_fir
     for name in ("added_tokens.json", "tokenizer_config.json"):
         where = folder / name
         values = read_json(where, limit=16 << 20) if where.is_file() else {}
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: not a JSON object")
+        listed: dict[int, dict[str, Any]]
         if name == "added_tokens.json":
-            listed = {i: {"content": token} for token, i in values.items()}
+            ids = checked(values, dict[str, Annotated[int, AtLeast(0)]], str(where))
+            listed = {i: {"content": token} for token, i in ids.items()}
         else:
-            listed = {int(i): t for i, t in (values.get("added_tokens_decoder") or {}).items()}
+            settings = checked(values, dict[str, Any], str(where))
+            decoder = settings.get("added_tokens_decoder") or {}
+            tokens = checked(decoder, dict[str, AddedTokenEntry], f"{where}: added_tokens_decoder")
+            if not all(i.isascii() and i.isdecimal() and len(i) < 10 for i in tokens):
+                raise UserError(f"{where}: added_tokens_decoder: a key that is no token id")
+            listed = {int(i): dict(token) for i, token in tokens.items()}
         wanted |= listed
     for i, token in sorted(wanted.items()):
         content = token.get("content")
