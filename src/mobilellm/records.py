@@ -12,12 +12,10 @@ any field of a number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict, cast
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired  # Python 3.11 has it in typing
+from typing import Any, TypedDict, cast
 
 import orjson
+from typing_extensions import NotRequired  # Python 3.11 has it in typing
 
 
 class MetricsRow(TypedDict, total=False):
