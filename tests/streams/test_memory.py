@@ -95,6 +95,7 @@ def test_the_values_of_a_dictionary_are_not_written_out_at_once(tmp_path: Path) 
     assert memory < 420
 
 
+@pytest.mark.long
 def test_a_text_of_one_letter_is_refused_in_a_line(tmp_path: Path) -> None:
     """16 KB that unpack to 512 MB: read, trained on, and refused where it would be tokenized."""
     pytest.importorskip("zstandard")
@@ -114,7 +115,8 @@ def test_a_text_of_one_letter_is_refused_in_a_line(tmp_path: Path) -> None:
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == status, done.stderr
-        assert int(done.stdout.splitlines()[-1]) < 900  # MiB; the text has 500
+        # MiB: one and a half times the text's 500, and 512.
+        assert int(done.stdout.splitlines()[-1]) < 1262, done.stdout
         if status:
             (line,) = done.stderr.splitlines()
             assert line.startswith("mobilellm: in/a.txt.zst: ")
