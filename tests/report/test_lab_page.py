@@ -66,6 +66,7 @@ def browser() -> Iterator[Browser]:
 def test_it_fits_a_phone(browser: Browser, tmp_path: Path, dark: bool) -> None:
     write_lab_page(tmp_path / "page.html", LAB | {"title": "Depth against width"}, CURVES)
     page = browser.open((tmp_path / "page.html").as_uri(), width=360, dark=dark)
+    page.wait("document.readyState === 'complete'")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.evaluate("getComputedStyle(document.querySelector('polygon.band')).stroke") == (
         "none"

@@ -199,7 +199,9 @@ class Decoder:
         rows, columns = numbers.shape if held is None else (held.rows, held.columns)
         return _Matrix(
             data=self._pointer(numbers),
-            scales=None if held is None or held.kind == "bf16" else self._pointer(held.scales),
+            scales=None
+            if held is None or held.numbers.is_floating_point()
+            else self._pointer(held.scales),
             rows=rows,
             columns=columns,
             kind=KINDS["fp32" if held is None else held.kind],

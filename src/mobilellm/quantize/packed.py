@@ -74,7 +74,7 @@ class Held(nn.Module):
         return self._dense(self.numbers[flat], scales).view(*ids.shape, self.columns)
 
     def _dense(self, numbers: Tensor, scales: Tensor) -> Tensor:
-        if self.kind == "bf16":
+        if numbers.is_floating_point():
             return numbers.float()
         return dequantized(_integers(numbers) if self.kind == "int4" else numbers, scales)
 
@@ -83,7 +83,7 @@ class Held(nn.Module):
         rows = self.rows if rows is None else rows
         if self.kernel is not None and x.numel() <= KERNEL_TOKENS * self.columns:
             return self._by_kernel(x, rows)
-        if self.kind == "bf16" and torch.is_autocast_enabled("cpu"):
+        if self.numbers.is_floating_point() and torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.numbers[:rows])
         if rows <= 2 * ROWS_AT_ONCE:
             return linear(x, self.dense(0, rows))

@@ -31,7 +31,7 @@ def resolve_products(
     "auto"."""
     if recipe.train.products != "auto":
         return recipe.train.products
-    if device.type != "cpu" or recipe.train.precision != "fp32":
+    if device.type != "cpu" or recipe.train.precision != Precision.FP32.value:
         return "torch"
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
