@@ -116,13 +116,23 @@ class Browser:
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
-    def open(self, url: str, *, width: int = 1000, height: int = 800, dark: bool = False) -> Page:
-        """A new tab with this address."""
+    def open(
+        self,
+        url: str,
+        *,
+        width: int = 1000,
+        height: int = 800,
+        dark: bool = False,
+        before: str = "",
+    ) -> Page:
+        """A new tab with this address; the script `before` runs ahead of the page's own."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         page = Page(self, attached["sessionId"])
         self._pages[page.session] = page
         page.prepare(width, height, dark)
+        if before:
+            page.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         page.began = time.perf_counter()
         page.call("Page.navigate", url=url)
         return page

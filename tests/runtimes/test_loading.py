@@ -56,7 +56,7 @@ def save(folder: Path, model: Network, scheme: str | None = None) -> Path:
 
 @pytest.mark.parametrize("case", ["float", "bf16", "int4", "stored bf16"])
 def test_opening_takes_little_more_than_the_file(case: str, tmp_path: Path) -> None:
-    """At most 1.2 times the bytes of the file at any moment; integers then take the least."""
+    """At most 1.15 times the bytes of the file at any moment; integers then take the least."""
     if not sys.platform.startswith("linux"):
         pytest.skip("no system that tells")
     save(tmp_path / "warm", network())
@@ -75,7 +75,7 @@ def test_opening_takes_little_more_than_the_file(case: str, tmp_path: Path) -> N
     peak, after = (int(number) for number in said.stdout.split())
     size = (model / "model.safetensors").stat().st_size
     assert size > 75e6
-    assert 0.9 * size < peak < 1.2 * size
+    assert 0.9 * size < peak < 1.15 * size
     held = {"float": 1.0, "bf16": 0.5, "int4": 0.21, "stored bf16": 1.0}[case]
     if library.library() is not None:
         assert after < (held + 0.3) * size

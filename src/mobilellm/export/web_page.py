@@ -34,8 +34,28 @@ from mobilellm.version import __version__
 
 WLLAMA, WLLAMA_COMPAT = "@wllama/wllama", "@wllama/wllama-compat"
 PART_BYTES = 6 << 20  # of the model in one element of the page; divides by 3, as base64 needs
-# Chromium starts no worker that is a module from file://, and this one needs not be a module.
-MODULE_WORKER, PLAIN_WORKER = '{type:"module"}', "{}"
+CHANGES = (
+    # Chromium starts no worker that is a module from file://, and this one needs not be a module.
+    ('{type:"module"}', "{}"),
+    # A worker of such a page may read its code from a data: address alone, which takes ten times as
+    # long as compiling: engine_llama_cpp.js sends it compiled.
+    (
+        "const { verb, args, callbackId } = e.data;",
+        (
+            "if (e.data.compiled) { self.compiled = e.data.compiled; return; } "
+            "const { verb, args, callbackId } = e.data;"
+        ),
+    ),
+    (
+        "noInitialRun: true,",
+        (
+            "noInitialRun: true, instantiateWasm: (imports, done) => { "
+            "WebAssembly.instantiate(self.compiled, imports)"
+            ".then(made => done(made, self.compiled), handleError); return {}; },"
+        ),
+    ),
+)
+"""Of the engine's script: what stands there once, and what stands there instead."""
 OPENING = "Once upon a time"
 GGML = "llama.cpp: Copyright (c) 2023-2026 The ggml authors; under the same terms."
 HERE = (
@@ -140,10 +160,12 @@ def engine_parts() -> tuple[dict[str, bytes], str]:
     fast = package_files(WLLAMA, "LICENCE", "esm/index.min.js", "esm/wasm/wllama.wasm")
     compatible = package_files(WLLAMA_COMPAT, "wasm/wllama.js", "wasm/wllama.wasm")
     script = fast["esm/index.min.js"].decode()
-    if script.count(MODULE_WORKER) != 1:
-        raise UserError(f"{WLLAMA}: starts its worker in another way than expected")
+    for old, new in CHANGES:
+        if script.count(old) != 1:
+            raise UserError(f"{WLLAMA}: starts its worker in another way than expected")
+        script = script.replace(old, new)
     parts = {
-        "engine": script.replace(MODULE_WORKER, PLAIN_WORKER).encode(),
+        "engine": script.encode(),
         "wasm": fast["esm/wasm/wllama.wasm"],
         "wasm-compat": compatible["wasm/wllama.wasm"],
         "worker-compat": compatible["wasm/wllama.js"],

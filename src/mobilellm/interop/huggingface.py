@@ -292,7 +292,7 @@ def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict
             + (", only an lm_head.weight" if head is not None else ""),
             hint="the checkpoint was converted without its embedding: use another conversion",
         )
-    if embedding.numel() and bool((embedding == embedding.flatten()[0]).all()):
+    if _is_constant(embedding):
         raise UserError(
             f"{where}: model.embed_tokens.weight is constant: it was never initialized",
             hint="use another conversion",
@@ -306,6 +306,12 @@ def honor_tie(config: ModelConfig, named: dict[str, Tensor], where: str) -> dict
             )
         named.pop("lm_head.weight")
     return named
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether all numbers (R, C) are the same one. Few rows are looked at where they are not."""
+    rows, first = range(len(tensor)), tensor.flatten()[:1]
+    return bool(tensor.numel()) and all(bool((tensor[i] == first).all()) for i in rows)
 
 
 def spread_mlp(config: ModelConfig, named: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -158,7 +158,8 @@ def read(folder: Path, network: Network, release: bool = False) -> Quantized | N
     scales = _read_scales(folder / SCALES_FILE)
     parameters = dict(network.named_parameters())
     weights: dict[str, GridWeight] = {}
-    for ours, parts in stacks(network.config).items():
+    # From the last to the first: when the embedding's integers come, other floats are given back.
+    for ours, parts in reversed(stacks(network.config).items()):
         names = [name for name, _ in parts]
         if not any(name in grids for name in names):
             continue
@@ -178,7 +179,8 @@ def read(folder: Path, network: Network, release: bool = False) -> Quantized | N
         weights[ours] = on_grid(parameters[ours].detach(), together, one, f"{folder}: {ours}")
         if release:
             parameters[ours].data = torch.empty(0)
-    return Quantized(scheme=scheme, method=said["method"], weights=weights, facts=said["facts"])
+    in_order = dict(reversed(weights.items()))
+    return Quantized(scheme=scheme, method=said["method"], weights=in_order, facts=said["facts"])
 
 
 def _read_scales(path: Path) -> dict[str, Tensor]:

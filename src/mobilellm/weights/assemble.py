@@ -21,7 +21,7 @@ from mobilellm.model.rope import cos_sin, first_positions
 from mobilellm.model.weights import check_named, load_weights, stacks
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CHECKED_AT_ONCE = 1 << 20  # numbers; their sum makes a copy of them in float64
+CHECKED_AT_ONCE = 1 << 20  # numbers
 MAX_NAMED = 20  # tensors that one message names
 
 
@@ -50,7 +50,8 @@ def check_weights(
 
 
 def _finite(numbers: Tensor) -> bool:
-    return bool(torch.isfinite(numbers.sum(dtype=torch.float64)) or torch.isfinite(numbers).all())
+    # The sum in another type would make a copy, whose memory the process then keeps.
+    return bool(torch.isfinite(numbers.sum()) or torch.isfinite(numbers).all())
 
 
 def assemble(
