@@ -91,6 +91,7 @@ ENTRIES: dict[str, Acts] = {
     "train.batch_tokens": of("losses", "train.batch_tokens", 512, 256),
     "train.micro_batch_size": of("rows_at_once", "train.micro_batch_size", 0, 2),
     "train.seed": of("losses", "train.seed", 7, 8),
+    "train.dropout": of("losses", "train.dropout", 0.0, 0.1),
     "train.precision": of("losses", "train.precision", "fp32", "bf16"),
     "train.products": of("products", "train.products", "mixed", "onednn"),
     "train.compile": of("compiled", "train.compile", "off", "block"),
@@ -118,6 +119,12 @@ ENTRIES: dict[str, Acts] = {
     "optimizer.eps": of("losses", "optimizer.eps", 1e-8, 1e-3),
     "optimizer.momentum": of("losses", "optimizer.momentum", 0.95, 0.5, optimizer=MUON),
     "optimizer.weight_decay": of("losses", "optimizer.weight_decay", 0.1, 1.0),
+    "optimizer.weight_decay_schedule": of(
+        "losses", "optimizer.weight_decay_schedule", "constant", "learning_rate"
+    ),
+    "optimizer.cautious_weight_decay": of(
+        "losses", "optimizer.cautious_weight_decay", False, True
+    ),
     "optimizer.max_grad_norm": of("losses", "optimizer.max_grad_norm", 1.0, 1e-6),
     "optimizer.warmup_steps": of("losses learning_rates", "optimizer.warmup_steps", 3, 1),
     "optimizer.schedule": of(

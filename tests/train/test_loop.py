@@ -24,6 +24,8 @@ from mobilellm.recipe.recipe import (
 from mobilellm.train import checkpoint, loop, step
 from mobilellm.train.start import resume, train
 
+NAN, INF = float("nan"), float("inf")
+
 
 def test_a_run_documents_itself(recipe: Recipe, tmp_path: Path) -> None:
     outcome = train(tmp_path / "run", recipe)
@@ -55,12 +57,24 @@ def test_one_seed_is_one_run_and_another_is_another(recipe: Recipe, tmp_path: Pa
     assert not same(a.checkpoint, c.checkpoint)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("stop", [1, 7, 23])
+CAREFUL = {"cautious_weight_decay": True, "weight_decay_schedule": "learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "careful", "stop"),
+    [
+        *((kind, False, stop) for stop in (1, 7, 23) for kind in ("adamw", "muon")),
+        ("adamw", True, 7),
+        ("normuon", True, 7),
+    ],
+)
 def test_interrupted_and_resumed_equals_undisturbed(
-    recipe: Recipe, tmp_path: Path, kind: str, stop: int
+    recipe: Recipe, tmp_path: Path, kind: str, careful: bool, stop: int
 ) -> None:
+    """`careful` has what draws at random and what bends the weight decay, too."""
     recipe = recipe.replace("optimizer", name=kind).replace("train", log_every=1)
+    if careful:
+        recipe = recipe.replace("optimizer", **CAREFUL).replace("train", dropout=0.1)
     whole = train(tmp_path / "whole", recipe)
     first = train(tmp_path / "run", recipe, StopAt(stop))
     assert (first.step, first.interrupted) == (stop, "SIGINT")
@@ -212,18 +226,24 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = floa
     monkeypatch.setattr(step.TrainStep, "forward_backward", poisoned)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
+@pytest.mark.parametrize(
+    ("kind", "cautious", "value"),
+    [
+        *((kind, False, value) for value in (NAN, INF, 1e4) for kind in ("adamw", "muon")),
+        *((kind, True, NAN) for kind in ("adamw", "normuon")),
+    ],
+)
 def test_a_bad_step_is_skipped_and_counted(
     recipe: Recipe,
     tmp_path: Path,
     listener: Listener,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
+    cautious: bool,
     value: float,
 ) -> None:
     monkeypatch.setattr("mobilellm.optimizers.guard.FIRST", 5)
-    recipe = recipe.replace("optimizer", name=kind).replace(
+    recipe = recipe.replace("optimizer", name=kind, cautious_weight_decay=cautious).replace(
         "train", spike_threshold=20.0, checkpoint_every=1, keep_checkpoints=0
     )
     poison(monkeypatch, {8}, value)

@@ -8,6 +8,7 @@ import torch
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.optimizers.cautious import CautiousAdamW
 from mobilellm.optimizers.muon import Muon, orthogonalize
 from mobilellm.optimizers.optimizer import build, set_learning_rate
 from mobilellm.optimizers.schedule import factor as schedule
@@ -73,7 +74,7 @@ def test_orthogonalized_updates_have_singular_values_near_one() -> None:
 def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None:
     network = Network(ModelConfig.preset("1M", vocab_size=64, tie_word_embeddings=False))
     names = {id(p): name for name, p in network.named_parameters()}
-    for kind in ("adamw", "muon"):
+    for kind in ("adamw", "muon", "normuon"):
         optimizers = build(network, OptimizerSection(name=kind, weight_decay=0.1), Precision.FP32)  # type: ignore[arg-type]
         seen = [names[id(p)] for o in optimizers for g in o.param_groups for p in g["params"]]
         assert sorted(seen) == sorted(names.values())
@@ -93,6 +94,8 @@ def test_decay_is_on_matrices_only_and_every_parameter_is_in_one_group() -> None
     assert {g["lr"] for o in optimizers for g in o.param_groups} == {
         OptimizerSection().learning_rate / 2
     }
+    set_learning_rate(optimizers, 0.5, 0.25)
+    assert {g["weight_decay"] for o in optimizers for g in o.param_groups} == {0.0, 0.025}
 
 
 @pytest.mark.parametrize(("kind", "decay"), [("adamw", 0.1), ("muon", 0.0)])
@@ -116,3 +119,77 @@ def test_adamw_is_torchs_with_the_papers_settings() -> None:
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.9, 0.95)
     assert optimizer.defaults["eps"] == 1e-8
+
+
+def test_normuon_is_its_paper() -> None:
+    """Each part by the paper's algorithm, written out; the length of the update is that of Muon's.
+
+    A tall matrix is orthogonalized the other way around, and its rows stay what one neuron writes.
+    """
+    torch.manual_seed(0)
+    parts = [torch.randn(size) * 0.02 for size in ((24, 32), (8, 32))]
+    tall = torch.randn(40, 16) * 0.02
+    stacked, plain = torch.nn.Parameter(torch.cat(parts)), torch.nn.Parameter(tall.clone())
+    groups = [{"params": [stacked], "parts": [24, 8]}, {"params": [plain]}]
+    ours = Muon(groups, lr=0.02, weight_decay=0.1, row_decay=0.9)
+    wanted = [*(part.clone() for part in parts), tall.clone()]
+    moments = [torch.zeros_like(part) for part in wanted]
+    squares = [torch.zeros(len(part), 1) for part in wanted]
+    for _ in range(4):
+        gradients = [torch.randn(part.shape) for part in wanted]
+        gradients[0][:12] *= 50  # rows of unequal size
+        stacked.grad, plain.grad = torch.cat(gradients[:2]), gradients[2].clone()
+        ours.step()
+        for i, gradient in enumerate(gradients):
+            moments[i].lerp_(gradient, 0.05)
+            direction = 0.05 * gradient + 0.95 * moments[i]
+            flat = direction if len(direction) <= direction.shape[1] else direction.T
+            turned = orthogonalize(flat[None])[0]
+            turned = turned if flat is direction else turned.T
+            squares[i] = 0.9 * squares[i] + 0.1 * turned.square().mean(1, keepdim=True)
+            update = turned / squares[i].sqrt()
+            update *= turned.norm() / update.norm()
+            scale = 0.02 * 0.2 * max(update.shape) ** 0.5
+            wanted[i] = wanted[i] * (1 - 0.02 * 0.1) - scale * update
+    torch.testing.assert_close(stacked.detach(), torch.cat(wanted[:2]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(plain.detach(), wanted[2], rtol=1e-5, atol=1e-7)
+
+
+def test_normuon_is_built_with_its_rows() -> None:
+    network = Network(ModelConfig.preset("1M", vocab_size=64))
+    for kind, row_decay in (("muon", 0.0), ("normuon", 0.8)):
+        section = OptimizerSection(name=kind, betas=(0.9, 0.8))  # type: ignore[arg-type]
+        first, _ = build(network, section, Precision.FP32)
+        assert isinstance(first, Muon)
+        assert first.row_decay == row_decay
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "normuon"])
+def test_cautious_decay_is_only_where_the_update_does_not_make_a_weight_larger(kind: str) -> None:
+    """Against the same optimizer without decay: what is less there is a share of the weight."""
+    torch.manual_seed(0)
+    start = torch.randn(16, 24)
+    gradients = [torch.randn(16, 24) for _ in range(3)]
+
+    def made(decay: float) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(start.clone())
+        settings = {"lr": 0.01, "weight_decay": decay}
+        if kind == "adamw":
+            return weight, CautiousAdamW([weight], fused=True, **settings)
+        row_decay = 0.95 if kind == "normuon" else 0.0
+        groups = [{"params": [weight]}]
+        return weight, Muon(groups, cautious=True, row_decay=row_decay, **settings)
+
+    (plain, undecayed), (weight, decayed) = made(0.0), made(0.5)
+    for gradient in gradients:
+        before = weight.detach().clone()
+        plain.data.copy_(before)  # the updates depend on gradients alone
+        for parameter, optimizer in ((plain, undecayed), (weight, decayed)):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        update = plain.detach() - before
+        shrinks = update * before < 0
+        assert 0.2 < shrinks.float().mean() < 0.8
+        wanted = before * (1 - 0.01 * 0.5 * shrinks) + update
+        torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
+        assert [group["weight_decay"] for group in decayed.param_groups] == [0.5]

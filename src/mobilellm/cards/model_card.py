@@ -184,7 +184,10 @@ def _about(config: ModelConfig, facts: CardFacts) -> list[str]:
     rows = [
         ("parameters", f"{costs.parameters['total']:,}"),
         ("layers", blocks),
-        ("feed-forward", f"{config.intermediate_size}, SwiGLU"),
+        (
+            "feed-forward",
+            f"{config.intermediate_size}, {'SwiGLU' if config.feed_forward == 'swiglu' else 'ReLU'}",
+        ),
         ("heads", f"{heads}" + (", normalized queries and keys" if config.qk_norm else "")),
         ("vocabulary", f"{config.vocab_size:,} tokens, {tied}"),
         ("context", f"{config.max_position_embeddings:,} tokens"),

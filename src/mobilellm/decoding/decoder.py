@@ -223,8 +223,10 @@ def decoder_of(network: Network, threads: int | None = None) -> Decoder | None:
     """The one-token step of a network, with at most as many threads as torch has unless given.
 
     None without a C++ compiler (`library.fault` says so), for a network that is not on a CPU, and
-    for one with modules or number types that step.cpp does not know.
+    for one with modules, number types or a feed-forward that step.cpp does not know.
     """
+    if network.config.feed_forward != "swiglu":
+        return None
     if not _known(network) or (found := library()) is None:
         return None
     return Decoder(network, found, threads or torch.get_num_threads())

@@ -25,6 +25,7 @@ from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 SharedKV = Literal["own", "first"]
 LayerOrder = Literal["immediate", "all_over", "reverse"]
+FeedForwardKind = Literal["swiglu", "relu"]
 SLIDING, ALL = "sliding_attention", "full_attention"  # transformers' names in layer_types
 
 # Keys of the Llama family that name parts our network does not have: these values mean "absent".
@@ -85,7 +86,7 @@ class ModelConfig:
     hidden_size: int
     """Width of the residual stream."""
     intermediate_size: int
-    """Width of the SwiGLU feed-forward."""
+    """Width of the feed-forward."""
     num_hidden_layers: int
     """Blocks with weights of their own."""
     num_attention_heads: int
@@ -115,6 +116,9 @@ class ModelConfig:
     layer_order: LayerOrder = "immediate"
     """With layer_repeats > 1: each block so many times in a row (0 0 1 1), all blocks and then all
     again (0 1 0 1), or again from the last one back (0 1 1 0)."""
+    feed_forward: FeedForwardKind = "swiglu"
+    """swiglu has three matrices. relu, two with a ReLU between them, is for comparisons: it is
+    trained and evaluated here, and no other format holds it."""
     qk_norm: bool = False
     """Whether an RMSNorm over each head stands between the query and key projections and their
     rotation (as in Qwen3)."""
@@ -175,6 +179,8 @@ class ModelConfig:
         orders = ("immediate", "all_over", "reverse")
         if self.layer_order not in orders:
             raise unknown_name("layer_order", str(self.layer_order), orders)
+        if self.feed_forward not in ("swiglu", "relu"):
+            raise unknown_name("feed_forward", str(self.feed_forward), ("swiglu", "relu"))
         if self.shared_kv == "first" and self.layer_order != "immediate":
             raise UserError(
                 f'shared_kv = "first" with layer_order = "{self.layer_order}": keys and values are '
@@ -282,6 +288,8 @@ class ModelConfig:
                 f"{where}: a configuration is a JSON object, found {type(values).__name__}"
             )
         values = dict(values)
+        if values.get("feed_forward") == "relu":
+            values.pop("hidden_act", None)
         if rope := values.pop("rope_parameters", None):  # transformers 5 groups the rotary settings
             if not isinstance(rope, dict):
                 raise UserError(f"{where}: rope_parameters must be an object")
@@ -357,8 +365,9 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
         values = dataclasses.asdict(self)
-        repeats, shared_kv, qk_norm, order = (
-            values.pop(key) for key in ("layer_repeats", "shared_kv", "qk_norm", "layer_order")
+        repeats, shared_kv, qk_norm, order, feed_forward = (
+            values.pop(key)
+            for key in ("layer_repeats", "shared_kv", "qk_norm", "layer_order", "feed_forward")
         )
         shared, windows = repeats > 1, self.layer_types is not None
         if not qk_norm or values["qk_norm_gain"]:
@@ -367,7 +376,8 @@ class ModelConfig:
             del values["sliding_window"], values["layer_types"]
         # transformers' cwm divides the width by the heads.
         divides = self.hidden_size % self.num_attention_heads == 0
-        if shared or (windows and not qk_norm and not divides):
+        relu = feed_forward == "relu"
+        if shared or relu or (windows and not qk_norm and not divides):
             name, kind = "MobileLLM", "mobilellm"
         elif qk_norm:
             name, kind = "Qwen3", "qwen3"
@@ -380,7 +390,7 @@ class ModelConfig:
             values["rope_parameters"] = {"rope_theta": self.rope_theta} | rope
         head = {"architectures": [f"{name}ForCausalLM"], "model_type": kind}
         tail = {
-            "hidden_act": "silu",
+            "hidden_act": "relu" if relu else "silu",
             "attention_bias": False,
             "mlp_bias": False,
             "torch_dtype": "float32",
@@ -390,6 +400,7 @@ class ModelConfig:
                 {"qk_norm": True} if qk_norm else {}
             )
             values |= {} if order == "immediate" else {"layer_order": order}
+            values |= {"feed_forward": "relu"} if relu else {}
         if kind == "qwen3":
             del tail["mlp_bias"]
         return head | values | tail

@@ -52,7 +52,8 @@ class ModelCosts:
         )
         embedding = config.vocab_size * d
         head_norms = config.head_dim if config.qk_norm and config.qk_norm_gain else 0
-        attention, feed_forward = d * (q + 2 * kv) + q * d, 3 * d * config.intermediate_size
+        matrices = 3 if config.feed_forward == "swiglu" else 2
+        attention, feed_forward = d * (q + 2 * kv) + q * d, matrices * d * config.intermediate_size
         groups = {
             "embedding": embedding,
             "attention": layers * attention,

@@ -22,6 +22,7 @@ from mobilellm.model.attention_mask import DocumentMask, Span, attention_mask, m
 from mobilellm.model.cache import KeyValue, KVCache
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
+from mobilellm.model.dropout import dropped
 from mobilellm.model.fused import rms_norm, swiglu
 from mobilellm.model.generation import Sampling, generate
 from mobilellm.model.linear import Embedding, Linear
@@ -112,19 +113,27 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)). Gate and up are one matrix."""
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)). Gate and up are one matrix.
+
+    Or, for comparisons, down(relu(up(x))): there is no gate in `gate_up_proj` then.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.gated = config.feed_forward == "swiglu"
+        rows = config.intermediate_size * (2 if self.gated else 1)
+        self.gate_up_proj = Linear(config.hidden_size, rows)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_up_proj(x)))  # (B, T, 2 F) -> (B, T, F) -> (B, T, C)
+        up = self.gate_up_proj(x)  # (B, T, 2 F), or (B, T, F) without a gate
+        return self.down_proj(swiglu(up) if self.gated else up.relu())  # (B, T, F) -> (B, T, C)
 
 
 class Block(nn.Module):
     """Attention and feed-forward; each reads through a norm and adds to the residual stream."""
+
+    dropout = 0.0
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -147,8 +156,9 @@ class Block(nn.Module):
         y, key_value = self.self_attn(
             self.input_layernorm(x), rotation, mask, causal, cache, slot, shared, rows
         )
-        x = (x if rows is None else x[:, rows]) + y
-        return x + self.mlp(self.post_attention_layernorm(x)), key_value
+        x = (x if rows is None else x[:, rows]) + dropped(y, self.dropout)
+        y = self.mlp(self.post_attention_layernorm(x))
+        return x + dropped(y, self.dropout), key_value
 
 
 class Network(nn.Module):
@@ -157,6 +167,9 @@ class Network(nn.Module):
     With `initialized` false they are left for the caller to set. `UserError` where they take more
     memory than there is.
     """
+
+    dropout = 0.0
+    """Of what is written to the residual stream where gradients are taken (see `drop`)."""
 
     def __init__(self, config: ModelConfig, initialized: bool = True) -> None:
         super().__init__()
@@ -191,6 +204,12 @@ class Network(nn.Module):
             self.cos, self.sin = cos, sin
         return self.cos[start:stop], self.sin[start:stop]
 
+    def drop(self, rate: float) -> None:
+        """From now on drop this share of what is written to the residual stream, where gradients
+        are taken. It is torch's generator that draws."""
+        for part in (self, *self.layers):
+            part.dropout = rate
+
     @property
     def output_weight(self) -> Tensor:
         """(V, C): the embedding itself when tied."""
@@ -224,7 +243,8 @@ class Network(nn.Module):
             spec: attention_mask(spec, past, T, input_ids.device, documents, packed)
             for spec in dict.fromkeys(specs)
         }
-        x, slot, order = self.embed_tokens(input_ids), 0, self.config.application_order
+        x = dropped(self.embed_tokens(input_ids), self.dropout)
+        slot, order = 0, self.config.application_order
         reuse, before = self.config.shared_kv == "first", -1
         shared: KeyValue | None = None
         for place, number in enumerate(order, 1):

@@ -35,6 +35,8 @@ class StaticNetwork(nn.Module):
     def __init__(self, network: Network, context: int) -> None:
         """`UserError` when `context` is not from 1 to the network's max_position_embeddings."""
         super().__init__()
+        if network.config.feed_forward != "swiglu":
+            raise UserError("a feed-forward with ReLU is for training and evaluation alone")
         longest = network.config.max_position_embeddings
         if not 1 <= context <= longest:
             raise UserError(f"context {context}: must be from 1 to the model's {longest} positions")

@@ -51,7 +51,8 @@ def stacks(config: ModelConfig) -> Stacks:
             (theirs + "post_attention_layernorm.weight", width)
         ]
         found[ours + "mlp.gate_up_proj.weight"] = [
-            (theirs + f"mlp.{name}_proj.weight", ffn) for name in ("gate", "up")
+            (theirs + f"mlp.{name}_proj.weight", ffn)
+            for name in (("gate", "up") if config.feed_forward == "swiglu" else ("up",))
         ]
         found[ours + "mlp.down_proj.weight"] = [(theirs + "mlp.down_proj.weight", width)]
     found["norm.weight"] = [("model.norm.weight", width)]

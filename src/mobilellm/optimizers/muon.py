@@ -6,13 +6,17 @@ torch.optim.Muon walks over the parameters one by one and always iterates in bfl
 CPUs run hundreds of times slower than float32; here equal shapes go through one batched product in
 the precision that the device is fast at, and a matrix stacked from several (Q, K and V, or gate and
 up) is orthogonalized part by part.
+
+NorMuon (arXiv 2510.05491) then divides each row, which is what one neuron writes, by the root of
+its running mean square, and gives the whole the length that it had. Cautious weight decay (arXiv
+2510.12402) shrinks a weight only where the update does not make it larger.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +45,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Muon over 2-D parameters. A group's `parts` lists the row counts its parameters are stacked
-    from."""
+    from.
+
+    With `row_decay` above 0 it is NorMuon, whose mean squares of rows keep that share at each step;
+    `cautious` is how weights decay.
+    """
 
     def __init__(
         self,
@@ -50,11 +58,21 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         dtype: torch.dtype = torch.float32,
+        row_decay: float = 0.0,
+        cautious: bool = False,
     ) -> None:
         super().__init__(
             groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": None}
         )
-        self.dtype = dtype
+        self.dtype, self.row_decay, self.cautious = dtype, row_decay, cautious
+
+    def empty_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept of a parameter, as it is before its first step. The mean squares of rows
+        (rows, 1) are whole in every process."""
+        found = {"momentum": torch.zeros_like(parameter)}
+        if self.row_decay:
+            found["row_squares"] = torch.zeros(parameter.shape[0], 1, device=parameter.device)
+        return found
 
     found_inf: Tensor | None = None
     """1.0 to skip a step, as torch's fused optimizers have it: on the device, so that the host need
@@ -64,15 +82,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients; with `found_inf` 1 nothing changes."""
         keep = None if self.found_inf is None else 1 - self.found_inf
-        gathered: list[tuple[Tensor, Tensor]] = []
-        shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor, float, bool]]] = defaultdict(list)
+        apart: list[tuple[Tensor, Tensor, float | Tensor]] = []
+        shapes: dict[tuple[int, int], list[_Part]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
+                    state.update(self.empty_state(parameter))
                 gradient, momentum, weight = (
                     local(parameter.grad),
                     local(state["momentum"]),
@@ -81,30 +99,64 @@ class Muon(torch.optim.Optimizer):
                 if keep is not None:
                     gradient.masked_fill_(keep == 0, 0.0)  # NaN times 0 would stay NaN
                 amount, decay = 1 - group["momentum"], group["lr"] * group["weight_decay"]
+                decay = decay if keep is None else decay * keep
                 momentum.lerp_(gradient, amount if keep is None else amount * keep)
                 direction = gradient.lerp(momentum, group["momentum"])  # Nesterov
-                weight.mul_(1 - decay if keep is None else 1 - decay * keep)
-                if weight is not parameter:  # orthogonalizing needs whole matrices
+                sharded = weight is not parameter
+                if sharded:  # orthogonalizing needs whole matrices
                     direction = whole(direction, parameter)
+                if not self.cautious:
+                    weight.mul_(1 - decay)
+                if sharded or self.cautious:
                     weight = torch.zeros_like(direction)
-                    gathered.append((parameter, weight))
+                    apart.append((parameter, weight, decay))
                 parts = group["parts"] or [parameter.shape[0]]
-                for part, update in zip(weight.split(parts), direction.split(parts), strict=True):
-                    rows, columns = part.shape
-                    scale = (
-                        -group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                    )  # Moonlight: the RMS of AdamW's updates
-                    wide = rows <= columns
-                    shapes[min(rows, columns), max(rows, columns)].append(
-                        (part, update if wide else update.mT, scale, wide)
+                squares = (
+                    state["row_squares"].split(parts) if self.row_decay else [None] * len(parts)
+                )
+                for part, update, rows in zip(
+                    weight.split(parts), direction.split(parts), squares, strict=True
+                ):
+                    wide = part.shape[0] <= part.shape[1]
+                    shapes[min(part.shape), max(part.shape)].append(
+                        _Part(part, update if wide else update.mT, group["lr"], wide, rows)
                     )
         for entries in shapes.values():
-            updates = orthogonalize(
-                torch.stack([update for _, update, _, _ in entries]).to(self.dtype)
-            )
+            updates = orthogonalize(torch.stack([entry.update for entry in entries]).to(self.dtype))
             if keep is not None:
                 updates.mul_(keep)
-            for (part, _, scale, wide), update in zip(entries, updates, strict=True):
-                part.add_(update if wide else update.mT, alpha=scale)
-        for parameter, update in gathered:
-            local(parameter).add_(share(update, parameter))
+            for entry, found in zip(entries, updates, strict=True):
+                update = found if entry.wide else found.mT
+                # Moonlight: the RMS of AdamW's updates
+                scale = -entry.lr * 0.2 * max(update.shape) ** 0.5
+                if entry.squares is not None:
+                    update = self._by_row(update, entry.squares, keep)
+                entry.weight.add_(update, alpha=scale)
+        for parameter, change, decay in apart:
+            weight, change = local(parameter), share(change, parameter)
+            if self.cautious:
+                weight.mul_(1 - decay * (weight * change < 0))
+            weight.add_(change)
+
+    def _by_row(self, update: Tensor, squares: Tensor, keep: Tensor | None) -> Tensor:
+        """NorMuon's update (rows, columns) of an orthogonalized one, of the same length; `squares`
+        (rows, 1) take it in."""
+        update = update.float()
+        amount = 1 - self.row_decay
+        mean = update.square().mean(dim=1, keepdim=True)
+        squares.lerp_(mean, amount if keep is None else amount * keep)
+        even = update / squares.sqrt().clamp(min=1e-8)
+        return even.mul_(update.norm() / even.norm().clamp(min=1e-8))
+
+
+class _Part(NamedTuple):
+    """A matrix that is orthogonalized by itself."""
+
+    weight: Tensor
+    """Where its update goes, (rows, columns)."""
+    update: Tensor
+    """Its direction, no taller than wide."""
+    lr: float
+    wide: bool
+    """Whether it is so as it stands, and not transposed."""
+    squares: Tensor | None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import stacks
+from mobilellm.optimizers.cautious import CautiousAdamW
 from mobilellm.optimizers.muon import Muon
 from mobilellm.optimizers.transfer import TensorFactors, scale_rates
 from mobilellm.plan.memory import OptimizerCosts
@@ -38,7 +39,8 @@ class OptimizerKind:
 
 
 def _adamw(groups: list[Group], section: OptimizerSection) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=section.betas, eps=section.eps, fused=True)
+    kind = CautiousAdamW if section.cautious_weight_decay else torch.optim.AdamW
+    return kind(groups, betas=section.betas, eps=section.eps, fused=True)
 
 
 def _outside(network: Network, section: OptimizerSection, embedding_decay: float) -> list[Group]:
@@ -79,8 +81,8 @@ def _build_adamw(
 def _build_muon(
     network: Network, section: OptimizerSection, precision: Precision
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest. The embedding goes undecayed:
-    its rows are updated rarely and at a rate of their own."""
+    """Muon or NorMuon for the matrices inside the blocks, AdamW for the rest. The embedding goes
+    undecayed: its rows are updated rarely and at a rate of their own."""
     parts = {name: [rows for _, rows in found] for name, found in stacks(network.config).items()}
     by_parts: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for name, parameter in _inside(network).items():
@@ -91,26 +93,18 @@ def _build_muon(
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         dtype=precision.dtype,
+        row_decay=section.betas[1] if section.name == "normuon" else 0.0,
+        cautious=section.cautious_weight_decay,
     )
     return [muon, _adamw(_outside(network, section, embedding_decay=0.0), section)]
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind(build=_build_adamw, costs=OptimizerCosts(matrix_bytes=8)),
-    "muon": OptimizerKind(
-        build=_build_muon, costs=OptimizerCosts(matrix_bytes=4, orthogonalizes=True)
-    ),
-}
-
-# torch's class -> the tensors that it keeps for a parameter, as it makes them at its first step.
-STATE: dict[type[torch.optim.Optimizer], Callable[[nn.Parameter], dict[str, Tensor]]] = {
-    Muon: lambda p: {"momentum": torch.zeros_like(p)},
-    torch.optim.AdamW: lambda p: {
-        "exp_avg": torch.zeros_like(p),
-        "exp_avg_sq": torch.zeros_like(p),
-        "step": torch.zeros((), dtype=torch.float32, device=p.device),
-    },
-}
+} | dict.fromkeys(
+    ("muon", "normuon"),
+    OptimizerKind(build=_build_muon, costs=OptimizerCosts(matrix_bytes=4, orthogonalizes=True)),
+)
 
 
 def build(
@@ -120,14 +114,14 @@ def build(
     factor: float = 1.0,
     transfer: Mapping[str, TensorFactors] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`;
-    `transfer` are the factors of each tensor."""
+    """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`, and
+    its decay as `peak_decay`; `transfer` are the factors of each tensor."""
     optimizers = OPTIMIZERS[section.name].build(network, section, precision)
     if transfer is not None:
         scale_rates(optimizers, network, transfer)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"] * factor
+            group["peak_lr"], group["peak_decay"] = group["lr"] * factor, group["weight_decay"]
     return optimizers
 
 
@@ -136,7 +130,18 @@ def empty_state(optimizers: list[torch.optim.Optimizer]) -> None:
     be loaded into."""
     for optimizer in optimizers:
         for parameter in parameters(optimizer):
-            optimizer.state[parameter] = STATE[type(optimizer)](parameter)
+            optimizer.state[parameter] = _state(optimizer, parameter)
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The tensors that it keeps for a parameter, as it makes them at its first step."""
+    if isinstance(optimizer, Muon):
+        return optimizer.empty_state(parameter)
+    return {
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+    }
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
@@ -153,8 +158,11 @@ def skip_when(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
         optimizer.found_inf = flag  # type: ignore[attr-defined]
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Every group at `factor` times its peak."""
+def set_learning_rate(
+    optimizers: list[torch.optim.Optimizer], factor: float, decay: float = 1.0
+) -> None:
+    """Every group at `factor` times its peak, and at `decay` times its weight decay."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+            group["weight_decay"] = group["peak_decay"] * decay

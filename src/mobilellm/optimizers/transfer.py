@@ -11,7 +11,7 @@ nothing of the network changes, and its checkpoint is a plain Llama.
 
 With w = hidden_size / base_width and, for completep, d = applied blocks / base_layers (else 1):
 
-| tensor | first deviation | learning rate, AdamW | learning rate, Muon |
+| tensor | first deviation | learning rate, AdamW | learning rate, (Nor)Muon |
 |---|---|---|---|
 | embedding, output layer, norms in blocks | 1 | 1 | (AdamW) |
 | qkv, gate and up | 1 / sqrt(w) | 1 / w | 1 / sqrt(w) |
@@ -56,7 +56,7 @@ def transfer_factors(network: Network, recipe: Recipe) -> dict[str, TensorFactor
     width = config.hidden_size / section.base_width if section.kind else 1.0
     applied = config.num_hidden_layers * config.layer_repeats
     depth = applied / section.base_layers if section.kind == "completep" else 1.0
-    rate = math.sqrt(width) if recipe.optimizer.name == "muon" else width
+    rate = math.sqrt(width) if recipe.optimizer.name != "adamw" else width
     # Weights that begin at 0.7 / sqrt(columns) follow the width already.
     spread = 1.0 if recipe.model.initial_residual == "zero" else math.sqrt(width)
     found = {}

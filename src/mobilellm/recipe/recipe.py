@@ -50,7 +50,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "normuon"]
 ProductsName = Literal["auto", "torch", "mixed", "onednn"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
@@ -124,7 +124,11 @@ class TrainSection:
     """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the
     device's memory runs out."""
     seed: Annotated[int, AtLeast(0)] = 0
-    """Seeds the first weights and the order of the samples."""
+    """Seeds the first weights, the order of the samples, and what dropout draws."""
+    dropout: Annotated[float, Between(0, 0.9)] = 0.0
+    """Share of the numbers that are zero in a training step where the embedding, an attention or a
+    feed-forward writes to the residual stream, in multiples of 1/256; the others are scaled up. For
+    text that is read many times."""
     precision: PrecisionName = "auto"
     """Of the matrix products (weights and optimizer stay float32); auto measures which one the
     device is faster at."""
@@ -164,13 +168,14 @@ class OptimizerSection:
     """The optimizer and its schedule."""
 
     name: OptimizerName = "adamw"
-    """adamw for everything, or muon for the matrices inside the blocks and adamw for the rest."""
+    """adamw for everything, or muon for the matrices inside the blocks and adamw for the rest;
+    normuon is muon with updates of equal size for every row (arXiv 2510.05491)."""
     learning_rate: Annotated[float, Between(0, 1e3)] = 2e-3
     """Peak learning rate."""
     embedding_learning_rate: Annotated[float, Between(0, 1e3)] = 0.0
     """Peak for the embedding and norms; 0 is the same as learning_rate."""
     betas: Annotated[tuple[float, float], Between(0, 1)] = (0.9, 0.95)
-    """AdamW's decay rates of the two moments."""
+    """AdamW's decay rates of the two moments; the second is that of normuon's rows too."""
     eps: Annotated[float, Between(0, 1)] = 1e-8
     """AdamW's epsilon."""
     momentum: Annotated[float, Between(0, 1)] = 0.95
@@ -178,6 +183,11 @@ class OptimizerSection:
     weight_decay: Annotated[float, Between(0, 1e3)] = 0.1
     """Decoupled weight decay, on matrices inside the blocks and, with adamw, on the embedding;
     never on norms."""
+    weight_decay_schedule: Literal["constant", "learning_rate"] = "constant"
+    """What a step takes away is this times the learning rate of the step; with learning_rate it
+    falls once more, as that does from its peak."""
+    cautious_weight_decay: bool = False
+    """Shrink a weight only where the update does not make it larger (arXiv 2510.12402)."""
     max_grad_norm: Annotated[float, Between(0, 1e9)] = 1.0
     """Largest gradient norm; larger ones are scaled down. 0 is no limit."""
     warmup_steps: Annotated[int, AtLeast(0)] = 100

@@ -100,7 +100,7 @@ class Trainer:
             scale_initial(self.network, transfer_factors(self.network, recipe))
         elif weights.named is not None:
             load_weights(self.network, weights.named)
-        self.network.to(self.device)
+        self.network.to(self.device).drop(recipe.train.dropout)
         said = self.watcher.said if self.world.main else lambda _: None
         started = self.network if weights is not None and weights.named is not None else None
         with self.world.waiting():
@@ -257,6 +257,9 @@ class Fit:
         step, before = self.done, trainer.state.data
         self.world.beat(step)
         watch.mark("compute")
+        if self.recipe.train.dropout:  # a step draws alike however often the run was stopped
+            place = step * self.world.size + self.world.rank
+            torch.manual_seed((self.recipe.train.seed * 1_000_003 + place) % (1 << 63))
         loss = trainer.step.forward_backward(*batch)
         watch.mark("optimizer")
         norm, skipped = trainer.step.update(step, loss)

@@ -144,7 +144,9 @@ class TrainStep:
         norm = full(torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
         skip = self.guard.check(loss, norm)
         skip_when(self.optimizers, skip)
-        set_learning_rate(self.optimizers, factor(step, self.recipe.train.steps, section))
+        rate = factor(step, self.recipe.train.steps, section)
+        follows = section.weight_decay_schedule == "learning_rate"
+        set_learning_rate(self.optimizers, rate, rate if follows else 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

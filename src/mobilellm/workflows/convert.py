@@ -128,6 +128,11 @@ def convert(
     loaded = load(source, shared_kv=shared_kv, fold=fold, tokenizer=tokenizer, ignored=ignore_keys)
     if loaded.tokenizer_fault is not None:
         raise loaded.tokenizer_fault
+    if loaded.config.feed_forward != "swiglu" and to != "mobilellm":
+        raise UserError(
+            f"{source}: {to} does not hold a feed-forward with ReLU, which is for comparisons",
+            hint="keep it with --to mobilellm, or train one without feed_forward",
+        )
     network, quantized, notes = loaded.network, loaded.quantized, [*loaded.notes]
     context = _context(context, network.config, to, writer)
     if precision is None and quantized is None and writer.as_stored:
