@@ -181,6 +181,14 @@ class NextStep(TypedDict):
     command: str
 
 
+class QuantizedFigures(TypedDict):
+    """How well a run predicts its held-out text once its numbers are rounded."""
+
+    bits_per_byte: float
+    added_bits_per_byte: float
+    """Over those of the run itself, in float32."""
+
+
 class Result(TypedDict, total=False):
     """result.json: the final figures of a run; all fields are there once it has ended, none
     before."""
@@ -199,6 +207,8 @@ class Result(TypedDict, total=False):
     samples: list[Sample]
     conversations: list[Talk]
     """Of a training on conversations, side by side."""
+    quantized: dict[str, QuantizedFigures]
+    """By scheme, and as "float" the run itself; of the runs of a lab that asks for it."""
     training: Training
     model: ModelFigures
     data: DataFigures

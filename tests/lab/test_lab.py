@@ -19,11 +19,12 @@ from mobilellm.errors import UserError
 from mobilellm.lab.folder import LabFolder, is_stale
 from mobilellm.lab.intervals import paired
 from mobilellm.lab.lab_file import read_lab
-from mobilellm.lab.plan import make_plan, seconds_of
+from mobilellm.lab.plan import make_plan
 from mobilellm.lab.results import table_of
 from mobilellm.lab.session import begin, go_on, write_outputs
 from mobilellm.lab.work import Listener, work
 from mobilellm.recipe.recipe import Recipe
+from mobilellm.terminal.amounts import seconds_of
 from mobilellm.train.loop import Outcome
 from mobilellm.train.rows import Watcher
 from mobilellm.train.start import train

@@ -181,13 +181,11 @@ def _about(config: ModelConfig, facts: CardFacts) -> list[str]:
         blocks += f", each applied {config.layer_repeats} times ({config.layer_order})"
     tied = "tied" if config.tie_word_embeddings else "untied"
     heads = f"{config.num_attention_heads}, {config.num_key_value_heads} of keys and values"
+    kinds = {"swiglu": "SwiGLU", "relu": "ReLU"}
     rows = [
         ("parameters", f"{costs.parameters['total']:,}"),
         ("layers", blocks),
-        (
-            "feed-forward",
-            f"{config.intermediate_size}, {'SwiGLU' if config.feed_forward == 'swiglu' else 'ReLU'}",
-        ),
+        ("feed-forward", f"{config.intermediate_size}, {kinds[config.feed_forward]}"),
         ("heads", f"{heads}" + (", normalized queries and keys" if config.qk_norm else "")),
         ("vocabulary", f"{config.vocab_size:,} tokens, {tied}"),
         ("context", f"{config.max_position_embeddings:,} tokens"),

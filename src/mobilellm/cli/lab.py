@@ -13,10 +13,11 @@ import tyro
 class Lab:
     """Train the cells of a table with the same seeds, and say which differences are real.
 
-    A lab is a TOML file, or one of the paper's tables by name (table1, table2, table10, table11,
-    table13, table14, table15, table16). Cells are solved so that what is held equal is equal, and
-    measured before anything begins. A lab that was stopped goes on with the same command, which may
-    also be given in several terminals, or on machines that see one folder.
+    A lab is a TOML file, or a shipped one by name: the paper's tables (table1, table2, table10,
+    table11, table13, table14, table15, table16), findings, rates. Cells are solved so that what is
+    held equal is equal, and measured before anything begins. A lab that was stopped goes on with
+    the same command, which may also be given in several terminals, or on machines that see one
+    folder.
 
     Example: mobilellm lab table11 --data data/book --out labs/depth --budget 6h --seeds 3
     """

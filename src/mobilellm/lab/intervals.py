@@ -14,6 +14,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 LEVEL = 0.95
 
 
@@ -96,6 +98,16 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     product = sum((p - middle) * (q - middle) for p, q in zip(x, y, strict=True))
     spread = sum((p - middle) ** 2 for p in x) * sum((q - middle) ** 2 for q in y)
     return product / math.sqrt(spread)
+
+
+def best_place(places: Sequence[float], scores: Sequence[float]) -> float:
+    """Where a parabola over log place is lowest, within the places; the best of them where it opens
+    downwards."""
+    x = np.log(places)
+    a, b, _ = np.polyfit(x, scores, 2)
+    if a <= 0:
+        return float(places[int(np.argmin(scores))])
+    return float(np.exp(np.clip(-b / (2 * a), x.min(), x.max())))
 
 
 def ranks(values: Sequence[float]) -> list[float]:

@@ -32,6 +32,7 @@ from typing import Any, Literal
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.lab.shapes import ShapeRule
 from mobilellm.model.config import ModelConfig
+from mobilellm.quantize.schemes import SCHEMES
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.recipe.settings import build, check_ranges, key_of
 
@@ -105,6 +106,12 @@ class LabFile:
     """Rows that are written out, each with every combination of the axes."""
     compare: str = ""
     """The cell that the others are compared with; the first one when empty."""
+    optimum: str = ""
+    """The last of the axes, of three or more numbers: for each row, where the first metric is best
+    along it, by a parabola over its logarithm."""
+    quantized: tuple[str, ...] = ()
+    """Schemes by which each finished run is rounded and scored anew; their figures are metrics:
+    quantized.w8a8.bits_per_byte, quantized.w8a8.added_bits_per_byte."""
     metrics: tuple[MetricEntry, ...] = (MetricEntry(key=BITS, name="bits a byte"),)
     """The columns; the first is the one that ranks."""
     published: Published | None = None
@@ -127,6 +134,11 @@ class LabFile:
                     f"{where}: {key} is the same in every cell",
                     hint="give --seeds" if key == "train.seed" else "give --data",
                 )
+        if self.optimum:
+            self._check_optimum(where)
+        unknown = next((name for name in self.quantized if name not in SCHEMES), None)
+        if unknown is not None:
+            raise unknown_name("scheme", unknown, SCHEMES, f"{where}: quantized")
         if self.shape is not None:
             check_ranges(self.shape, "shape.")
         if self.equal in ("parameters", "latency"):
@@ -154,6 +166,14 @@ class LabFile:
             unknown = next((n for n in self.published.values if n not in names), None)
             if unknown is not None:
                 raise unknown_name("cell", unknown, names, f"{where}: published.values")
+
+    def _check_optimum(self, where: str) -> None:
+        """`UserError` unless the last axis can be the optimum's."""
+        axis = next(reversed(self.axes), "")
+        values = [v for v in self.axes.get(axis, ()) if isinstance(v, (int, float)) and v > 0]
+        if axis != self.optimum or len(values) < 3 or len(values) < len(self.axes[axis]):
+            what = f"{where}: optimum = {self.optimum!r} must be the last of the axes"
+            raise UserError(f"{what}, with three or more numbers above 0")
 
     def _check_solvable(self, where: str, keys: list[str]) -> None:
         """`UserError` where an axis takes what the shape is solved by."""
@@ -196,8 +216,10 @@ class LabFile:
         """Everything of it that decides what is trained and compared: two files with equal content
         are one lab."""
         values = dataclasses.asdict(self)
-        for key in ("title", "about", "published", "left_out", "metrics", "profile"):
+        for key in ("title", "about", "published", "left_out", "metrics", "profile", "optimum"):
             del values[key]
+        if not self.quantized:  # so that a lab of an earlier version goes on
+            del values["quantized"]
         return values
 
 
@@ -231,7 +253,7 @@ def labs_folder() -> Path:
 def shipped() -> list[str]:
     """Names of the shipped labs, table by table."""
     names = [path.stem for path in labs_folder().glob("*.toml")]
-    return sorted(names, key=lambda name: [*map(int, re.findall(r"\d+", name)), 0])
+    return sorted(names, key=lambda name: ([*map(int, re.findall(r"\d+", name)), 1 << 30], name))
 
 
 def lab_path(name: str) -> Path:

@@ -1,6 +1,6 @@
 """What a lab will take, before it begins: cells, tokens, hours, and what it can show.
 
-    plan = make_plan(lab, Path("data/book"), seeds=3, budget=seconds_of("6h"))
+    plan = make_plan(lab, Path("data/book"), seeds=3, budget=6 * 3600)
     plan.seconds, plan.runs
 
 Every cell is measured by a few real steps of it. Where the lab names no train.steps, the budget
@@ -10,8 +10,7 @@ decides them: all cells get as many as fit.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ BUDGET_SHARE = 0.92
 EVALUATIONS = 8
 """Of the held-out text during a run, where the lab does not say when."""
 MAX_SEEDS = 1000
-UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,24 +83,6 @@ class LabPlan:
         """The smallest difference whose interval does not hold zero, in standard deviations of the
         paired differences; None for one seed."""
         return smallest_difference(1.0, self.seeds)
-
-
-def seconds_of(text: str) -> float:
-    """A budget in seconds: "6h", "90 min", "1.5h". `UserError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*", text)
-    if match is None or not float(match[1]):
-        raise UserError(f"budget {text!r}: no time", hint="write 6h, 90min or 300s")
-    return float(match[1]) * UNITS[match[2]]
-
-
-def amount_of(flag: str, text: str, units: Mapping[str, float]) -> float:
-    """A limit such as "20ms" or "60MB" in the unit whose size is 1. `UserError` for anything
-    else."""
-    match = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(units)})\s*", text)
-    if match is None or not float(match[1]):
-        first = next(iter(units))
-        raise UserError(f"--{flag} {text!r}: no number of {first}", hint=f"write 20{first}")
-    return float(match[1]) * units[match[2]]
 
 
 def make_plan(

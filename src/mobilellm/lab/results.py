@@ -17,6 +17,7 @@ from mobilellm.errors import UserError
 from mobilellm.files import read_json
 from mobilellm.lab.folder import Job, LabFolder
 from mobilellm.lab.intervals import (
+    best_place,
     paired,
     rank_correlation,
     residual_deviation,
@@ -67,6 +68,16 @@ class RowResult(TypedDict):
     published_difference: float | None
 
 
+class Optima(TypedDict):
+    """Where each row of a sweep is best: by the means over seeds, and by each seed."""
+
+    axis: str
+    rows: dict[str, float]
+    by_seed: dict[str, list[float]]
+    ratio: float | None
+    """The largest over the smallest of the rows; None where one lies at an end of the axis."""
+
+
 class LabTable(TypedDict):
     """A lab's results as table.json has them."""
 
@@ -82,6 +93,8 @@ class LabTable(TypedDict):
     published: dict[str, Any] | None
     """Source, column, the rank correlation of all means, and those of each seed."""
     left_out: dict[str, str]
+    optima: Optima | None
+    """Of a lab that asks for them, of rows whose cells all have a finished run."""
     noise: dict[str, float | None]
     """deviation: of a run, once cell and seed are taken away; smallest_difference: that it shows
     with all seeds."""
@@ -135,6 +148,7 @@ def table_of(folder: LabFolder, lab: LabFile) -> LabTable:
         "rows": rows,
         "published": None if lab.published is None else _published(lab, values[main.key]),
         "left_out": lab.left_out,
+        "optima": _optima(lab, values[main.key]) if lab.optimum else None,
         "noise": {
             "deviation": deviation,
             "smallest_difference": None
@@ -218,6 +232,26 @@ def _deviation(cells: Sequence[Mapping[int, float]]) -> float | None:
     cells = [cell for cell in cells if cell]
     seeds = sorted(set.intersection(*(set(cell) for cell in cells))) if cells else []
     return residual_deviation([[cell[seed] for seed in seeds] for cell in cells])
+
+
+def _optima(lab: LabFile, values: Mapping[str, dict[int, float]]) -> Optima:
+    """The best places along the last axis."""
+    places = [float(place) for place in lab.axes[lab.optimum]]
+    names = [name for name, _ in lab.cell_settings()]
+    sign = 1.0 if lab.metrics[0].better == "lower" else -1.0
+    best, by_seed = {}, {}
+    for start in range(0, len(names), len(places)):
+        cells = [values[name] for name in names[start : start + len(places)]]
+        seeds = sorted(set.intersection(*map(set, cells)))
+        if not seeds:
+            continue
+        row = names[start].rpartition("/")[0]
+        found = [[sign * cell[seed] for cell in cells] for seed in seeds]
+        best[row] = best_place(places, [statistics.fmean(of) for of in zip(*found, strict=True)])
+        by_seed[row] = [best_place(places, scores) for scores in found]
+    inside = all(min(places) < place < max(places) for place in best.values())
+    ratio = max(best.values()) / min(best.values()) if inside and len(best) > 1 else None
+    return {"axis": lab.optimum, "rows": best, "by_seed": by_seed, "ratio": ratio}
 
 
 def _published(lab: LabFile, values: Mapping[str, dict[int, float]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mobilellm.lab.folder import Job, LabFolder, check_recipe
 from mobilellm.train.rows import Watcher
 from mobilellm.train.start import resume, train
 from mobilellm.workflows.finish import finish
+from mobilellm.workflows.quantized_scores import score_quantized
 
 
 class Listener:
@@ -126,6 +127,8 @@ def _train(folder: LabFolder, job: Job, watcher: Watcher, worked: Worked) -> str
             return None
         known = _baselines(folder)
         result = finish(outcome, known=known, sampled=False)
+        if schemes := folder.plan["content"].get("quantized"):
+            score_quantized(run, schemes)
     except KeyboardInterrupt:
         worked.interrupted = "SIGINT"
         return None

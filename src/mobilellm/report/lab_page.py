@@ -141,6 +141,22 @@ def difference_chart(table: Mapping[str, Any]) -> Markup:
     )
 
 
+def best_places(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a sweep: where each row is best along its axis, and how far that moves."""
+    optima = table["optima"]
+    if optima is None:
+        return []
+    found = []
+    for name, place in optima["rows"].items():
+        seeds = ", ".join(f"{value:.3g}" for value in optima["by_seed"][name])
+        found.append((f"best {optima['axis']} of {name}", f"{place:.3g} (by seed {seeds})"))
+    if optima["ratio"] is not None:
+        found.append(("it moves by a factor of", fixed(optima["ratio"], 2)))
+    elif len(found) > 1:
+        found.append(("it moves by a factor of", f"{MISSING} (some are at an end of the axis)"))
+    return found
+
+
 def facts(table: Mapping[str, Any]) -> list[tuple[str, object]]:
     """What it cost, and how sure it is."""
     noise, name = table["noise"], table["metrics"][0]["name"]
@@ -151,6 +167,7 @@ def facts(table: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("device", table["device"]),
         ("begun", table["date"]),
     ]
+    found += best_places(table)
     if noise["deviation"] is not None:
         spread = fixed(noise["deviation"], 4)
         found.append(("noise of a run", f"{spread}, standard deviation of its {name}"))

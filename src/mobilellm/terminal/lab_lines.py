@@ -12,6 +12,7 @@ from typing import Any
 from mobilellm.lab.plan import LabPlan
 from mobilellm.printable import one_line
 from mobilellm.report.figures import MISSING, count, fixed
+from mobilellm.report.lab_page import best_places
 from mobilellm.terminal.output import duration
 
 GREY, PLAIN = "\x1b[90m", "\x1b[0m"
@@ -111,6 +112,8 @@ def _conclusions(table: Mapping[str, Any], grey: bool) -> list[str]:
             f"rank correlation with {one_line(published['source'])} over {published['cells']} "
             f"cells: {published['correlation']:.2f}{spread}"
         )
+    for name, value in best_places(table):
+        lines.append(f"{one_line(name)}: {value}")
     for name, why in table["left_out"].items():
         lines.append(f"left out: {one_line(name)}: {one_line(why)}")
     for run in table["failed"]:

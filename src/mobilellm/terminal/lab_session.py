@@ -12,9 +12,10 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.lab.folder import LabFolder
 from mobilellm.lab.lab_file import LabFile, read_lab
-from mobilellm.lab.plan import make_plan, seconds_of
+from mobilellm.lab.plan import make_plan
 from mobilellm.lab.session import begin, go_on, measure_of, with_profile, write_outputs
 from mobilellm.lab.work import Worked, work
+from mobilellm.terminal.amounts import seconds_of
 from mobilellm.terminal.lab_lines import plan_lines, table_lines
 from mobilellm.terminal.lab_view import LabView
 from mobilellm.terminal.output import print_json, progress, put, say

@@ -8,7 +8,7 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.lab.lab_file import labs_folder
 from mobilellm.lab.latency import LatencyModel
-from mobilellm.lab.plan import LabPlan, amount_of, seconds_of
+from mobilellm.lab.plan import LabPlan
 from mobilellm.lab.search import Limits, name_of, sample_shapes, search, write_shapes
 from mobilellm.lab.search import candidates as find_candidates
 from mobilellm.lab.shapes import ShapeRule
@@ -17,6 +17,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.profiling.device_profile import read_profile
 from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 from mobilellm.recipe.settings import check_ranges
+from mobilellm.terminal.amounts import amount_of, seconds_of
 from mobilellm.terminal.lab_lines import aligned
 from mobilellm.terminal.lab_session import agreed
 from mobilellm.terminal.lab_view import LabView
