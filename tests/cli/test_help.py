@@ -90,7 +90,7 @@ def test_field_docs_and_types() -> None:
     assert set(field_docs(Train)) >= {"recipe", "out", "resume", "json"}
     hints = typing.get_type_hints(OptimizerSection)
     assert type_name(hints["betas"]) == "2 x number"
-    assert type_name(hints["name"]) == "adamw or muon"
+    assert type_name(hints["name"]) == "adamw or muon or normuon"
 
 
 @pytest.mark.parametrize(("key", "new"), OLD_KEYS.items())

@@ -28,7 +28,7 @@ RATES = [1e-3, 3e-3, 3e-2]
 SWEEP = (
     LAB.partition("[shape]")[0]
     .replace('equal = "parameters"\ncompare = "3"', 'quantized = ["w8a8"]\noptimum = "{optimum}"')
-    .replace("steps = 12", "steps = 6")
+    .replace("steps = 12", "steps = 3")
     .replace("hidden_size = 32", "num_hidden_layers = 2, hidden_size = 32")
     + """
 [axes]
