@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from tests.export.browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MOBILELLM_SHARED", ROOT.parent / "shared"))
@@ -30,6 +32,15 @@ def without_data(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} (CI=true: set MOBILELLM_SHARED, or run -m 'not shared')")
     pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, where there is one."""
+    if CHROMIUM is None:
+        without_data("no chromium on PATH")
+    with Browser() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.calls.test_scores import ADD, DIALOGUE, FUNCTIONS, SERVICE, instructed
+from tests.command_line import call
 from tests.interop.networks import checkpoint, network
+from tests.rows import write_rows
 
-from mobilellm import cli
 from mobilellm.calls.answers import Asker
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.runtimes.running import open_model
@@ -40,18 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bfcl_v4_irrelevance", [BFCL_ROW]),
         ("ifeval_prompts", [instructed("punctuation:no_comma")]),
     ):
-        (found / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(found / f"{name}.jsonl", rows)
     return found
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
-) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.out, captured.err
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.command_line import outcome
 from tests.interop.networks import checkpoint, network
 
-from mobilellm import cli
 from mobilellm.calls.held import Held, HeldTo, call_schema
 from mobilellm.errors import UserError
 from mobilellm.model.generation import Sampling
@@ -192,13 +192,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
     return found
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return int(caught.value.code or 0), captured.out, captured.err
-
-
 @pytest.mark.parametrize(
     ("file", "runtime"),
     [("m", "mobilellm"), ("m.gguf", "llama.cpp"), ("onnx", "onnxruntime")],
@@ -209,7 +202,7 @@ def test_every_runtime_writes_valid_text(
     pytest.importorskip({"llama.cpp": "xllamacpp"}.get(runtime, "torch"))
     pytest.importorskip({"onnxruntime": "onnxruntime"}.get(runtime, "torch"))
     common = ("--prompt", "the king", "--max-new-tokens", 30, "--runtime", runtime, "--threads", 1)
-    status, out, err = call(
+    status, out, err = outcome(
         capsys, "generate", folder / file, *common, "--schema", folder / "s.json", "--json"
     )
     assert status == 0
@@ -239,7 +232,7 @@ def test_bad_schemas_are_one_line(
 ) -> None:
     if content is not None:
         (tmp_path / "s.json").write_text(content)
-    status, out, err = call(capsys, "generate", folder / "m", "--schema", tmp_path / "s.json")
+    status, out, err = outcome(capsys, "generate", folder / "m", "--schema", tmp_path / "s.json")
     assert (status, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1

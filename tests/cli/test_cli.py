@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.command_line import call
 
-from mobilellm import cli
 from mobilellm.cli.verbs import VERBS
 
 TRAIN = [
@@ -35,17 +35,6 @@ def run(
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
     assert done.returncode == status, done.stderr
     return done
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
-) -> tuple[str, str]:
-    """In this process, which has torch loaded already."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.out, captured.err
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import command_line
 
-from mobilellm.cli import main
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.model.config import ModelConfig
@@ -24,11 +24,7 @@ TASKS = list(COMMONSENSE)
 def call(
     capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
 ) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as exit_:
-        main(["eval", *map(str, arguments)])
-    found = capsys.readouterr()
-    assert exit_.value.code == status, found.err
-    return found.out, found.err
+    return command_line.call(capsys, "eval", *arguments, status=status)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.command_line import call
 
 from mobilellm import cli
 from mobilellm.cli.train import Train
@@ -21,14 +22,6 @@ SCREEN = (24, 80)  # lines and columns of the smallest terminal anyone has
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(SCREEN[1]))
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.out, captured.err
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])

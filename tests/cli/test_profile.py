@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import command_line
 from tests.interop.networks import checkpoint, network
 from tests.profiling.test_profile import BANDWIDTH, FIGURES
 from tests.report.pages import check
 
-from mobilellm import cli
 from mobilellm.profiling import profile as profiles
 
 
@@ -36,11 +36,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def call(
     capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
 ) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["profile", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.out, captured.err
+    return command_line.call(capsys, "profile", *arguments, status=status)
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.command_line import call
 from tests.interop.networks import checkpoint, network
 
-from mobilellm import cli
 from mobilellm.tokenizer.tokenizer import train_bpe
 
 
@@ -14,16 +14,6 @@ from mobilellm.tokenizer.tokenizer import train_bpe
 def model(tmp_path: Path, sample_text: str) -> Path:
     (tmp_path / "text.txt").write_text(sample_text[:3_000])
     return checkpoint(tmp_path / "model", network(), train_bpe([sample_text[:30_000]], 320))
-
-
-def call(
-    capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0
-) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([*map(str, arguments)])
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.out, captured.err
 
 
 def test_a_model_is_quantized_and_info_says_so(

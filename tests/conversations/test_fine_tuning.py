@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from tests.interop.networks import checkpoint, network
+from tests.rows import write_rows
 
 from mobilellm import cli
 from mobilellm.conversations.prepare_chat import prepare_chat
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"instruction": f"what is {what}", "output": answer}
         for what, answer in list(ANSWERS.items()) * 30
     ]
-    (found / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(found / "talks.jsonl", rows)
     prepare_chat([found / "talks.jsonl"], found / "data", tokenizer=tokenizer, held_out=0.1)
     return found
 

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_line import call
+from tests.rows import write_rows
 
-from mobilellm import cli
 from mobilellm.conversations.forms import read_conversation
 from mobilellm.conversations.prepare_chat import prepare_chat
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.validate import validate
 from mobilellm.errors import UserError
-from mobilellm.tokenizer.chat_template import CHATML, CHATML_TOKENS, ChatTemplate
+from mobilellm.tokenizer.chat_template import CHATML, ChatTemplate
 from mobilellm.tokenizer.conversation import encode_conversation
-from mobilellm.tokenizer.special_tokens import with_special_tokens
-from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 ASKED = {"role": "user", "content": "what is a fox"}
 SAID = {"role": "assistant", "content": "an animal"}
 CALL = {"function": {"name": "look", "arguments": '{"for": "hen"}'}}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    base = train_bpe(["the fox and the hen said what is a fox an animal " * 20], 320)
-    return with_special_tokens(base, CHATML_TOKENS)[0]
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -93,7 +81,7 @@ def calling(**function: Any) -> dict[str, Any]:
 def test_a_bad_conversation_is_one_line_with_its_place(
     row: Any, said: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}, row])
+    file = write_rows(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}, row])
     with pytest.raises(UserError) as caught:
         prepare_chat([file], tmp_path / "out", tokenizer=tokenizer)
     assert str(caught.value).startswith(f"{file}:2: ")
@@ -105,7 +93,7 @@ def test_a_bad_conversation_is_one_line_with_its_place(
 def test_documents_and_mask_are_the_conversations(tokenizer: Tokenizer, tmp_path: Path) -> None:
     marked = {"role": "user", "content": "a <|im_end|> of text"}
     rows = [{"messages": [marked, {**SAID, "content": f"answer {i}"}]} for i in range(40)]
-    file = write(tmp_path / "talks.jsonl", rows)
+    file = write_rows(tmp_path / "talks.jsonl", rows)
     manifest = prepare_chat([file], tmp_path / "out", tokenizer=tokenizer, held_out=0.2)
     assert not validate(tmp_path / "out").faults_in_all
     data = TokenFolder.open(tmp_path / "out", verify=True)
@@ -133,7 +121,7 @@ def test_long_conversations_lose_whole_turns_and_are_counted(
     context = len(encode_conversation(tokenizer, template, talk).ids) - 1
     long = {"messages": [{**ASKED, "content": "fox " * 200}, SAID]}
     rows: list[Any] = [{"messages": talk}, *[{"messages": [ASKED, SAID]}] * 30, long]
-    file = write(tmp_path / "talks.jsonl", rows)
+    file = write_rows(tmp_path / "talks.jsonl", rows)
     options: dict[str, Any] = {"tokenizer": tokenizer, "context": context, "held_out": 0.3}
     with pytest.raises(UserError, match=r"talks.jsonl:32: .* tokens up to the first answer"):
         prepare_chat([file], tmp_path / "out", **options)
@@ -147,13 +135,9 @@ def test_long_conversations_lose_whole_turns_and_are_counted(
 
 def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer.save(tmp_path / "tokenizer")
-    file = write(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}] * 20)
+    file = write_rows(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}] * 20)
     given = ["prepare", "--chat", file, "--out", tmp_path / "out", "--held-out", "0.3"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*map(str, given)])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("mobilellm: --chat needs --tokenizer")
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*map(str, given), "--tokenizer", str(tmp_path / "tokenizer")])
-    assert ended.value.code == 0
-    assert "20 whole, 0 without" in capsys.readouterr().out
+    _, err = call(capsys, *given, status=2)
+    assert err.startswith("mobilellm: --chat needs --tokenizer")
+    out, _ = call(capsys, *given, "--tokenizer", tmp_path / "tokenizer")
+    assert "20 whole, 0 without" in out

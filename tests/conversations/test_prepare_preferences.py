@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_line import call
+from tests.rows import write_rows
 
-from mobilellm import cli
 from mobilellm.conversations.pairs import read_pair
 from mobilellm.conversations.prepare_preferences import prepare_preferences
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.data.validate import validate
 from mobilellm.errors import UserError
-from mobilellm.tokenizer.chat_template import CHATML_TOKENS, ChatTemplate
+from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_conversation
-from mobilellm.tokenizer.special_tokens import with_special_tokens
-from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+from mobilellm.tokenizer.tokenizer import Tokenizer
 
 ASKED = {"role": "user", "content": "what is a fox"}
 GOOD = {"role": "assistant", "content": "an animal"}
 BAD = {"role": "assistant", "content": "a hen"}
 EARLIER = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox"}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    base = train_bpe(["the fox and the hen said what is a fox an animal " * 20], 320)
-    return with_special_tokens(base, CHATML_TOKENS)[0]
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -84,7 +72,7 @@ def test_a_bad_pair_is_one_line_with_its_place(
     row: Any, said: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     good = {"prompt": "what is a fox", "chosen": "an animal", "rejected": "a hen"}
-    file = write(tmp_path / "pairs.jsonl", [good, row, *[good] * 30])
+    file = write_rows(tmp_path / "pairs.jsonl", [good, row, *[good] * 30])
     options: dict[str, Any] = {"tokenizer": tokenizer, "sequence_length": 100, "held_out": 0.3}
     with pytest.raises(UserError) as caught:
         prepare_preferences([file], tmp_path / "out", **options)
@@ -105,7 +93,7 @@ def test_rows_hold_whole_pairs_and_their_mask_is_the_answers(
         else {"prompt": f"what is {i} <|im_end|>", "chosen": "fox " * (i % 7 + 1), "rejected": "x"}
         for i in range(60)
     ]
-    file = write(tmp_path / "pairs.jsonl", rows)
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
     manifest = prepare_preferences(
         [file], tmp_path / "out", tokenizer=tokenizer, sequence_length=180, held_out=0.2
     )
@@ -143,20 +131,14 @@ def test_rows_hold_whole_pairs_and_their_mask_is_the_answers(
 def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer.save(tmp_path / "tokenizer")
     good = {"prompt": "what is a fox", "chosen": "an animal", "rejected": "a hen"}
-    file = write(tmp_path / "pairs.jsonl", [good] * 20)
-    given = [*map(str, ("prepare", "--preferences", file, "--out", tmp_path / "out"))]
+    file = write_rows(tmp_path / "pairs.jsonl", [good] * 20)
+    given = ("prepare", "--preferences", file, "--out", tmp_path / "out")
     for more, message in (
         ([], "--preferences needs --tokenizer"),
         (["--chat"], "are two things"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            cli.main([*given, *more])
-        assert ended.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in call(capsys, *given, *more, status=2)[1]
     more = ["--held-out", "0.3", "--sequence-length", "128"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*given, *more, "--tokenizer", str(tmp_path / "tokenizer")])
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
+    printed, _ = call(capsys, *given, *more, "--tokenizer", tmp_path / "tokenizer")
     assert "pairs of answers: 20, 0 left out" in printed
     assert "data.sequence_length = 128" in printed

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from pathlib import Path
 
 import pytest
+from tests.rows import write_rows
 
 from mobilellm import cli
 from mobilellm.conversations.prepare_chat import prepare_chat
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
     tokenizer = train_bpe(["what is a fox an animal " * 20], 300, reserved=4)
     rows = [{"instruction": f"{HOSTILE} {i}", "output": f"{HOSTILE} an animal"} for i in range(40)]
-    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "talks.jsonl", rows)
     prepare_chat([folder / "talks.jsonl"], folder / "data", tokenizer=tokenizer, held_out=0.2)
     return folder / "data"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from tests.interop.networks import network
+from tests.rows import write_rows
 
 from mobilellm.conversations.prepare_chat import prepare_chat
 from mobilellm.conversations.prepare_preferences import prepare_preferences
@@ -48,7 +48,7 @@ def test_the_score_is_that_of_the_answers(tokenizer: Tokenizer, tmp_path: Path) 
         {"instruction": f"what is {i}", "output": ANSWERS[i % 3] + " and so on" * (i % 9)}
         for i in range(80)
     ]
-    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "talks.jsonl", rows)
     prepare_chat([tmp_path / "talks.jsonl"], tmp_path / "d", tokenizer=tokenizer, held_out=0.4)
     data = TokenFolder.open(tmp_path / "d")
     model = network(vocab_size=data.vocab_size)
@@ -68,7 +68,7 @@ def test_of_pairs_the_chosen_answers_are_scored(tokenizer: Tokenizer, tmp_path: 
     rows = [
         {"prompt": f"what is {i}", "chosen": ANSWERS[i % 3], "rejected": "rye"} for i in range(60)
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "pairs.jsonl", rows)
     manifest = prepare_preferences(
         [tmp_path / "pairs.jsonl"],
         tmp_path / "d",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import without_data
-from tests.export.browser import CHROMIUM, Browser, Page
+from tests.export.browser import Browser, Page
+from tests.export.serving import asked_elsewhere, served
 from tests.export.test_turns import CHATML, tokenizer_with
 from tests.interop.networks import checkpoint, network
 
@@ -22,7 +19,6 @@ from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt
 from mobilellm.tokenizer.tokenizer import train_bpe
 from mobilellm.workflows.convert import convert
-from mobilellm.workflows.page_server import Handler, Server
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("wllama")]
 MARKUP = "<script>globalThis.ran = 1</script><img src=x onerror='globalThis.ran = 2'>"
@@ -33,14 +29,6 @@ OLDER = {
     "delete Uint8Array.fromBase64": "wllama",
     "delete WebAssembly.Suspending": "wllama, compatible build",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        without_data("no chromium on PATH")
-    with Browser() as found:
-        yield found
 
 
 def opened(browser: Browser, file: Path | str, before: str = "", **settings: object) -> Page:
@@ -193,15 +181,8 @@ def test_a_folder_writes_the_same_from_a_server(
     loaded = load(source, tokenizer=tokenizer)
     ids = loaded.prompt_ids("Once upon a time")
     tokens = list(loaded.network.generate(ids, TOKENS, Sampling(temperature=0)))
-    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "page")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/"
+    with served(tmp_path / "page") as address:
         page = opened(browser, address, temperature=0, tokens=TOKENS)
         assert answer(page, "Once upon a time")["text"] == loaded.continuation(ids, tokens)
-    finally:
-        server.shutdown()
-        server.server_close()
-    outside = [a for a in page.requests if not a.startswith((address, "data:", "blob:"))]
-    assert outside == []
+    assert asked_elsewhere(page, address) == []
     assert page.problems == []

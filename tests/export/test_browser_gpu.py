@@ -4,10 +4,8 @@ write, asks its own server alone, and takes text as text."""
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 from tests.conftest import without_data
 from tests.export.browser import CHROMIUM, SOFTWARE_WEBGPU, Browser, Page
 from tests.export.onnx_models import network
+from tests.export.serving import asked_elsewhere, served
 from tests.export.test_browser import answer, opened
 from tests.export.test_turns import CHATML, tokenizer_with
 from tests.interop.networks import checkpoint
@@ -25,21 +24,9 @@ from mobilellm.quantize.methods import quantized_network
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt
 from mobilellm.workflows.convert import convert
-from mobilellm.workflows.page_server import Handler, Server
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("transformers_js")]
 TOKENS = 12
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager
@@ -50,8 +37,7 @@ def page_of(folder: Path, *flags: str, **settings: object) -> Iterator[Page]:
     with served(folder) as address, Browser(*flags) as browser:
         page = opened(browser, address, **settings)
         yield page
-        outside = [a for a in page.requests if not a.startswith((address, "data:", "blob:"))]
-        assert outside == []
+        assert asked_elsewhere(page, address) == []
         assert [p for p in page.problems if "available adapters" not in p] == []
 
 

@@ -6,19 +6,18 @@ base / "hf", base / "m.gguf", base / "data", base / "run"
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 import torch
 from safetensors.torch import load_file
+from tests.command_line import status_of
 from tests.hostile import gguf_file
 from tests.interop.networks import checkpoint, network
+from tests.rows import write_rows
 
-from mobilellm import cli
 from mobilellm.tokenizer.chat_template import CHATML
 from mobilellm.tokenizer.sentencepiece import SentencePieceModel
 from mobilellm.tokenizer.sentencepiece_file import write_model
@@ -34,9 +33,7 @@ TRAIN = (
 
 def call(*arguments: object) -> None:
     """A verb that has to succeed."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(one) for one in arguments])
-    assert not ended.value.code, arguments
+    assert status_of(*arguments) == 0, arguments
 
 
 def make_base(folder: Path) -> Path:
@@ -51,7 +48,7 @@ def make_base(folder: Path) -> Path:
     (folder / "m.gguf").write_bytes(gguf_file.whole())
     (folder / "text.txt").write_text(TEXT * 80)
     rows = [{"text": f"{TEXT} {i}", "n": i} for i in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "rows.jsonl", rows)
     prepared = ("--tokenizer", source, "--workers", 1)
     call("prepare", folder / "text.txt", folder / "rows.jsonl", "--out", folder / "data", *prepared)
     call("train", "--data.path", folder / "data", "--out", folder / "run", *TRAIN)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.interop.networks import checkpoint, logits, network
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tests.interop.networks import checkpoint, logits, network, transformers_llama
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
 from mobilellm.cli import main
 from mobilellm.interop import folder as folder_module
@@ -19,19 +19,7 @@ OWN = {"do_sample": True, "temperature": 0.6, "top_k": 7, "top_p": 0.9, "repetit
 
 def theirs(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     """A folder that transformers wrote, in a number type, with sampling settings of its own."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval()
+    model = transformers_llama(folder, dtype)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 3], **OWN)
     model.save_pretrained(folder)
     return model

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.command_line import status_of
 from tests.interop.networks import checkpoint, logits, network
 from tokenizers import AddedToken
 
-from mobilellm.cli import main
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import prompt_ids
@@ -20,13 +20,6 @@ from mobilellm.workflows.convert import convert
 @pytest.fixture(scope="module")
 def tokenizer(sample_text: str) -> Tokenizer:
     return train_bpe([sample_text[:30_000]], 320)
-
-
-def run(arguments: list[str]) -> int:
-    """The status of the command line."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    return int(stopped.value.code or 0)
 
 
 def with_keys(folder: Path, **keys: object) -> Path:
@@ -63,10 +56,10 @@ def test_a_key_that_could_is_refused_unless_the_user_says_otherwise(
 ) -> None:
     folder = with_keys(checkpoint(tmp_path / "m", network()), embedding_scale=1.0)
     arguments = ["convert", str(folder), str(tmp_path / "out"), "--to", "hf"]
-    assert run(arguments) == 2
+    assert status_of(*arguments) == 2
     assert "'embedding_scale'" in (said := capsys.readouterr().err)
     assert "--ignore-keys" in said
-    assert run([*arguments, "--ignore-keys", "embedding_scale"]) == 0
+    assert status_of(*arguments, "--ignore-keys", "embedding_scale") == 0
     assert "left out: embedding_scale" in capsys.readouterr().out
     sliding = with_keys(folder, layer_types=["sliding_attention", "full_attention"])
     with pytest.raises(UserError, match="layer_types"):
@@ -113,7 +106,7 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(
     counts = {}
     for flag in ([], ["--special"]):
         arguments = ["generate", str(folder), "--prompt", "<|endoftext|>", "--max-new-tokens", "1"]
-        assert run([*arguments, "--json", *flag]) == 0
+        assert status_of(*arguments, "--json", *flag) == 0
         counts[bool(flag)] = json.loads(capsys.readouterr().out)["prompt_tokens"]
     assert counts[False] > counts[True] == 1
 

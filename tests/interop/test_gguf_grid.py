@@ -7,34 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.model.shapes import WIDTH_64
 
 from mobilellm.errors import UserError
 from mobilellm.families.names import gguf_name, reordered
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import to_named
 from mobilellm.quantize.methods import quantized_network
 from mobilellm.workflows.convert import convert
-
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-)
 
 
 def saved(
     folder: Path, scheme: str = "int4", embedding: str = "int8", **changes: Any
 ) -> tuple[Path, Network]:
     torch.manual_seed(0)
-    network = Network(dataclasses.replace(CONFIG, **changes)).eval()
+    network = Network(dataclasses.replace(WIDTH_64, **changes)).eval()
     quantized = quantized_network(network, scheme, "search", embedding)
     folder.mkdir()
     save_checkpoint(folder, network, None, {})

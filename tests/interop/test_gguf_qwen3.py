@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.interop.networks import checkpoint, logits, network
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from tests.interop.networks import checkpoint, logits, network, transformers_qwen3
+from transformers import Qwen3ForCausalLM
 
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
@@ -17,33 +17,9 @@ from mobilellm.workflows.convert import convert
 IDS = [i * 37 % 300 for i in range(60)]
 
 
-def qwen3(folder: Path) -> Qwen3ForCausalLM:
-    """transformers' own, with random weights and head sizes that do not make up the width."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.normal_(1.0, 0.2)
-    model.save_pretrained(folder)
-    return model
-
-
 def test_transformers_qwen3_runs_in_llama_cpp(tmp_path: Path, sample_text: str) -> None:
     pytest.importorskip("xllamacpp")
-    model = qwen3(tmp_path / "m")
+    model = transformers_qwen3(tmp_path / "m")
     train_bpe([sample_text[:30_000]], 320).save(tmp_path / "m")
     result = convert(tmp_path / "m", tmp_path / "m.gguf", "gguf")
     assert result.largest_difference < 1e-6
@@ -56,7 +32,7 @@ def test_transformers_qwen3_runs_in_llama_cpp(tmp_path: Path, sample_text: str) 
 
 
 def test_a_file_of_qwen3_comes_back_as_transformers_network(tmp_path: Path) -> None:
-    model = qwen3(tmp_path / "m")
+    model = transformers_qwen3(tmp_path / "m")
     convert(tmp_path / "m", tmp_path / "m.gguf", "gguf")
     convert(tmp_path / "m.gguf", tmp_path / "back", "hf")
     found = Qwen3ForCausalLM.from_pretrained(tmp_path / "back").state_dict()

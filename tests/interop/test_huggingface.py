@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.interop.networks import IDS, checkpoint, logits, network
+from tests.interop.networks import IDS, checkpoint, logits, network, transformers_llama
 
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
@@ -227,21 +227,8 @@ def test_absent_keys_mean_what_they_mean_to_transformers(tmp_path: Path) -> None
 
 
 def test_what_transformers_writes_is_read(tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     for tied in (True, False):
-        config = LlamaConfig(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            tie_word_embeddings=tied,
-        )
-        theirs = LlamaForCausalLM(config).eval()
-        theirs.save_pretrained(tmp_path / str(tied))
+        theirs = transformers_llama(tmp_path / str(tied), tie_word_embeddings=tied)
         with torch.no_grad():
             assert (
                 theirs(IDS).logits - logits(load(tmp_path / str(tied)).network)

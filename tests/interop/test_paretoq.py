@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tests.interop.networks import transformers_llama
+from transformers import LlamaForCausalLM
 
 from mobilellm.errors import UserError
 from mobilellm.families.names import gguf_name, reordered
@@ -66,20 +67,7 @@ def test_values_are_those_of_the_published_quantizer(bits: int) -> None:
 
 def checkpoint(folder: Path, bits: int, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     """A folder as ParetoQ's training leaves it; and transformers' network of the same values."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval()
-    model.save_pretrained(folder)
+    model = transformers_llama(folder, dtype)
     named = load_file(folder / "model.safetensors")
     for name in [n for n in named if n.endswith("_proj.weight")]:
         ranges = initial_ranges(named[name].float(), bits).to(dtype)

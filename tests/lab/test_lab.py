@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_line import outcome, refused
 from tests.lab.labs import LAB
 
-from mobilellm import cli
 from mobilellm.errors import UserError
 from mobilellm.lab.folder import LabFolder, is_stale
 from mobilellm.lab.intervals import paired
 from mobilellm.lab.lab_file import read_lab
-from mobilellm.lab.plan import make_plan
+from mobilellm.lab.plan import LabPlan, make_plan
 from mobilellm.lab.results import table_of
 from mobilellm.lab.session import begin, go_on, write_outputs
 from mobilellm.lab.work import Listener, work
@@ -34,12 +34,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+def planned(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> LabPlan:
+    """The plan of the whole lab, its cells measured."""
+    path = tmp_path_factory.mktemp("planned") / "depth.toml"
+    path.write_text(LAB)
+    return make_plan(read_lab(str(path)), small_data, SEEDS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, planned: LabPlan) -> Path:
     """The folder of the whole lab, trained in one go; tests copy it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "depth.toml").write_text(LAB)
     lab = read_lab(str(folder / "depth.toml"))
-    made = begin(folder / "lab", make_plan(lab, small_data, SEEDS))
+    made = begin(folder / "lab", planned)
     assert work(made).finished == 6
     write_outputs(made, lab)
     return folder
@@ -131,11 +139,11 @@ work(LabFolder.open(Path(sys.argv[1])), listener=KillAt(2, int(sys.argv[2])))
 
 
 def test_a_lab_that_is_killed_goes_on_to_the_same_table_to_the_bit(
-    finished: Path, tmp_path: Path, small_data: Path
+    finished: Path, planned: LabPlan, tmp_path: Path
 ) -> None:
     shutil.copy(finished / "depth.toml", tmp_path / "depth.toml")
     lab = read_lab(str(tmp_path / "depth.toml"))
-    folder = begin(tmp_path / "lab", make_plan(lab, small_data, SEEDS))
+    folder = begin(tmp_path / "lab", planned)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "lab"), "8", str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -157,11 +165,10 @@ print(work(LabFolder.open(Path(sys.argv[1]))).finished)
 
 
 def test_two_workers_share_a_folder_and_train_nothing_twice(
-    finished: Path, tmp_path: Path, small_data: Path
+    finished: Path, planned: LabPlan, tmp_path: Path
 ) -> None:
     shutil.copy(finished / "depth.toml", tmp_path / "depth.toml")
-    lab = read_lab(str(tmp_path / "depth.toml"))
-    begin(tmp_path / "lab", make_plan(lab, small_data, SEEDS))
+    begin(tmp_path / "lab", planned)
     command = [sys.executable, "-c", WORKER, str(tmp_path / "lab")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     counts = [int(process.communicate(timeout=120)[0]) for process in both]
@@ -286,21 +293,6 @@ def test_budgets_are_read() -> None:
 # --- bad input: one line, exit status 2, nothing lost ---
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    status, _, err = call(capsys, *arguments)
-    assert status == 2, err
-    lines = err.splitlines()
-    assert len(lines) == 1, err
-    return lines[0]
-
-
 def changed(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
@@ -347,6 +339,7 @@ def test_a_lab_that_cannot_work_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("steady")
 def test_a_budget_below_one_cell(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, lab_file: Path, small_data: Path
 ) -> None:
@@ -425,13 +418,13 @@ def test_the_verb_prints_a_table_and_goes_on(
     folder = LabFolder.open(copy / "lab")
     folder.record("done", folder.jobs()[-1]).unlink()
     arguments = ["lab", str(copy / "depth.toml"), "--out", str(copy / "lab")]
-    status, out, err = call(capsys, *arguments)
+    status, out, err = outcome(capsys, *arguments)
     assert status == 0, err
     assert "6/6  6, seed 1: training" in err
     rows = [line.split() for line in out.splitlines() if line[:2] in ("2 ", "3 ", "6 ")]
     assert [row[0] for row in rows] == ["2", "3", "6"]
     assert "rank correlation with a paper <b> over 3 cells" in out
-    status, out, _ = call(capsys, *arguments, "--json")
+    status, out, _ = outcome(capsys, *arguments, "--json")
     found = json.loads(out)
     assert (found["done"], found["runs"]) == (6, 6)
     assert json.loads((copy / "lab/table.json").read_text()) == found
@@ -442,7 +435,7 @@ def test_the_plan_is_printed_and_nothing_begun(
 ) -> None:
     out = tmp_path / "lab"
     arguments = ["lab", str(lab_file), "--data", str(small_data), "--out", str(out), "--plan"]
-    status, text, _ = call(capsys, *arguments, "--set", "train.steps=30", "--seeds", "2")
+    status, text, _ = outcome(capsys, *arguments, "--set", "train.steps=30", "--seeds", "2")
     assert status == 0
     assert "3 cells x 2 seeds, equal parameters" in text
     assert "6 runs, 23k tokens" in text

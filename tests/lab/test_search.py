@@ -163,7 +163,7 @@ def test_a_search_trains_less_and_less_and_writes_a_recipe(
     out = tmp_path / "out"
     arguments = [
         "search", "--device", str(tmp_path / "profile.json"), "--max-latency", "2ms",
-        "--max-size", "1MB", "--data", str(small_data), "--out", str(out), "--budget", "60s",
+        "--max-size", "1MB", "--data", str(small_data), "--out", str(out), "--budget", "12s",
         "--recipe", str(recipe_file(tmp_path)), "--candidates", "4", "--head-dim", "8",
         "--ffn-multiple", "8",
     ]  # fmt: skip
@@ -205,6 +205,7 @@ def test_a_search_trains_less_and_less_and_writes_a_recipe(
         ({"--budget": "0.01s"}, "has no room for 20 steps"),
     ],
 )
+@pytest.mark.usefixtures("steady")
 def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -229,6 +230,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("steady")
 def test_equal_latency_solves_widths_by_a_profile_of_one_device(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, lab_file: Path, small_data: Path
 ) -> None:

@@ -3,36 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.model.shapes import (
+    WIDTH_32,
+    assert_same_gradients,
+    gradients,
+    learner_and_reference,
+)
 
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken
 from mobilellm.model.network import Network
 
-CONFIG = ModelConfig(
-    vocab_size=307,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-)
-
-
-def networks() -> tuple[Network, Network]:
-    torch.manual_seed(0)
-    student, teacher = Network(CONFIG), Network(CONFIG)
-    with torch.no_grad():
-        for network in (student, teacher):
-            for parameter in network.parameters():
-                parameter.mul_(3)  # distributions that are far from even
-    return student, teacher.requires_grad_(False)
-
 
 def batch(rows: int = 3, length: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(0, CONFIG.vocab_size, (rows, length + 1))
+    ids = torch.randint(0, WIDTH_32.vocab_size, (rows, length + 1))
     targets = ids[:, 1:].clone()
     targets[0, 5:11] = -100
     return ids[:, :-1], targets
@@ -65,23 +49,20 @@ def plain(
 def test_loss_and_gradients_are_those_of_the_plain_way(
     weight: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * CONFIG.vocab_size)  # 4 chunks
-    student, teacher = networks()
+    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * WIDTH_32.vocab_size)  # 4 chunks
+    student, teacher = learner_and_reference()
     inputs, targets = batch()
     loss = Distillation(teacher, weight, temperature)(student, inputs, targets)
     loss.backward()
-    found = {name: p.grad.clone() for name, p in student.named_parameters()}
-    student.zero_grad()
+    found = gradients(student)
     expected = plain(student, teacher, inputs, targets, weight, temperature)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in student.named_parameters():
-        scale = parameter.grad.abs().max()
-        assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
+    assert_same_gradients(found, gradients(student))
 
 
 def test_both_networks_see_a_document_alone() -> None:
-    student, teacher = networks()
+    student, teacher = learner_and_reference()
     inputs, targets = batch()
     documents = (torch.arange(20) // 7).expand(3, -1)
     found = Distillation(teacher, 0.5, 1.0)(student, inputs, targets, documents)
@@ -93,7 +74,7 @@ def test_both_networks_see_a_document_alone() -> None:
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
-    student, _ = networks()
+    student, _ = learner_and_reference()
     inputs, targets = batch()
     loss = Distillation(student, 1.0, 2.0)(student, inputs, targets)
     loss.backward()

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.test_distillation import CONFIG, batch, networks, plain
+from tests.model.shapes import (
+    WIDTH_32,
+    assert_same_gradients,
+    gradients,
+    learner_and_reference,
+)
+from tests.model.test_distillation import batch, plain
 
 from mobilellm.model.network import Network
 from mobilellm.objectives.cached import CachedDistillation
@@ -26,31 +32,27 @@ def kept(
 def test_with_all_tokens_it_is_the_whole_distance(
     weight: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * CONFIG.vocab_size)
-    student, teacher = networks()
+    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * WIDTH_32.vocab_size)
+    student, teacher = learner_and_reference()
     inputs, targets = batch()
-    beside = kept(teacher, inputs, CONFIG.vocab_size, temperature)
+    beside = kept(teacher, inputs, WIDTH_32.vocab_size, temperature)
     loss = CachedDistillation(weight, temperature)(student, inputs, targets, None, *beside)
     loss.backward()
-    found = {name: p.grad.clone() for name, p in student.named_parameters()}
-    student.zero_grad()
+    found = gradients(student)
     expected = plain(student, teacher, inputs, targets, weight, temperature)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in student.named_parameters():
-        scale = parameter.grad.abs().max()
-        assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
+    assert_same_gradients(found, gradients(student))
 
 
 @pytest.mark.parametrize("k", [1, 5, 306])
 def test_the_rest_is_one_outcome(k: int) -> None:
-    student, teacher = networks()
+    student, teacher = learner_and_reference()
     inputs, targets = batch()
     ids, scores = kept(teacher, inputs, k, 1.0)
     loss = CachedDistillation(1.0)(student, inputs, targets, None, ids, scores)
     loss.backward()
-    found = {name: p.grad.clone() for name, p in student.named_parameters()}
-    student.zero_grad()
+    found = gradients(student)
     log_student = student(inputs).log_softmax(-1)
     mine = log_student.gather(-1, ids)
     rest = log_student.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
@@ -60,15 +62,13 @@ def test_the_rest_is_one_outcome(k: int) -> None:
     expected = apart[targets != -100].sum()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for name, parameter in student.named_parameters():
-        scale = parameter.grad.abs().max()
-        assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
+    assert_same_gradients(found, gradients(student))
     whole = plain(student, teacher, inputs, targets, 1.0, 1.0).item()
     assert expected.item() <= whole * (1 + 1e-6)
 
 
 def test_memory_is_tried_without_a_cache() -> None:
-    student, _ = networks()
+    student, _ = learner_and_reference()
     inputs, targets = batch()
     found = CachedDistillation(0.5)(student, inputs, targets)
     assert found.item() == pytest.approx(student.loss(inputs, targets, "sum").item(), rel=1e-6)

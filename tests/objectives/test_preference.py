@@ -5,41 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.model.shapes import (
+    WIDTH_32,
+    assert_same_gradients,
+    gradients,
+    learner_and_reference,
+)
 
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.objectives.preference import Preference
 
-CONFIG = ModelConfig(
-    vocab_size=307,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-)
 LENGTHS = [[9, 12, 7, 6], [20, 14]]  # tokens of the documents of two rows, which are padded to 41
 ROW = 41
 
 
 @pytest.fixture
 def networks() -> tuple[Network, Network]:
-    torch.manual_seed(0)
-    policy, reference = Network(CONFIG), Network(CONFIG)
-    with torch.no_grad():
-        for network in (policy, reference):
-            for parameter in network.parameters():
-                parameter.mul_(3)
-    return policy, reference.requires_grad_(False)
+    return learner_and_reference()
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[list[tuple[torch.Tensor, int]]]]:
     """Inputs, targets and documents of two rows; and each answer alone: its ids, and how many come
     before what is trained on."""
     torch.manual_seed(1)
-    ids = torch.randint(0, CONFIG.vocab_size, (2, ROW))
+    ids = torch.randint(0, WIDTH_32.vocab_size, (2, ROW))
     trained = torch.zeros(2, ROW, dtype=torch.bool)
     documents = torch.zeros(2, ROW, dtype=torch.int32)
     alone: list[list[tuple[torch.Tensor, int]]] = []
@@ -80,7 +69,7 @@ def trl(
 def test_loss_gradients_and_figures_are_those_of_the_plain_way(
     networks: tuple[Network, Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * CONFIG.vocab_size)
+    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", 17 * WIDTH_32.vocab_size)
     policy, reference = networks
     inputs, targets, documents, alone = rows()
     table = torch.zeros(2, 4)
@@ -97,15 +86,12 @@ def test_loss_gradients_and_figures_are_those_of_the_plain_way(
     assert len(losses) == 3
     expected = torch.stack(losses).sum()
     expected.backward()
-    plain = {name: p.grad.clone() for name, p in policy.named_parameters()}
-    policy.zero_grad()
+    plain = gradients(policy)
     objective = Preference(0.05)
     loss = objective(policy, inputs, targets, documents, table)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for name, parameter in policy.named_parameters():
-        scale = plain[name].abs().max()
-        assert (parameter.grad - plain[name]).abs().max() < 1e-5 * scale, name
+    assert_same_gradients(gradients(policy), plain)
     assert objective.counted(targets, documents).item() == 3
     figures = objective.figures()
     assert figures["reward_margin"].item() == pytest.approx(sum(m.item() for m in margins), 1e-4)

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.quantize.test_methods import CONFIG, made
+from tests.model.shapes import WIDTH_64
+from tests.quantize.test_methods import made
 
 from mobilellm.quantize.activations import RoundedNorm, fake_int8, rounded_activations
 from mobilellm.quantize.methods import quantized_network
 
-IDS = torch.arange(20)[None] * 37 % CONFIG.vocab_size
+IDS = torch.arange(20)[None] * 37 % WIDTH_64.vocab_size
 
 
 def test_a_token_is_rounded_as_onnxruntime_rounds_it() -> None:

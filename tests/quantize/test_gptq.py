@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from tests.quantize.test_methods import CONFIG, made
+from tests.model.shapes import WIDTH_64
+from tests.quantize.test_methods import made
 
 from mobilellm.errors import UserError
 from mobilellm.model.linear import Linear
@@ -66,9 +67,9 @@ def test_moments_without_an_inverse_are_taken_as_they_are(x: torch.Tensor) -> No
 
 
 SHAPES = {
-    "plain": CONFIG,
-    "sharing own": dataclasses.replace(CONFIG, layer_repeats=3),
-    "sharing first": dataclasses.replace(CONFIG, layer_repeats=3, shared_kv="first"),
+    "plain": WIDTH_64,
+    "sharing own": dataclasses.replace(WIDTH_64, layer_repeats=3),
+    "sharing first": dataclasses.replace(WIDTH_64, layer_repeats=3, shared_kv="first"),
 }
 
 
@@ -81,7 +82,7 @@ def test_moments_are_over_every_application_of_the_blocks_on_the_grid(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
-    tokens = torch.randint(0, CONFIG.vocab_size, (6, 16))
+    tokens = torch.randint(0, WIDTH_64.vocab_size, (6, 16))
     seen: list[tuple[int, torch.Tensor]] = []
     real = gptq.gptq_grid
 
@@ -130,7 +131,7 @@ def test_rows_that_later_applications_leave_out_have_the_moments_of_the_first() 
 
 
 def test_it_wins_over_search_where_inputs_depend_on_each_other() -> None:
-    tokens = torch.randint(0, CONFIG.vocab_size, (32, 24))
+    tokens = torch.randint(0, WIDTH_64.vocab_size, (32, 24))
     losses = []
     reference = made()
     with torch.no_grad():

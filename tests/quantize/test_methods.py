@@ -4,29 +4,18 @@ import dataclasses
 
 import pytest
 import torch
+from tests.model.shapes import WIDTH_64
 
 from mobilellm.errors import UserError
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.quantize.grid import dequantized, portable
 from mobilellm.quantize.methods import quantized_network
 from mobilellm.quantize.rounding import round_to_grid, search_grid
 
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-)
-
 
 def made(**changes: object) -> Network:
     torch.manual_seed(0)
-    return Network(dataclasses.replace(CONFIG, **changes)).eval()
+    return Network(dataclasses.replace(WIDTH_64, **changes)).eval()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -4,30 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.model.shapes import WIDTH_64
 
 from mobilellm.errors import UserError
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
-from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.quantize.grid import GridWeight, dequantized, on_grid, portable
 from mobilellm.quantize.quantized import Quantized
 
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-)
-
 
 def quantized_network() -> tuple[Network, Quantized]:
     torch.manual_seed(0)
-    network, weights = Network(CONFIG), {}
+    network, weights = Network(WIDTH_64), {}
     for name, parameter in network.named_parameters():
         if parameter.ndim == 2:
             bits = 8 if name == "embed_tokens.weight" else 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.cases import BASE, make_data
+from tests.model.shapes import WIDTH_64
 
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
@@ -22,16 +23,7 @@ from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.start import resume, train
 from mobilellm.workflows.convert import convert
 
-CONFIG = ModelConfig(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-)
+CONFIG = dataclasses.replace(WIDTH_64, vocab_size=97)
 SHAPES = {
     "plain": CONFIG,
     "untied": dataclasses.replace(CONFIG, tie_word_embeddings=False),

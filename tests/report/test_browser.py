@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import without_data
-from tests.export.browser import CHROMIUM, Browser
+from tests.export.browser import Browser
 from tests.report.test_hostile import INPUTS, leaves, poisoned, with_hostile_keys
 
 from mobilellm.report.score_table import measured_row, published_rows
@@ -18,14 +16,6 @@ RUNS = (
     "\"'></td></pre></title></style></script><script>globalThis.ran = 1; document.title = 'PWNED'"
     "</script><img src=x onerror='globalThis.ran = 2'><svg onload='globalThis.ran = 3'>"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        without_data("no chromium on PATH")
-    with Browser() as found:
-        yield found
 
 
 def look(browser: Browser, file: Path) -> list[str]:

@@ -2,12 +2,10 @@
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import without_data
-from tests.export.browser import CHROMIUM, Browser
+from tests.export.browser import Browser
 from tests.report.pages import check
 from tests.report.test_hostile import LAB, lab_page
 
@@ -52,14 +50,6 @@ def test_curves_are_means_with_bands_from_the_lowest_to_the_highest_seed(tmp_pat
     half_done = {"a": [CURVES["cell 0"][0], CURVES["cell 0"][1][:3]], "b": []}
     write_lab_page(tmp_path / "page.html", LAB, half_done)
     check(tmp_path / "page.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        without_data("no chromium on PATH")
-    with Browser() as found:
-        yield found
 
 
 @pytest.mark.parametrize("dark", [False, True])

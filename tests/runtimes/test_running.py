@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests import command_line
 from tests.interop.networks import checkpoint, network
 
-from mobilellm import cli
 from mobilellm.errors import UserError
 from mobilellm.evaluate.held_out import score_text
 from mobilellm.interop.load import load
@@ -40,11 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert (caught.value.code or 0) == status, captured.err
-    return captured.err if status else captured.out
+    return command_line.call(capsys, *arguments, status=status)[status != 0]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9, seed=3)])

@@ -1,7 +1,6 @@
 """The engine behind lm-eval's own interface and command line."""
 
 import ast
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.rows import write_rows
 from tests.tasks.harness_peer import CONTEXT, PAIRS
 
 import mobilellm
@@ -152,7 +152,7 @@ def test_the_harnesss_command_line_knows_the_model(
         {"q": sample_text[i : i + 30], "a": [" one", " two three"], "right": i % 2}
         for i in range(0, 70, 7)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "own.yaml").write_text(
         "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
         f"{tmp_path}/rows.jsonl\n"

@@ -2,13 +2,16 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilellm.errors import UserError
+from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
 from mobilellm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 
@@ -164,6 +167,21 @@ def test_damaged_files_are_one_line(bpe: Tokenizer, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=r"no such tokenizer|neither tokenizer\.json nor"):
             Tokenizer.load(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_a_large_id_is_refused_before_memory_is_taken_for_all_below_it(
+    bpe: Tokenizer, tmp_path: Path
+) -> None:
+    bpe.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["big"] = 100_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    forget_peak()
+    before = resident_memory()
+    with pytest.raises(UserError, match="a vocabulary of 100000001"):
+        Tokenizer.load(tmp_path)
+    assert peak_memory(torch.device("cpu")) - before < 100 << 20
 
 
 def test_interrupts_are_not_taken_for_damage(

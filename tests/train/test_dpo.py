@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.interop.networks import checkpoint, network
+from tests.rows import write_rows
 from tests.train.runs import Listener, metrics, same
 
 from mobilellm.conversations.prepare_chat import prepare_chat
@@ -37,7 +37,7 @@ def places(tmp_path: Path) -> Path:
         {"prompt": f"what is {i}", "chosen": WORDS[i % 3], "rejected": f"rye {WORDS[i % 2]}"}
         for i in range(60)
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "pairs.jsonl", rows)
     prepare_preferences(
         [tmp_path / "pairs.jsonl"],
         tmp_path / "pairs",
@@ -191,7 +191,7 @@ def test_what_is_damaged_or_of_something_else_is_refused(places: Path) -> None:
 
 def test_data_and_settings_that_do_not_fit_are_one_line(places: Path) -> None:
     rows = [{"prompt": f"what is {i}", "completion": "a tree"} for i in range(60)]
-    (places / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(places / "talks.jsonl", rows)
     tokenizer = load(places / "base").require_tokenizer()
     prepare_chat([places / "talks.jsonl"], places / "talks", tokenizer=tokenizer, held_out=0.2)
     for changes, message in (

@@ -257,12 +257,12 @@ class Traces:
         self.known: dict[str, dict[str, Any]] = {}
 
     def of(self, changes: Settings) -> dict[str, Any]:
-        """The trace of a run with these changes."""
-        name = json.dumps(changes, sort_keys=True)
+        """The trace of a run with these changes. Changes that leave the recipe as it is, are the
+        same run."""
+        given = recipe(changes, self.places)
+        name = json.dumps(given.to_dict(), sort_keys=True)
         if name not in self.known:
-            self.known[name] = trace(
-                recipe(changes, self.places), self.folder / str(len(self.known))
-            )
+            self.known[name] = trace(given, self.folder / str(len(self.known)))
         return self.known[name]
 
 

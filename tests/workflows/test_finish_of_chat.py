@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.interop.networks import checkpoint, network
+from tests.rows import write_rows
 
 from mobilellm.conversations.prepare_chat import prepare_chat
 from mobilellm.data.token_folder import TokenFolder
@@ -27,7 +28,7 @@ def test_before_and_after_and_conversations_are_in_the_report(tmp_path: Path) ->
     tokenizer = train_bpe([text], 340, reserved=4)
     checkpoint(tmp_path / "base", network(vocab_size=tokenizer.vocab_size), tokenizer)
     rows = [{"instruction": f"what is {i}", "output": "an animal"} for i in range(90)]
-    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "talks.jsonl", rows)
     prepare_chat([tmp_path / "talks.jsonl"], tmp_path / "data", tokenizer=tokenizer, held_out=0.1)
     recipe = Recipe.from_dict(
         {

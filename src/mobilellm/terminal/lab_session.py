@@ -104,7 +104,8 @@ def agreed() -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     print("Begin? [Y/n] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
+    answer = sys.stdin.readline()  # nothing, not even a line's end, after Ctrl-D
+    return answer != "" and answer.strip().lower() in ("", "y", "yes")
 
 
 def show(folder: LabFolder, lab: LabFile, json: bool) -> int:

@@ -76,6 +76,13 @@ class Tokenizer:
             chat_template,
         )
         self.named_templates: dict[str, str] = dict(named_templates or {})
+        self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        # Before the library writes itself out, which walks through every id up to the largest.
+        if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
+            raise UserError(
+                f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to "
+                f"{LARGEST_VOCABULARY}"
+            )
         # Through our own JSON, so that the bytes, and with them the hash, do not depend on who
         # wrote the file.
         content = json.loads(fast.to_str())
@@ -85,12 +92,6 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(self._json).hexdigest()
         # Whether a text by itself begins with BOS is what the file's own post-processor does.
         self.add_bos = bos_id is not None and self._ids(fast, ["a"], alone=True)[0][:1] == [bos_id]
-        self.vocab_size = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
-        if not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
-            raise UserError(
-                f"tokenizer {name!r}: a vocabulary of {self.vocab_size}, must be from 1 to "
-                f"{LARGEST_VOCABULARY}"
-            )
         self._delimit()
 
     def _delimit(self) -> None:

@@ -43,13 +43,9 @@ class Prefetch:
             self._put(error)
 
     def _put(self, item: Any) -> bool:
-        while not self._ended.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
+        """Wait for room; False once nobody fetches any more."""
+        self._queue.put(item)  # `close` makes room
+        return not self._ended.is_set()
 
     def __iter__(
         self,
@@ -65,6 +61,8 @@ class Prefetch:
         return tensor.to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, which may wait for room."""
         self._ended.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
         self._thread.join()
