@@ -650,9 +650,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # --- evaluate ---
     fault(
-        "branches see each other", "tasks/engine.py",
-        "seen[end:, start:end] = False", "pass",
+        "branches see each other", "tasks/packing.py",
+        "seen = np.eye(", "seen = np.tri(",
         f"{ENGINE}::test_scores_equal_the_harness[plain-200]",
+    ),
+    fault(
+        "what items share is hidden from them", "tasks/packing.py",
+        "np.ones((end - start, len(path)), dtype=bool)",
+        "np.zeros((end - start, len(path)), dtype=bool)",
+        "tasks/test_packing.py::test_each_scores_as_it_does_alone[5000-plain]",
     ),
     fault(
         "softmax's sum not carried on", "tasks/engine.py",

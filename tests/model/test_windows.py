@@ -13,7 +13,7 @@ from transformers import CwmConfig, CwmForCausalLM, Qwen3Config, Qwen3ForCausalL
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.interop.repeats import folded, unrolled
-from mobilellm.model.attention_mask import document_mask
+from mobilellm.model.attention_mask import Span, document_mask
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 from mobilellm.model.cache import KVCache
 from mobilellm.model.config import ModelConfig
@@ -125,7 +125,7 @@ def test_documents_of_a_row_and_packed_spans_are_each_alone(window: int) -> None
         seen = torch.ones(30, 30, dtype=torch.bool).tril()
         seen[22:, 12:22] = False
         positions = torch.cat([torch.arange(22), torch.arange(12, 20), torch.arange(30)])
-        hidden = model.hidden(IDS, packed=(positions, [(0, 30, seen), (30, 60, None)]))
+        hidden = model.hidden(IDS, packed=(positions, [Span(0, 30, seen), Span(30, 60)]))
         second = model(torch.cat((begin, other), 1))[:, 12:]
         alone = torch.cat([model(torch.cat((begin, one), 1)), second, model(rest)], 1)
         torch.testing.assert_close(model.output(hidden), alone, atol=1e-5, rtol=0)

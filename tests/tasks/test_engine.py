@@ -64,7 +64,7 @@ def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(
     likeliest = logprobs.argmax(1)
     assert set((likeliest // 1024).tolist()) == {0, 1, 2}  # every part has its winners
     targets = torch.where(torch.arange(60) % 2 == 0, likeliest, torch.randint(3000, (60,)))
-    values, greedy = token_loglikelihoods(hidden, weight, targets)
+    values, greedy = token_loglikelihoods(hidden, weight, targets, torch.arange(60))
     torch.testing.assert_close(
         values.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4
     )

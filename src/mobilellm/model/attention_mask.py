@@ -6,7 +6,7 @@ are never computed. Elsewhere it is a table of booleans for scaled_dot_product_a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,27 @@ from torch import Tensor
 from mobilellm.kernels.attention import causal_attention
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 
-# Positions start to end that see each other as the mask (T, T) says, causally without one; and
-# nothing else.
-Span = tuple[int, int, Tensor | None]
+
+class Span(NamedTuple):
+    """Tokens of a packed row that see each other, and earlier ones."""
+
+    start: int
+    end: int
+    """The place after the last."""
+    seen: Tensor | None = None
+    """What each of the n tokens sees, bool (n, places in `before` and its own); without one, what
+    stands before it here, and `before` is empty."""
+    before: tuple[tuple[int, int], ...] = ()
+    """Ranges (start, end) of earlier places that they may see."""
+
+    def of(self, x: Tensor, dim: int) -> Tensor:
+        """What x holds along `dim` of the places that are seen."""
+        own = x.narrow(dim, self.start, self.end - self.start)
+        if not self.before:
+            return own
+        return torch.cat([*(x.narrow(dim, a, b - a) for a, b in self.before), own], dim)
+
+
 # A bool Tensor that broadcasts to (B, H, T, S), a flex_attention BlockMask, or a sequence of Spans.
 DocumentMask = Any
 
@@ -48,15 +66,15 @@ def attention_mask(
     return spec.sees(keys[kept:], keys), False
 
 
-def windowed_spans(
-    spec: AttentionSpec, positions: Tensor, spans: Sequence[Span]
-) -> list[tuple[int, int, Tensor]]:
+def windowed_spans(spec: AttentionSpec, positions: Tensor, spans: Sequence[Span]) -> list[Span]:
     """Spans of a packed row in which tokens also see no further back than `spec` says."""
     found = []
-    for start, end, seen in spans:
-        place, at = torch.arange(end - start, device=positions.device), positions[start:end]
-        before = FULL.sees(place, place) if seen is None else seen
-        found.append((start, end, before & spec.sees(at, at)))
+    for span in spans:
+        at, keys = positions[span.start : span.end], span.of(positions, 0)
+        near = spec.sees(at, keys)
+        if span.seen is not None:
+            near &= span.seen
+        found.append(span._replace(seen=near))
     return found
 
 
@@ -112,14 +130,14 @@ def masked_attention(
     if isinstance(mask, (list, tuple)):
         pieces = [
             F.scaled_dot_product_attention(
-                query[:, :, a:b],
-                key[:, :, a:b],
-                value[:, :, a:b],
-                attn_mask=seen,
-                is_causal=seen is None,
+                query[:, :, span.start : span.end],
+                span.of(key, 2),
+                span.of(value, 2),
+                attn_mask=span.seen,
+                is_causal=span.seen is None,
                 enable_gqa=grouped,
             )
-            for a, b, seen in mask
+            for span in mask
         ]
         return torch.cat(pieces, dim=2)
     from torch.nn.attention.flex_attention import flex_attention

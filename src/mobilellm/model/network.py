@@ -230,9 +230,10 @@ class Network(nn.Module):
         token attends to its own document alone. Rotary positions are relative, so each document
         gets the numbers that it would get alone.
 
-        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of independent
-        spans, each of which may hold several continuations of one beginning. With `rows` (N,) only
-        these positions are wanted, (B, N, C): the last block computes no others."""
+        `packed`, without a cache and for B = 1, is (positions (T,), spans): a row of spans, each of
+        which may hold several continuations of one beginning, or continue earlier ones. With
+        `rows` (N,) only these positions are wanted, (B, N, C): the last block computes no
+        others."""
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         rotation = self.rotation(past, past + T)
         if packed is not None and not past:

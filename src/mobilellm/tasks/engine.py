@@ -4,11 +4,11 @@ choices.
     engine = Engine(NetworkBackend(network))
     results = engine.score(requests, keys)     # a Result for each request, in order
 
-An item holds the tokens its choices begin with, then what each choice adds. Positions and
-attention mask make each choice see the shared tokens and its own, so their keys and values are
-computed once; choices of one token add none and are read off the last shared position. Items are
-sorted by length and packed one after the other, without padding, within a budget of tokens;
-logits are computed at scored positions alone.
+A batch is one row without padding, in which every beginning that requests share stands once:
+positions and attention masks make each token see those that lead to it (packing.py). Choices of
+one token add none and are read off the last shared position. Items are sorted by their tokens, so
+that those which begin alike meet in a batch; logits are computed at scored positions alone, once
+for all requests that score there.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.model.attention_mask import Span
 from mobilellm.model.linear import linear
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.tasks.packing import pack
 from mobilellm.tasks.requests import Item, Request, Result, group
 
 LOGITS_AT_ONCE = 1 << 21  # numbers, 8 MiB: the logits that exist at a time on a CPU
@@ -75,8 +75,8 @@ class NetworkBackend:
         return self.network.config.max_position_embeddings
 
     def order(self, item: Item) -> tuple[int, ...]:
-        """The longest first."""
-        return (-item.length, -item.shared)
+        """Alike beginnings together."""
+        return item.requests[0].inputs
 
     def cost(self, item: Item) -> int:
         """Its length."""
@@ -86,73 +86,49 @@ class NetworkBackend:
     def score(self, items: Sequence[Item]) -> list[list[Result]]:
         """As `Backend` says."""
         device = self.network.norm.weight.device
-        line: list[int] = []  # all items, one after the other
-        positions: list[int] = []
-        spans: list[Span] = []
-        rows: list[int] = []  # of the hidden states, one for each scored token
-        targets: list[int] = []
-        for item in items:
-            begin = len(line)
-            line += item.requests[0].inputs[: item.shared]
-            positions += range(item.shared)
-            seen = None
-            if len(item.requests) > 1 and item.length > item.shared:
-                seen = torch.ones(item.length, item.length, dtype=torch.bool).tril()
-            for request, branch in zip(item.requests, item.branches, strict=True):
-                start, end = len(line) - begin, len(line) - begin + len(branch)
-                if seen is not None:
-                    seen[end:, start:end] = False  # later branches do not see this one
-                line += branch
-                positions += range(item.shared, item.shared + len(branch))
-                # What follows input position p is predicted there; before the branch stand the
-                # shared positions.
-                first = len(request.inputs) - request.scored
-                rows += [
-                    begin + (p if p < item.shared else start + p - item.shared)
-                    for p in range(first, len(request.inputs))
-                ]
-                targets += request.targets
-            spans.append((begin, len(line), None if seen is None else seen.to(device)))
-        ids = torch.tensor(line, device=device)[None]
+        row = pack(items, device)
+        targets = [request.targets for item in items for request in item.requests]
         with self.precision.autocast(device):
-            packed = (torch.tensor(positions, device=device), spans)
             hidden = self.network.hidden(
-                ids, packed=packed, rows=torch.tensor(rows, device=device)
-            )[0]  # (scored tokens, C)
+                torch.tensor(row.tokens, device=device)[None],
+                packed=(torch.tensor(row.depths, device=device), row.spans),
+                rows=torch.tensor(list(row.read), device=device),
+            )[0]  # (places where something is predicted, C)
             values, first_choice = token_loglikelihoods(
-                hidden, self.network.output_weight, torch.tensor(targets, device=device)
+                hidden,
+                self.network.output_weight,
+                torch.tensor(list(itertools.chain(*targets)), device=device),
+                torch.tensor(list(itertools.chain(*row.scored)), device=device),
             )
         return collect(items, values, first_choice)
 
 
-def token_loglikelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def token_loglikelihoods(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
     """log P(target) in nats and whether it is the likeliest token, for hidden (N, C), weight (V,
-    C), targets (N).
+    C), targets (M) and the row of hidden that predicts each (M).
 
     A part of the vocabulary at a time, so that its logits stay in the cache; the softmax's sum
     is carried on with its maximum.
     """
-    best = hidden.new_full((len(targets),), -math.inf, dtype=torch.float32)
-    place, found, total = (
-        torch.full_like(targets, -1),
-        torch.zeros_like(best),
-        torch.zeros_like(best),
-    )
+    best = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
+    place = torch.full((len(hidden),), -1, device=hidden.device)
+    total = torch.zeros_like(best)
+    found = torch.zeros(len(targets), device=hidden.device)
     at_once = LOGITS_AT_ONCE if hidden.device.type == "cpu" else LOGITS_AT_ONCE_ON_ACCELERATOR
     start = 0
-    for part in weight.split(max(1024, at_once // max(1, len(targets)))):
+    for part in weight.split(max(1024, at_once // max(1, len(hidden)))):
         logits = linear(hidden, part).float()
         here = targets - start
         inside = (here >= 0) & (here < len(part))
-        found = torch.where(
-            inside, logits.gather(1, here.clamp(0, len(part) - 1)[:, None])[:, 0], found
-        )
+        found = torch.where(inside, logits[rows, here.clamp(0, len(part) - 1)], found)
         highest, at = logits.max(dim=1)
         place = torch.where(highest > best, at + start, place)
         before, best = best, torch.maximum(best, highest)
         total = total * (before - best).exp_() + logits.sub_(best[:, None]).exp_().sum(dim=1)
         start += len(part)
-    return found - best - total.log_(), place == targets
+    return found - (best + total.log_())[rows], place[rows] == targets
 
 
 def from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

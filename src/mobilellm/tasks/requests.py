@@ -13,7 +13,9 @@ lm-eval's `TemplateLM` and `HFLM` do (version 0.4).
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -189,15 +191,11 @@ class Item:
     requests: tuple[Request, ...]
     shared: int
 
-    @property
-    def branches(self) -> list[tuple[int, ...]]:
-        """What each request reads after the shared tokens."""
-        return [request.inputs[self.shared :] for request in self.requests]
-
-    @property
+    @functools.cached_property
     def length(self) -> int:
-        """Tokens the model computes for it: the shared ones once, and every branch."""
-        return self.shared + sum(map(len, self.branches))
+        """Tokens the model computes for it: each beginning that requests share once."""
+        inputs = sorted(request.inputs for request in self.requests)
+        return sum(map(len, inputs)) - sum(common(pair) for pair in itertools.pairwise(inputs))
 
 
 def group(requests: Sequence[Request], keys: Sequence[Hashable]) -> list[Item]:
