@@ -1,6 +1,7 @@
 # make demo   text to a small trained language model, with a report and a page in which it writes, in about five minutes on two CPU cores
 # make test   the tests but the long ones (make test-long); make lint checks style and types
 # make soak   fresh hostile inputs for an hour (MINUTES=10: for ten minutes)
+# make bench  speed and memory beside what others reach, in under ten minutes: one table (BENCH="--only training": a part)
 # make setup  a .venv with mobilellm in it (both of the above do this first, once)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo setup test test-long soak lint format clean
+.PHONY: demo setup test test-long soak bench lint format clean
 
 demo: $(VENV)/core.done
 	$(BIN)/mobilellm quickstart --out runs/demo
@@ -24,6 +25,9 @@ test-long: $(VENV)/dev.done
 MINUTES ?= 60
 soak: $(VENV)/dev.done
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python -m tests.hostile.soak --minutes $(MINUTES)
+
+bench: $(VENV)/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(BENCH)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check src tests benchmarks

@@ -12,11 +12,11 @@ behind an EOS each, cut into samples of 2,049 ids, written as JSON lines.
 from __future__ import annotations
 
 import argparse
+import datetime
 import gzip
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.token_folder import TokenFolder
+from mobilellm.hardware.description import describe
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -96,13 +98,14 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
         "datatrove.pipeline.readers import JsonlReader\n"
         "from datatrove.pipeline.tokens import DocumentTokenizer\n"
         "if __name__ == '__main__':\n"
-        "    folder, tokenizer, out, workers, tasks = sys.argv[1:]\n"
+        "    folder, tokenizer, out, workers, tasks, eos = sys.argv[1:]\n"
         "    LocalPipelineExecutor(pipeline=[JsonlReader(folder, glob_pattern='*.jsonl.gz'),\n"
         "        DocumentTokenizer(out + '/tokens', tokenizer_name_or_path=tokenizer, "
-        "eos_token='</s>',\n"
+        "eos_token=eos,\n"
         "        shuffle_documents=False)],\n"
         "        tasks=int(tasks), workers=int(workers), logging_dir=out + '/logs').run()\n"
     )
+    loaded = Tokenizer.load(tokenizer)
     out.mkdir()
     (out / "in").mkdir()
     for file in files:
@@ -114,6 +117,7 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
         str(out),
         str(workers),
         str(len(files)),
+        str(loaded.token(loaded.eos_id)),
     ]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(
@@ -321,11 +325,10 @@ def main() -> None:
         tokenizer = scratch / "tokenizer"
         Tokenizer.load(chosen.tokenizer).save(tokenizer)
         result: dict[str, Any] = {
-            "machine": {
-                "cores": len(os.sched_getaffinity(0)),
-                "python": platform.python_version(),
-                "processor": platform.machine(),
-            },
+            "benchmark": "prepare",
+            "date": datetime.date.today().isoformat(),
+            "machine": {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
+            | {"cores": len(os.sched_getaffinity(0))},
             "versions": {
                 name: metadata.version(name)
                 for name in ("tokenizers", "fastokens", "datatrove", "transformers", "numpy")

@@ -301,28 +301,38 @@ def fastest_product(n: int, k: int, m: int, dtype: Any) -> float:
     return best
 
 
-def bound(folder: Path, size: str, precision: str) -> dict[str, float]:
-    """Seconds that the matrix products of a step take at their fastest here, and their FLOP."""
-    import torch
-
-    config, dtype = real_config(folder), torch.bfloat16 if precision == "bf16" else torch.float32
-    _, _, length, rows, _ = SIZES[size]
-    tokens, wide, inner = length * rows, config.hidden_size, config.intermediate_size
+def linears(config: Any) -> list[tuple[int, int, int]]:
+    """What a network's matrix products take and give, and how many there are of each: the output
+    layer's is the last."""
+    wide, inner, layers = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+    )
     heads, grouped, head = (
         config.num_attention_heads,
         config.num_key_value_heads,
         config.head_dim,
     )
-    layers = config.num_hidden_layers
-    linears = [
+    return [
         (wide, (heads + 2 * grouped) * head, layers),
         (heads * head, wide, layers),
         (wide, 2 * inner, layers),
         (inner, wide, layers),
         (wide, config.vocab_size, 1),
     ]
+
+
+def bound(folder: Path, size: str, precision: str) -> dict[str, float]:
+    """Seconds that the matrix products of a step take at their fastest here, and their FLOP."""
+    import torch
+
+    config, dtype = real_config(folder), torch.bfloat16 if precision == "bf16" else torch.float32
+    _, _, length, rows, _ = SIZES[size]
+    tokens, layers, head = length * rows, config.num_hidden_layers, config.head_dim
+    heads, grouped = config.num_attention_heads, config.num_key_value_heads
     seconds = flops = 0.0
-    for into, out, count in linears:
+    for into, out, count in linears(config):
         # The output, the gradient by the input, and that by the weight.
         for shape in ((tokens, into, out), (tokens, out, into), (out, tokens, into)):
             seconds += count * fastest_product(*shape, dtype)
@@ -371,6 +381,8 @@ class Contestant:
 
 def compete(size: str, precision: str, against: str | None) -> dict[str, Any]:
     """One row: both sides in turn."""
+    from mobilellm.model.costs import ModelCosts
+
     _, _, length, rows, steps = SIZES[size]
     tokens = length * rows
     with tempfile.TemporaryDirectory() as name:
@@ -389,6 +401,7 @@ def compete(size: str, precision: str, against: str | None) -> dict[str, Any]:
                     kept[kind].append(taken)
         found = {kind: side.result() for kind, side in sides.items()}
         least = bound(folder, size, precision)
+        parameters = ModelCosts.of(real_config(folder)).parameters["total"]
     middle = {kind: statistics.median(taken[3:]) for kind, taken in seconds.items()}
     ratios = [
         statistics.median(
@@ -414,6 +427,7 @@ def compete(size: str, precision: str, against: str | None) -> dict[str, Any]:
         "bound_seconds": least["seconds"],
         "share_of_bound": least["seconds"] / middle["ours"],
         "flops": least["flops"],
+        "parameters": parameters,
         "peak_bytes": {kind: one["peak_bytes"] for kind, one in found.items()},
         "memory_ratio": found["ours"]["peak_bytes"] / found["hf"]["peak_bytes"],
         "largest_loss_difference": max(apart),

@@ -3,13 +3,17 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(name: str, *arguments: str) -> str:
@@ -28,6 +32,76 @@ def run(name: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def program(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    written = runpy.run_path(str(ROOT / "scripts/write_performance"))["page"]()
+    assert written == (ROOT / "docs/performance.md").read_text(), "run scripts/write_performance"
+
+
+def test_an_exponent_is_that_of_the_upper_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = program("growth", monkeypatch)
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    assert growth.exponent({x: 3.0 * x**1.5 for x in sizes}) == pytest.approx(1.5)
+    assert growth.exponent(dict.fromkeys(sizes, 7.0)) == pytest.approx(0)
+    small = {x: 1.0 if x < 8 else float(x) for x in sizes}  # a fixed cost hides what is small
+    assert growth.exponent(small) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("power", "holds"), [(1.0, True), (1.09, True), (1.2, False)])
+def test_an_exponent_above_theory_is_said(
+    power: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growth = program("growth", monkeypatch)
+    points = [{"x": x, "seconds": x**power, "bytes": 5} for x in (8, 16, 32, 64)]
+    found = growth.fitted(growth.SERIES["layers"], points)
+    assert found["time_holds"] == holds
+    assert found["memory_holds"]
+    assert ("!" in growth.line_of(found)) == (not holds)
+
+
+def test_a_row_of_the_short_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = program("bench", monkeypatch)
+    speed = bench.Row(what="a", unit="MB/s", peer="p", ours=30.0, theirs=10.0, bound=40.0)
+    assert (speed.ratio, speed.share) == (3, 0.75)
+    memory = bench.Row(what="b", unit="MiB", peer="p", ours=4, theirs=8, bound=2, less=True)
+    assert (memory.ratio, memory.share) == (0.5, 0.5)
+    alone = bench.Row(what="c", unit="MB/s", peer="p (not installed)", ours=1.0, theirs=None)
+    assert (alone.ratio, alone.share) == (None, None)
+    assert [line.split()[2:] for line in bench.table([speed, alone])[1:]] == [
+        ["30.0", "10.0", "3.00", "40.0", "75%", "p"],
+        ["1.0", "-", "-", "-", "-", "p", "(not", "installed)"],
+    ]
+
+
+@pytest.mark.long
+def test_growth_smoke(tmp_path: Path) -> None:
+    only = ("--only", "sequence_length", "documents", "sources", "prepare", "lab")
+    run("growth.py", "--smoke", *only, "--save", str(tmp_path / "r.json"))
+    found: dict[str, Any] = json.loads((tmp_path / "r.json").read_text())["series"]
+    assert set(found) == set(only[1:])
+    for series in found.values():
+        assert len(series["points"]) == 3
+        assert all(point["seconds"] > 0 for point in series["points"])
+    assert 0.5 < found["prepare"]["time_exponent"] < 1.5
+    assert 0.5 < found["lab"]["time_exponent"] < 1.5
+
+
+@pytest.mark.long
+def test_bench_smoke(tmp_path: Path) -> None:
+    save = tmp_path / "r.json"
+    run("bench.py", "--smoke", "--only", "preparing", "decoding", "--save", str(save))
+    rows = json.loads(save.read_text())["rows"]
+    ours = [row["what"].split(",")[0] for row in rows]
+    assert ours == ["preparing 4 MB"] * 2 + ["decoding"] * 3
+    assert all(row["ours"] > 0 for row in rows)
+    for row in rows:
+        assert (row["theirs"] is None) == row["peer"].endswith("(not installed)")
 
 
 @pytest.mark.long

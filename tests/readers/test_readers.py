@@ -84,6 +84,54 @@ def test_every_record_is_in_exactly_one_span(
     assert len({r.key for r in whole}) == len(whole)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 1, 2), (3, 2, 1, 0)])
+def test_spans_in_order_unpack_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    """Whoever goes on behind a span that it has read goes on from there, and gets the same."""
+    from mobilellm.readers import lines
+    from mobilellm.streams import compression
+
+    monkeypatch.setattr(compression, "BLOCK", 256)
+    path, opened = tmp_path / "a.jsonl.gz", 0
+    rows = [json.dumps({"text": f"{i} " * (1 + i % 400)}) + "\n" for i in range(400)]
+    path.write_bytes(gzip.compress("".join(rows).encode(), compresslevel=1))
+    real = lines.unpacked
+
+    def counted(path: Path) -> Iterator[tuple[int, bytes]]:
+        nonlocal opened
+        opened += 1
+        return real(path)
+
+    monkeypatch.setattr(lines, "unpacked", counted)
+    size = path.stat().st_size
+    divided = spans_between([i * size // 4 for i in range(4)])
+    settings = ReadSettings()
+    parts = {i: list(records(path, divided[i], settings)) for i in order}
+    found = [(r.key, r.text) for i in range(4) for r in parts[i]]
+    assert found == [(r.key, r.text) for r in records(path, Span(), settings)]
+    assert len(found) == 400
+    assert all(parts.values())
+    falls = sum(b < a for a, b in zip(order, order[1:], strict=False))
+    assert opened == 1 + falls + 1  # one more for the whole
+
+
+def test_a_file_that_changed_is_unpacked_anew(tmp_path: Path) -> None:
+    path, settings = tmp_path / "a.jsonl.gz", ReadSettings()
+
+    def write(word: str) -> int:
+        lines = b"".join(b'{"text": "%s %06d"}\n' % (word.encode(), i * i) for i in range(40_000))
+        path.write_bytes(gzip.compress(lines, mtime=0))
+        return path.stat().st_size
+
+    middle = write("one") // 2
+    assert list(records(path, Span(0, middle), settings))
+    write("other")
+    found = list(records(path, Span(middle), settings))
+    assert found
+    assert all(record.text is not None and record.text[:5] == "other" for record in found)
+
+
 def test_a_file_of_lines_may_be_divided_at_any_byte(tmp_path: Path) -> None:
     """Within a line, just before a line's end, and just after it."""
     path = tmp_path / "a.jsonl"

@@ -2,13 +2,14 @@
 
     for number, position, line, fault in lines(Path("wiki.jsonl.gz"), Span(1 << 20, 2 << 20)): ...
 
-A span holds the lines that begin in it. Each span of a compressed file unpacks it from its start,
-but gives only the lines that are in the span.
+A span holds the lines that begin in it. A span of a compressed file is reached by unpacking what
+lies before it, from the file's start or from where this process ended an earlier span of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from mobilellm.errors import MissingPackageError, UserError
 from mobilellm.readers.reader import MAX_BYTES, Span, spans_between
@@ -86,54 +87,106 @@ def _constant(number: int) -> Callable[[], int]:
     return lambda: number
 
 
-def _compressed_lines(path: Place, span: Span) -> Iterator[Line]:
-    number, start, begun_at, parts, held = 0, 0, 0, bytearray(), 0
+@dataclass(slots=True)
+class _Walk:
+    """How far a compressed file was unpacked for a span, for the one after it to go on from."""
 
-    def line_of(line: bytes | bytearray) -> bytes | bytearray:
+    blocks: Iterator[tuple[int, bytes]]
+    """What `unpacked` gives, from here on."""
+    waiting: tuple[int, bytes] | None = None
+    """The rest of a block that the span before did not want."""
+    number: int = 0
+    """Lines passed."""
+    start: int = 0
+    """Bytes of text passed."""
+
+    def next(self) -> tuple[int, bytes] | None:
+        """The next (position, block)."""
+        found, self.waiting = self.waiting, None
+        return found or next(self.blocks, None)
+
+
+_left: dict[tuple[str, int, int, int], _Walk] = {}
+"""Of the file that was read last in spans: who does them in order unpacks it once, not once a span.
+The key is its path, size and time of change, and where the span ended."""
+
+
+def _walk(path: Place, span: Span) -> _Walk:
+    """The walk that a span before this one left, or one from the file's start."""
+    if span.start and not isinstance(path, Address):
+        status = path.stat()
+        at = (str(path), status.st_size, status.st_mtime_ns, span.start)
+        fitting = [key for key in list(_left) if key[:3] == at[:3] and key[3] <= span.start]
+        for key in fitting:
+            if walk := _left.pop(key, None):
+                return walk
+    return _Walk(unpacked(path))
+
+
+def _leave(path: Place, span: Span, walk: _Walk) -> None:
+    _left.clear()
+    if span.end is not None and not isinstance(path, Address):
+        status = path.stat()
+        _left[str(path), status.st_size, status.st_mtime_ns, span.end] = walk
+
+
+def _compressed_lines(path: Place, span: Span) -> Iterator[Line]:
+    walk = _walk(path, span)
+    begun_at, parts, held = 0, bytearray(), 0
+
+    def line_of(line: bytes | bytearray, start: int) -> bytes | bytearray:
         return line if start else line.removeprefix(MARK)
 
+    def wanted(line: bytes | bytearray, length: int) -> Iterator[Line]:
+        if length > LONGEST_LINE:
+            fault = f"a line of more than {LONGEST_LINE} bytes"
+            yield _constant(walk.number), walk.start, b"", fault
+        elif line:
+            yield _constant(walk.number), walk.start, line_of(line, walk.start), ""
+
     try:
-        for at, block in unpacked(path):
+        while (found := walk.next()) is not None:
+            at, block = found
             if not held:
                 begun_at = at
-                if span.end is not None and at >= span.end:
-                    return
-            if b"\n" not in block:
+            behind = span.end is not None and at >= span.end
+            if b"\n" not in block and (held or not behind):
                 held += len(block)
                 if held <= LONGEST_LINE and begun_at in span:
                     parts += block
                 else:
                     parts.clear()
                 continue
-            whole, rest = block.rsplit(b"\n", 1)
-            first = True
-            for piece in whole.split(b"\n"):
-                number += 1
-                where = begun_at if first else at
-                length = (held + len(piece) if first else len(piece)) + 1
-                if where in span:
-                    line: bytes | bytearray = piece
-                    if first and held and length <= LONGEST_LINE:
+            if held:  # the line that an earlier block began
+                piece, block = block.split(b"\n", 1)
+                length = held + len(piece) + 1
+                walk.number += 1
+                if begun_at in span:
+                    if length <= LONGEST_LINE:
                         parts += piece
-                        line = parts
-                    if length > LONGEST_LINE:
-                        fault = f"a line of more than {LONGEST_LINE} bytes"
-                        yield _constant(number), start, b"", fault
-                    elif line:
-                        yield _constant(number), start, line_of(line), ""
-                start += length
-                first = False
-            parts, held, begun_at = bytearray(rest), len(rest), at
+                    yield from wanted(parts, length)
+                walk.start += length
+            if behind:
+                walk.waiting = (at, block)
+                _leave(path, span, walk)
+                return
+            whole, newline, rest = block.rpartition(b"\n")
+            if newline and at in span:
+                for piece in whole.split(b"\n"):
+                    walk.number += 1
+                    yield from wanted(piece, len(piece) + 1)
+                    walk.start += len(piece) + 1
+            elif newline:
+                walk.number += whole.count(b"\n") + 1
+                walk.start += len(whole) + 1
+            parts, held, begun_at = bytearray(rest if at in span else b""), len(rest), at
         if held and begun_at in span:
-            if held > LONGEST_LINE:
-                fault = f"a line of more than {LONGEST_LINE} bytes"
-                yield _constant(number + 1), start, b"", fault
-            else:
-                yield _constant(number + 1), start, line_of(parts), ""
+            walk.number += 1
+            yield from wanted(parts, held)
     except MissingPackageError:
         raise
     except UserError as error:
         if span.end is None:  # told once, by whoever reads to the end
             what = error.what.removeprefix(f"{path}: ")
             fault = f"{what}: nothing from here on can be read"
-            yield _constant(number + 1), start, b"", fault
+            yield _constant(walk.number + 1), walk.start, b"", fault
