@@ -1,6 +1,7 @@
 """Readers of file types: each divides a file and reads it; a new one is an entry in the table."""
 
 import gzip
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_spans_in_order_unpack_a_file_once(
     assert found == [(r.key, r.text) for r in records(path, Span(), settings)]
     assert len(found) == 400
     assert all(parts.values())
-    falls = sum(b < a for a, b in zip(order, order[1:], strict=False))
+    falls = sum(b < a for a, b in itertools.pairwise(order))
     assert opened == 1 + falls + 1  # one more for the whole
 
 
