@@ -1,12 +1,12 @@
 """How cost grows: the exponents of time and memory in everything that can grow, beside theory's.
 
-    python benchmarks/growth.py --save benchmarks/results/growth.json    # a quarter of an hour
-    python benchmarks/growth.py --only sequence_length prepare    # others saved today are kept
-    python benchmarks/growth.py --smoke                                  # the same, tiny
+    python benchmarks/growth.py --save benchmarks/results/growth.json
+    python benchmarks/growth.py --only sequence_length prepare   # with --save, today's others stay
+    python benchmarks/growth.py --smoke                          # the same, tiny
 
-Each point is measured in a process of its own, and the points of a series take turns. Time is the
-processor time of that process, which depends little on what else the machine does; memory is its
-peak over what it held before. The exponent is the slope of the logarithms over the upper half of
+Each point is measured in a process of its own with one thread, and the points of a series take
+turns. Time is the processor time of that process, which depends little on what else the machine
+does; memory is its peak over what it held before. The exponent is the slope of the logarithms over the upper half of
 the points, where what does not grow counts least: 1 is linear, 0 is flat. Theory is the exponent of
 the largest term in what has to be done; a series whose exponent is more than 0.1 above it is said
 to be.
@@ -18,9 +18,9 @@ import argparse
 import datetime
 import gzip
 import json
+import multiprocessing
+import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -30,10 +30,11 @@ from typing import Any
 
 import numpy as np
 
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 TOLERANCE = 0.1
 """Of an exponent over theory's: what repeated runs of one series differ by."""
-MIN_SECONDS = 0.5
-"""Of the steps that a point is the best of, beside those that warm up."""
+MIN_SECONDS = 0.3
+"""Of the steps that a point is the best of, beside the one that warms up."""
 WORDS = 4096  # in the vocabulary of the prepared text
 
 Cost = tuple[float, int]
@@ -170,11 +171,11 @@ def prepare_cost(megabytes: int, folder: Path) -> Cost:
 
     file = write_text(folder, megabytes)
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    few = Source("few", [write_text(folder, 0)])
-    prepare([few], folder / "prepared-few", tokenizer=tokenizer, workers=1)  # imports everything
+    few, out = Source("few", [write_text(folder, 0)]), Path(tempfile.mkdtemp(dir=folder))
+    prepare([few], out / "few", tokenizer=tokenizer, workers=1)  # what is set up at first use
     forget_peak()
     before, start = resident_memory(), time.process_time()
-    prepare([Source("text", [file])], folder / "prepared", tokenizer=tokenizer, workers=1)
+    prepare([Source("text", [file])], out / "all", tokenizer=tokenizer, workers=1)
     return time.process_time() - start, max(0, peak_memory(pick_device()) - before)
 
 
@@ -239,22 +240,22 @@ SERIES: Mapping[str, Series] = {
     ),
     "rows": Series(
         title="a step, by its rows of 512 tokens", unit="rows",
-        points=(1, 2, 4, 8, 16, 32), smoke=(1, 2, 4),
+        points=(1, 2, 4, 8, 16), smoke=(1, 2, 4),
         time=1, memory=1, measure=lambda x, _: step_cost(rows=x, length=512),
     ),
     "layers": Series(
         title="a step of 2 x 512 tokens, by layers", unit="layers",
-        points=(2, 4, 8, 16, 32, 64), smoke=(1, 2, 4),
+        points=(2, 4, 8, 16, 32), smoke=(1, 2, 4),
         time=1, memory=1, measure=lambda x, _: step_cost(layers=x, rows=2),
     ),
     "vocabulary": Series(
         title="a step of 2 x 512 tokens, by vocabulary", unit="words",
-        points=(1024, 2048, 4096, 8192, 16384, 32768, 65536), smoke=(256, 512, 1024),
+        points=(1024, 2048, 4096, 8192, 16384, 32768), smoke=(256, 512, 1024),
         time=1, memory=1, measure=lambda x, _: step_cost(vocabulary=x, rows=2),
     ),
     "documents": Series(
         title="a step of 2 x 2,048 tokens, by documents a row", unit="documents",
-        points=(1, 2, 4, 8, 16, 32, 64, 128, 256), smoke=(1, 2, 4),
+        points=(1, 4, 16, 64, 256), smoke=(1, 2, 4),
         time=0, memory=0, measure=lambda x, _: step_cost(length=2048, rows=2, documents=x),
     ),
     "sources": Series(
@@ -264,12 +265,12 @@ SERIES: Mapping[str, Series] = {
     ),
     "prepare": Series(
         title="text to a token folder, by its size", unit="MB",
-        points=(4, 8, 16, 32, 64, 128, 256), smoke=(1, 2, 4),
+        points=(4, 8, 16, 32, 64), smoke=(1, 2, 4),
         time=1, memory=0, measure=prepare_cost,
     ),
     "lab": Series(
         title="the plan of a lab, by its cells", unit="cells",
-        points=(1, 2, 4, 8, 16, 32), smoke=(1, 2, 4),
+        points=(1, 2, 4, 8, 16), smoke=(1, 2, 4),
         time=1, memory=0, measure=lab_cost,
     ),
 }  # fmt: skip
@@ -294,18 +295,28 @@ def fitted(series: Series, points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(name: str, points: tuple[int, ...], rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """The points of one series, each in its own process, in turns."""
-    found: dict[int, list[Cost]] = {x: [] for x in points}
+    """The points of one series, each in a process of its own that has all modules already, in
+    turns."""
+    fork, found = multiprocessing.get_context("fork"), {x: list[Cost]() for x in points}
     for _ in range(rounds):
         for x in points:
-            command = [sys.executable, __file__, "--point", name, str(x), str(folder)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            seconds, held = json.loads(done.stdout.splitlines()[-1])
-            found[x].append((seconds, held))
+            receiver, sender = fork.Pipe(duplex=False)
+            process = fork.Process(target=_point, args=(sender, name, x, folder))
+            process.start()
+            sender.close()
+            try:
+                found[x].append(receiver.recv())
+            except EOFError:
+                raise SystemExit(f"{name} at {x}: its process ended") from None
+            process.join()
     return [
         {"x": x, "seconds": min(s for s, _ in costs), "bytes": min(b for _, b in costs)}
         for x, costs in found.items()
     ]
+
+
+def _point(sender: Any, name: str, x: int, folder: Path) -> None:
+    sender.send(SERIES[name].measure(x, folder))
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -330,16 +341,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of each series")
     parser.add_argument("--smoke", action="store_true", help="three small points of each, once")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
-    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.point:
-        name, x, folder = arguments.point
-        print(json.dumps(SERIES[name].measure(int(x), Path(folder))))
-        return
     import torch
 
+    import mobilellm.lab.plan  # noqa: F401  (all that the points need, imported once)
     from mobilellm.hardware.description import describe
     from mobilellm.tokenizer.tokenizer import train_bpe
+
+    torch.set_num_threads(1)  # before anything is computed: a pool of threads does not outlive fork
 
     machine = {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"}
     print(f"{machine['device']}, {machine['threads']} threads, torch {torch.__version__}")
