@@ -6,10 +6,10 @@
 
 Each point is measured in a process of its own with one thread, and the points of a series take
 turns. Time is the processor time of that process, which depends little on what else the machine
-does; memory is its peak over what it held before. The exponent is the slope of the logarithms over the upper half of
-the points, where what does not grow counts least: 1 is linear, 0 is flat. Theory is the exponent of
-the largest term in what has to be done; a series whose exponent is more than 0.1 above it is said
-to be.
+does; memory is its peak over what it held before. The exponent is the slope of the logarithms over
+the upper half of the points, where what does not grow counts least: 1 is linear, 0 is flat. Theory
+is the exponent of the largest term in what has to be done; a series whose exponent is more than 0.1
+above it is said to be.
 """
 
 from __future__ import annotations
