@@ -827,7 +827,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "a program names one end token of several", "export/executorch.py",
-        "eos if isinstance(eos, list) else [] if eos is None else [eos]", "[eos]",
+        "config.end_tokens", "[config.eos_token_id]",
         "export/test_executorch.py::test_several_end_tokens_are_all_named",
     ),
     fault(

@@ -163,7 +163,6 @@ def _program(model: ModelToWrite, quantized: Quantized | None, context: int) -> 
 
 def constants(config: ModelConfig, context: int) -> dict[str, Any]:
     """What the C++ runner asks a program for."""
-    eos = config.eos_token_id
     found: dict[str, Any] = {
         "get_max_seq_len": context - 1,
         "get_max_context_len": context,
@@ -172,7 +171,7 @@ def constants(config: ModelConfig, context: int) -> dict[str, Any]:
         "enable_dynamic_shape": True,
         "get_vocab_size": config.vocab_size,
         "get_n_layers": config.num_hidden_layers,
-        "get_eos_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+        "get_eos_ids": config.end_tokens,
     }
     bos = config.bos_token_id
     if isinstance(bos, int):

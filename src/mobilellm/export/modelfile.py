@@ -97,9 +97,7 @@ def go_template(turns: Turns, tokenizer: Tokenizer) -> str:
 
 def _stops(tokenizer: Tokenizer, config: ModelConfig, turns: Turns | None) -> list[str]:
     """What ends an answer, as text."""
-    eos = config.eos_token_id
-    ids = [*(eos if isinstance(eos, list) else [] if eos is None else [eos])]
-    ids += ends_of_turn(tokenizer, ChatTemplate.of(tokenizer))
+    ids = [*config.end_tokens, *ends_of_turn(tokenizer, ChatTemplate.of(tokenizer))]
     named = [tokenizer.token(i) for i in ids]
     return list(dict.fromkeys([name for name in named if name] + (turns.stop if turns else [])))
 

@@ -122,7 +122,7 @@ def _write_file(
     context = model.context or config.max_position_embeddings
     metadata = {
         "context": str(context),
-        "end_tokens": json.dumps(end_tokens(config)),
+        "end_tokens": json.dumps(config.end_tokens),
         "number_type": number_type,
     }
     if quantized is not None:
@@ -152,12 +152,6 @@ def _write_file(
     return [] if number_type == "F32" else [f"{file.name}: {found}"]
 
 
-def end_tokens(config: ModelConfig) -> list[int]:
-    """The tokens that end a text."""
-    eos = config.eos_token_id
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
-
-
 def _write_settings(path: Path, config: ModelConfig, context: int, written: list[str]) -> None:
     """config.json, generation_config.json and genai_config.json."""
     values = config.to_dict()
@@ -183,7 +177,7 @@ def _write_settings(path: Path, config: ModelConfig, context: int, written: list
     if apart:
         values["transformers.js_config"] = {"use_external_data_format": dict.fromkeys(apart, 1)}
     write_json(path / "config.json", values)
-    ends = end_tokens(config)
+    ends = config.end_tokens
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(
         path / "generation_config.json",

@@ -58,8 +58,7 @@ def save_folder(path: Path, model: ModelToWrite) -> list[str]:
 
 def end_tokens(model: ModelToWrite, facts: dict[str, Any]) -> list[int]:
     """The tokens that end an answer: the model's own, and the one that a turn of its ends with."""
-    eos = model.network.config.eos_token_id
-    own = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    own = model.network.config.end_tokens
     after = facts["turns"]["next"][:1] if facts["turns"] else []
     return sorted({*own, *(piece for piece in after if isinstance(piece, int))})
 

@@ -174,8 +174,7 @@ def add_keys(writer: Any, tokenizer: Tokenizer, config: ModelConfig) -> list[str
     if tokenizer.chat_template is not None:
         named = {"default": tokenizer.chat_template} | tokenizer.named_templates
         writer.add_chat_template([{"name": n, "template": t} for n, t in named.items()])
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    others = [token for token in ends if token not in (None, tokenizer.eos_id)]
+    others = [token for token in config.end_tokens if token not in (None, tokenizer.eos_id)]
     if others:
         writer.add_eot_token_id(others[0])
     if len(others) > 1:

@@ -30,7 +30,7 @@ from mobilellm.interop.gguf_format import (
 )
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.sampling_defaults import from_keys
-from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.config import ModelConfig, SharedKV, one_or_several
 from mobilellm.model.network import Network
 from mobilellm.model.weights import listed, shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -194,7 +194,7 @@ def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
             rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
             tie_word_embeddings="output.weight" not in header.tensors,
             bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=_one_or_several(end_tokens(keys, embedding.shape[0])),
+            eos_token_id=one_or_several(end_tokens(keys, embedding.shape[0])),
         )
     except UserError as error:
         raise UserError(f"{path}: {error.what}", hint=error.hint) from None
@@ -208,10 +208,6 @@ def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
     # Of whatever type: ModelConfig says what is wrong.
     first = [] if found[0] is None else [found[0]]
     return [*first, *(token for token in dict.fromkeys(others) if token not in first)]
-
-
-def _one_or_several(tokens: list[int]) -> int | list[int] | None:
-    return tokens if len(tokens) > 1 else tokens[0] if tokens else None
 
 
 def _scaling(header: GGUFHeader, path: Path, architecture: str) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ from mobilellm.model.config import (
     SLIDING,
     ModelConfig,
     SharedKV,
+    one_or_several,
     plausible_layers,
 )
 from mobilellm.model.network import Network
@@ -195,7 +196,7 @@ def _end_within(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(rows, int) or all(type(one) is not int or one < rows for one in tokens):
         return values
     within = [one for one in tokens if type(one) is not int or one < rows]
-    return values | {"eos_token_id": within if len(within) > 1 else within[0] if within else None}
+    return values | {"eos_token_id": one_or_several(within)}
 
 
 def _end_tokens(folder: Path, config: ModelConfig) -> int | list[int] | None:
@@ -212,9 +213,7 @@ def _end_tokens(folder: Path, config: ModelConfig) -> int | list[int] | None:
     if any(type(token) is not int or token < 0 for token in tokens):  # a bool is an int, too
         raise UserError(f"{where}: eos_token_id = {str(named)[:60]}: must be token ids")
     tokens = [token for token in tokens if token < config.vocab_size]
-    if len(tokens) > 1:
-        return tokens
-    return tokens[0] if tokens else config.eos_token_id
+    return one_or_several(tokens) if tokens else config.eos_token_id
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -140,9 +140,7 @@ class Loaded:
         tokenizer = self.require_tokenizer()
         template = ChatTemplate.of(tokenizer)
         ids = encode_prompt(tokenizer, template, messages, tools)
-        eos = self.config.eos_token_id
-        own = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        stop = [*own, *ends_of_turn(tokenizer, template)]
+        stop = [*self.config.end_tokens, *ends_of_turn(tokenizer, template)]
         tokens = self._continue(ids, max_new_tokens, sampling, stop)
         return tokenizer.decode(tokens, skip_special_tokens=True)
 

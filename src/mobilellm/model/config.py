@@ -238,6 +238,12 @@ class ModelConfig:
         object.__setattr__(self, "layer_types", list(kinds))
 
     @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a document: none, one or several."""
+        eos = self.eos_token_id
+        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+    @property
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
         """What each block's attention looks at."""
         if self.layer_types is None:
@@ -424,6 +430,11 @@ def _qwen3_windows(values: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"max_window_layers = {repr(first)[:60]}: must be a whole number")
         values["layer_types"] = [ALL if i < (first or 0) else SLIDING for i in range(layers)]
     return values
+
+
+def one_or_several(tokens: list[Any]) -> Any:
+    """The value of `eos_token_id` that names these tokens: a list of several, one, or None."""
+    return tokens if len(tokens) > 1 else tokens[0] if tokens else None
 
 
 def plausible_layers(value: Any) -> TypeGuard[int]:

@@ -157,8 +157,7 @@ def generate(
     prompt is empty, or prompt and new tokens together exceed max_position_embeddings."""
     config = network.config
     if stop is None:
-        eos = config.eos_token_id
-        stop = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        stop = config.end_tokens
     if not prompt:
         raise UserError(
             "the prompt is empty and the model has no BOS token", hint="give at least one token"

@@ -43,8 +43,7 @@ class NetworkSession:
         self.network, self.precision, self.notes = network, precision, tuple(notes)
         self.vocab_size = network.config.vocab_size
         self.context = context or longest
-        eos = network.config.eos_token_id
-        self.end_tokens = tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self.end_tokens = tuple(network.config.end_tokens)
         self.cache: KVCache | None = None
 
     @functools.cached_property
