@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from mobilellm.errors import UserError
 from mobilellm.tokenizer.chat_template import ChatTemplate
+from mobilellm.tokenizer.special_tokens import special_tokens
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Piece = str | int
@@ -95,12 +96,6 @@ def _between(text: str, *marks: str) -> list[str]:
             raise UserError("the chat template leaves out a message")
         found.append(before)
     return [*found, text]
-
-
-def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """How each special token is spelled, and its id."""
-    known = tokenizer.fast.get_added_tokens_decoder()
-    return {token.content: i for i, token in known.items() if token.special and token.content}
 
 
 def _pieces(text: str, tokenizer: Tokenizer) -> list[Piece]:

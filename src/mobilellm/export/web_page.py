@@ -27,9 +27,10 @@ from markupsafe import Markup
 from mobilellm.errors import UserError
 from mobilellm.export.npm_client import read_pins
 from mobilellm.export.npm_packages import package_files
-from mobilellm.export.turns import special_tokens, turns_of
+from mobilellm.export.turns import turns_of
 from mobilellm.interop.writer import ModelToWrite
 from mobilellm.model.costs import ModelCosts
+from mobilellm.tokenizer.special_tokens import special_tokens
 from mobilellm.version import __version__
 
 WLLAMA, WLLAMA_COMPAT = "@wllama/wllama", "@wllama/wllama-compat"

@@ -25,7 +25,7 @@ RESERVED_NAME = re.compile(re.escape(RESERVED).replace(r"\{\}", r"\d+"))
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Text -> id of the tokens that a document's text never becomes."""
     found = tokenizer.fast.get_added_tokens_decoder()
-    return {token.content: int(i) for i, token in found.items() if token.special}
+    return {token.content: int(i) for i, token in found.items() if token.special and token.content}
 
 
 def is_reserved(token: str | None) -> bool:
