@@ -39,15 +39,9 @@ function has64BitMemory() {
   try { return !!new WebAssembly.Memory({address: 'i64', initial: 1n}); } catch { return false; }
 }
 
-// The engine takes text alone, in which the spelling of a special token is that token. One that is spelled in what is text gets a
-// word joiner, which nobody sees, after its first letter. The engine itself adds what a prompt begins with.
+// The engine itself adds what a prompt begins with.
 function promptText(pieces, facts) {
-  const names = new Map(facts.specials.map(([text, id]) => [id, text]));
-  const spellings = [...names.values()].sort((a, b) => b.length - a.length).map(text => text.replace(/[.*+?^${}()|[\]\\\/]/g, '\\$&'));
-  const special = spellings.length ? new RegExp(spellings.join('|'), 'g') : null;
-  const plain = text => special ? text.replace(special, found => found[0] + '\u2060' + found.slice(1)) : text;
-  const own = facts.begin.length && pieces[0] === facts.begin[0] ? pieces.slice(1) : pieces;
-  return own.map(piece => typeof piece === 'string' ? plain(piece) : names.get(piece)).join('');
+  return spelled(facts.begin.length && pieces[0] === facts.begin[0] ? pieces.slice(1) : pieces);
 }
 
 async function modelWithin(progress) {

@@ -27,16 +27,6 @@ function drawn(logits, {temperature, top_p}, random) {
   return order[kept - 1];
 }
 
-// A special token that is spelled in what is text gets a word joiner, which nobody sees, after its first letter.
-function idsOf(pieces, facts, tokenizer) {
-  const names = new Map(facts.specials.map(([text, id]) => [id, text]));
-  const spellings = [...names.values()].sort((a, b) => b.length - a.length).map(text => text.replace(/[.*+?^${}()|[\]\\\/]/g, '\\$&'));
-  const special = spellings.length ? new RegExp(spellings.join('|'), 'g') : null;
-  const plain = text => special ? text.replace(special, found => found[0] + '\u2060' + found.slice(1)) : text;
-  const text = pieces.map(piece => typeof piece === 'string' ? plain(piece) : names.get(piece)).join('');
-  return tokenizer.encode(text, {add_special_tokens: false});
-}
-
 async function hasWebGPU() {
   try { return !!(await navigator.gpu?.requestAdapter()); } catch { return false; }
 }
@@ -74,7 +64,7 @@ async function openEngine(facts, progress) {
   return {
     name: device === 'webgpu' ? 'onnxruntime, WebGPU' : 'onnxruntime, WebAssembly',
     async write(pieces, settings, show, signal) {
-      const ids = idsOf(pieces, facts, tokenizer), room = facts.context - ids.length;
+      const ids = tokenizer.encode(spelled(pieces), {add_special_tokens: false}), room = facts.context - ids.length;
       if (room < 1) throw new Error(`${ids.length} tokens exceed the context of ${facts.context}`);
       const most = Math.min(settings.tokens, room), stopping = new InterruptableStoppingCriteria();
       const interrupt = () => stopping.interrupt();

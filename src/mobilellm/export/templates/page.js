@@ -5,7 +5,7 @@ const facts = JSON.parse(seen('facts').textContent);
 const history = [];
 let engine, stopper;
 
-// A prompt is strings and ids of special tokens. What the strings spell is text, whatever it is: the engine sees to that.
+// A prompt is strings and ids of special tokens. What the strings spell is text, whatever it is: `spelled` sees to that.
 function joined(pieces) {
   const found = [];
   for (const piece of pieces) {
@@ -19,6 +19,16 @@ function joined(pieces) {
 function promptOf(text) {
   const pieces = joined([...facts.begin, text]);
   return pieces.length ? pieces : facts.alone;
+}
+
+// A prompt as one text, which is what the engines take: there the spelling of a special token is that token. One that is spelled in
+// what is text gets a word joiner, which nobody sees, after its first letter.
+function spelled(pieces) {
+  const names = new Map(facts.specials.map(([text, id]) => [id, text]));
+  const spellings = [...names.values()].sort((a, b) => b.length - a.length).map(text => text.replace(/[.*+?^${}()|[\]\\\/]/g, '\\$&'));
+  const special = spellings.length ? new RegExp(spellings.join('|'), 'g') : null;
+  const plain = text => special ? text.replace(special, found => found[0] + '\u2060' + found.slice(1)) : text;
+  return pieces.map(piece => typeof piece === 'string' ? plain(piece) : names.get(piece)).join('');
 }
 
 function chatOf(messages, system) {
