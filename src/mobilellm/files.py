@@ -174,6 +174,12 @@ def plain_name(name: Any) -> bool:
     )
 
 
+def check_absent(path: Path) -> None:
+    """`UserError` when there is something under the name of what is to be made."""
+    if path.exists():
+        raise UserError(f"{path}: exists already", hint="choose another name or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a staging folder beside `path`; when the block ends well it is synced and renamed to
@@ -181,8 +187,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     `UserError` when `path` exists already. When the block raises, the staging folder is removed.
     """
-    if path.exists():
-        raise UserError(f"{path}: exists already", hint="choose another name or remove it")
+    check_absent(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = _partial_name(path)

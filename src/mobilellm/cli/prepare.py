@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mobilellm.errors import UserError
+from mobilellm.files import check_absent
 from mobilellm.printable import one_line
 from mobilellm.terminal.output import print_json, progress, put, say
 
@@ -123,10 +124,7 @@ class Prepare:
         sources = parse_sources(self.sources, self.source, self.source_list)
         work, extra = self.out.with_name(f"{self.out.name}.cleaning"), dict[str, Any]()
         if self.clean:
-            if self.out.exists():
-                raise UserError(
-                    f"{self.out}: exists already", hint="choose another name or remove it"
-                )
+            check_absent(self.out)
             from mobilellm.clean.stages import clean
 
             extra["cleaning"], sources = clean(

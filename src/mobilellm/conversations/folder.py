@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from mobilellm.data.manifest import ShardEntry
 from mobilellm.errors import UserError
-from mobilellm.files import PARTIAL, disk_errors, sweep_partial
+from mobilellm.files import PARTIAL, check_absent, disk_errors, sweep_partial
 from mobilellm.prepare.assembly import describe, put_together
 from mobilellm.prepare.sources import Source
 from mobilellm.prepare.split_rule import SplitRule
@@ -44,8 +44,7 @@ def check_given(files: Sequence[Place], out: Path, held_out: float, what: str) -
     """`UserError` for files that are not there, an `out` that is, and an impossible share."""
     if not files:
         raise UserError(f"no {what} given", hint="name files of JSON lines")
-    if out.exists():
-        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    check_absent(out)
     if not 0 < held_out < 1:
         raise UserError(f"held-out {held_out:g}: must be between 0 and 1")
     for file in files:

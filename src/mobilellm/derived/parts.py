@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mobilellm.data.shard_file import HEADER_BYTES, check_header, header, map_shard
 from mobilellm.errors import UserError
 from mobilellm.files import (
+    check_absent,
     check_file,
     disk_errors,
     locked,
@@ -72,8 +73,7 @@ def make(
 
     `UserError` when `out` exists, or another process makes it.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    check_absent(out)
     work = out.with_name(f"{out.name}.making")
     hint = "wait for it, or choose another name"
     lock = work.with_name(f".{work.name}.lock")

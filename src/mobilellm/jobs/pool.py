@@ -24,7 +24,7 @@ from typing import IO
 import orjson
 
 from mobilellm.errors import UserError
-from mobilellm.files import disk_errors, locked, read_json, sweep_partial
+from mobilellm.files import check_absent, disk_errors, locked, read_json, sweep_partial
 from mobilellm.jobs.task import KeyedTask, Progress, TaskError, Values, resolve, run_task
 from mobilellm.jobs.worker import message_of
 
@@ -56,8 +56,7 @@ class Workspace:
         It is removed when the block ends well, or when nothing in it is worth keeping. `UserError`
         when `out` exists, or another process is at work on it.
         """
-        if out.exists():
-            raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+        check_absent(out)
         work = cls(out)
         hint = "wait for it, or choose another name"
         with disk_errors(out), locked(work.path / "lock", out, "is preparing it", hint=hint):

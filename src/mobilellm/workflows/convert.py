@@ -21,7 +21,7 @@ import torch
 from mobilellm.cards.model_card import check_names, facts_of
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.export.targets import PROGRAMS, TARGETS
-from mobilellm.files import disk_errors, existing_parent, new_folder, sync
+from mobilellm.files import check_absent, disk_errors, existing_parent, new_folder, sync
 from mobilellm.interop.folder import stored_type
 from mobilellm.interop.load import load, source_hash
 from mobilellm.interop.repeats import plain
@@ -116,8 +116,7 @@ def convert(
     writer = TARGETS[to]
     if writer.as_folder is not None and out.suffix != writer.suffix:
         writer = writer.as_folder
-    if out.exists():
-        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    check_absent(out)
     if precision is not None and precision not in writer.number_types:
         raise UserError(
             f"precision {precision}: {to} is written in {' or '.join(writer.number_types)}"

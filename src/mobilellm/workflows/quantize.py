@@ -29,7 +29,7 @@ from mobilellm.cards.model_card import facts_of
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.evaluate.held_out import read_text
 from mobilellm.evaluate.perplexity import Score, TokenList, perplexity
-from mobilellm.files import new_folder, sha256_file
+from mobilellm.files import check_absent, new_folder, sha256_file
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load, source_hash
 from mobilellm.interop.loaded import Loaded
@@ -139,8 +139,7 @@ def quantize(
     bits. `out` appears only when it is whole and has been read back. `max_tokens` ends the text
     that is scored. `UserError` for a model that is quantized already, and an `out` that exists.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists already", hint="choose another name or remove it")
+    check_absent(out)
     loaded = _unquantized(source)
     notes: list[str] = []
     trained = loaded.origin.get("trained_for")
