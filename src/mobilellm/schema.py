@@ -43,9 +43,42 @@ WORDS = {
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The smallest value that a number may have."""
+    """The smallest value a number may have."""
 
     least: float
+
+    def complaint(self, value: float) -> str | None:
+        """What is wrong with `value`, or none."""
+        fits = self.least <= value < math.inf
+        return None if fits else f"must be at least {self.least:g}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """The smallest and the largest value a number may have."""
+
+    low: float
+    high: float
+
+    def complaint(self, value: float) -> str | None:
+        """What is wrong with `value`, or none."""
+        fits = self.low <= value <= self.high
+        return None if fits else f"must be from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number that every value must exceed."""
+
+    limit: float
+
+    def complaint(self, value: float) -> str | None:
+        """What is wrong with `value`, or none."""
+        fits = self.limit < value < math.inf
+        return None if fits else f"must be a number above {self.limit:g}"
+
+
+Range = AtLeast | Between | Above
 
 
 class _MismatchError(Exception):
@@ -81,8 +114,8 @@ def _check(value: Any, kind: Any, place: str) -> None:
     if origin is typing.Annotated:
         _check(value, arguments[0], place)
         for extra in arguments[1:]:
-            if isinstance(extra, AtLeast) and value is not None and not value >= extra.least:
-                raise _MismatchError(place, f"is {value}, must be at least {extra.least:g}")
+            if isinstance(extra, Range) and value is not None and (fault := extra.complaint(value)):
+                raise _MismatchError(place, f"is {value}, {fault}")
     elif origin is typing.Union or origin is types.UnionType:
         _check_union(value, arguments, place)
     elif origin is typing.Literal:

@@ -21,7 +21,7 @@ from mobilellm.divisors import divisors
 from mobilellm.errors import UserError
 from mobilellm.model.config import LARGEST, ModelConfig
 from mobilellm.model.costs import ModelCosts
-from mobilellm.recipe.settings import AtLeast
+from mobilellm.schema import AtLeast
 
 TOLERANCE = 0.02
 """The largest share by which a cell may miss what is held equal."""

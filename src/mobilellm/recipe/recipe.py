@@ -37,13 +37,14 @@ import tyro
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_regular, write_file
 from mobilellm.plan.batching import Batching, check_batch
-from mobilellm.recipe.settings import Above, AtLeast, Between, build, check_ranges, plain
+from mobilellm.recipe.settings import build, check_ranges, plain
 from mobilellm.recipe.tuning import (
     AverageSection,
     DistillSection,
     ObjectiveSection,
     QuantizeSection,
 )
+from mobilellm.schema import Above, AtLeast, Between
 
 if sys.version_info >= (3, 11):
     import tomllib

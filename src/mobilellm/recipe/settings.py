@@ -14,53 +14,12 @@ underscore, which its key does not have.
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from mobilellm.errors import UserError, unknown_name
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """The smallest value a number may have."""
-
-    least: float
-
-    def complaint(self, value: float) -> str | None:
-        """What is wrong with `value`, or none."""
-        fits = math.isfinite(value) and value >= self.least
-        return None if fits else f"must be at least {self.least:g}"
-
-
-@dataclass(frozen=True)
-class Between:
-    """The smallest and the largest value a number may have."""
-
-    low: float
-    high: float
-
-    def complaint(self, value: float) -> str | None:
-        """What is wrong with `value`, or none."""
-        fits = math.isfinite(value) and self.low <= value <= self.high
-        return None if fits else f"must be from {self.low:g} to {self.high:g}"
-
-
-@dataclass(frozen=True)
-class Above:
-    """A number that every value must exceed."""
-
-    limit: float
-
-    def complaint(self, value: float) -> str | None:
-        """What is wrong with `value`, or none."""
-        fits = math.isfinite(value) and value > self.limit
-        return None if fits else f"must be a number above {self.limit:g}"
-
-
-Range = AtLeast | Between | Above
+from mobilellm.schema import Range
 
 
 def ranges(cls: type) -> dict[str, Range]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mobilellm.recipe.settings import Above, AtLeast, Between
+from mobilellm.schema import Above, AtLeast, Between
 
 
 @dataclass(frozen=True, kw_only=True)
