@@ -17,23 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mobilellm.calls.parse import Call
+from mobilellm.calls.schema import KINDS, is_kind
 
 Function = Mapping[str, Any]
 Answer = Mapping[str, Mapping[str, Sequence[Any]]]
 SKIPPED = re.compile(r"[ ,./\-_*^]")
-# BFCL names types as Python does, JSON Schema as it does.
-TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "float": (float, int),
-    "number": (float, int),
-    "boolean": (bool,),
-    "array": (list,),
-    "tuple": (list,),
-    "dict": (dict,),
-    "object": (dict,),
-    "null": (type(None),),
-}
+# BFCL names types as Python does, or as JSON Schema does.
 JSON_NAMES = {"dict": "object", "float": "number", "tuple": "array"}
 
 
@@ -87,11 +76,11 @@ def _wrong_value(value: Any, schema: Mapping[str, Any], accepted: Sequence[Any])
     kind = schema.get("type")
     if any(type(one) is type(value) and one == value for one in accepted if not _blank(one)):
         return ""  # also one of another type: null, or the name of a variable
-    if kind in TYPES and not _has_type(value, kind):
+    if not _has_type(value, kind):
         return f"{value!r:.60} is not {kind}"
     inner = schema.get("items") or {}
     item = inner.get("type") if isinstance(inner, Mapping) else None
-    if isinstance(value, list) and item in TYPES:
+    if isinstance(value, list):
         for one in value:
             if not _has_type(one, item):
                 return f"{one!r:.60} in it is not {item}"
@@ -102,10 +91,10 @@ def _wrong_value(value: Any, schema: Mapping[str, Any], accepted: Sequence[Any])
     return f"{value!r:.60} is not accepted"
 
 
-def _has_type(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    return isinstance(value, TYPES[kind])
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; of one that is no type of JSON, such as `any`, every one is."""
+    name = JSON_NAMES.get(kind, kind)
+    return name not in KINDS or is_kind(value, name)
 
 
 def _same(value: Any, accepted: Any) -> bool:

@@ -30,7 +30,7 @@ def fault_of(value: Any, schema: Mapping[str, Any], where: str = "value") -> str
         return "" if "" in faults else faults[0]
     kinds = schema.get("type", list(KINDS))
     kinds = kinds if isinstance(kinds, list) else [kinds]
-    if not any(_is(value, kind) for kind in kinds):
+    if not any(is_kind(value, kind) for kind in kinds):
         return f"{where}: {_short(value)} is not {' or '.join(kinds)}"
     choices = schema.get("enum", [value])
     if not any(type(one) is type(value) and one == value for one in choices):
@@ -59,7 +59,8 @@ def _fault_of_object(value: dict[str, Any], schema: Mapping[str, Any], where: st
     return ""
 
 
-def _is(value: Any, kind: str) -> bool:
+def is_kind(value: Any, kind: str) -> bool:
+    """Whether a value is of one of JSON Schema's types."""
     if isinstance(value, bool):
         return kind == "boolean"
     return isinstance(value, KINDS.get(kind, ()))
