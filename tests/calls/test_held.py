@@ -216,9 +216,9 @@ def test_every_runtime_writes_valid_text(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "s.json: cannot be read"),
-        ("", "s.json: empty, or above"),
-        ("{", "s.json: no JSON"),
+        (None, "s.json: no such file"),
+        ("", "s.json: broken JSON"),
+        ("{", "s.json: broken JSON"),
         ("[]", "s.json: a JSON schema is an object, not list"),
         ('{"type": "nothing"}', "s.json: no output can be held to it"),
     ],

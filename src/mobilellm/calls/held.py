@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 
 from mobilellm.errors import UserError, first_line
+from mobilellm.files import read_json
 from mobilellm.tokenizer.special_tokens import special_tokens
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -38,16 +39,7 @@ ONLY_IN_STRINGS = "#"
 
 def read_schema(path: Path) -> dict[str, Any]:
     """The JSON schema in a file. `UserError` for what is none."""
-    try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_SCHEMA else b""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data:
-        raise UserError(f"{path}: empty, or above {MAX_SCHEMA:,} bytes: no JSON schema")
-    try:
-        schema = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error})") from None
+    schema = read_json(path, limit=MAX_SCHEMA)
     if not isinstance(schema, dict):
         raise UserError(f"{path}: a JSON schema is an object, not {type(schema).__name__}")
     return schema
