@@ -170,13 +170,17 @@ def _completion(row: dict[str, Any], where: str) -> list[Any]:
     ]
 
 
-def _instruction(row: dict[str, Any], where: str) -> list[Any]:
-    given = row.get("input") or ""
-    if not isinstance(row["instruction"], str) or not isinstance(given, str):
+def instruction_of(row: dict[str, Any], where: str) -> str:
+    """What Alpaca's rows ask: the instruction and, below it, the input where there is one."""
+    asked, given = row["instruction"], row.get("input") or ""
+    if not isinstance(asked, str) or not isinstance(given, str):
         raise UserError(f"{where}: instruction and input must be text")
-    asked = f"{row['instruction']}\n\n{given}" if given else row["instruction"]
+    return f"{asked}\n\n{given}" if given else asked
+
+
+def _instruction(row: dict[str, Any], where: str) -> list[Any]:
     return [
-        {"role": "user", "content": asked},
+        {"role": "user", "content": instruction_of(row, where)},
         {"role": "assistant", "content": row["output"]},
     ]
 

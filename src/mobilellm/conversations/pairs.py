@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mobilellm.conversations.forms import read_conversation
+from mobilellm.conversations.forms import instruction_of, read_conversation
 from mobilellm.errors import UserError
 
 OPENAI = ("input", "preferred_output", "non_preferred_output")
@@ -74,10 +74,7 @@ def _asked(row: dict[str, Any], where: str) -> Any:
     if "prompt" in row:
         given = row["prompt"]
     elif "instruction" in row:
-        given, more = row["instruction"], row.get("input") or ""
-        if not isinstance(given, str) or not isinstance(more, str):
-            raise UserError(f"{where}: instruction and input must be text")
-        given = f"{given}\n\n{more}" if more else given
+        given = instruction_of(row, where)
     else:
         return None
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
