@@ -23,9 +23,9 @@ from mobilellm.distributed.world import World
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import pick_device
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken
 from mobilellm.model.network import Network
+from mobilellm.objectives.distillation import Distillation
 from mobilellm.recipe.recipe import Recipe, TrainSection
 
 BOUNDS = {"fp32": 1e-3, "bf16": 3e-2}  # relative errors of gradients

@@ -743,14 +743,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # --- after pretraining ---
     fault(
-        "the temperature's square is forgotten", "model/distillation.py",
+        "the temperature's square is forgotten", "objectives/distillation.py",
         "value = weight * temperature**2 * distance", "value = weight * temperature * distance",
-        "model/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
+        "objectives/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
     ),
     fault(
-        "masked targets pull toward the teacher", "model/distillation.py",
+        "masked targets pull toward the teacher", "objectives/distillation.py",
         "pull = weight * temperature * counted.unsqueeze(1)", "pull = weight * temperature",
-        "model/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
+        "objectives/test_distillation.py::test_loss_and_gradients_are_those_of_the_plain_way",
     ),
     fault(
         "queries of shared blocks are not rounded", "quantize/training.py",

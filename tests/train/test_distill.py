@@ -14,7 +14,7 @@ from mobilellm.data.order import derive_key
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
-from mobilellm.model.distillation import Distillation
+from mobilellm.objectives.distillation import Distillation
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe

@@ -22,9 +22,9 @@ from mobilellm.model.loss import (
     ChunkLoss,
     NextToken,
     Predictor,
-    cross_entropy_chunk,
     output_walk,
 )
+from mobilellm.objectives.distillation import with_cross_entropy
 
 
 class CachedDistillation:
@@ -70,14 +70,12 @@ def tail_chunk(
 ) -> ChunkLoss:
     """The loss of `CachedDistillation` for `targets` (N,), `ids` (N, k) and `log_probabilities` (N,
     k + 1)."""
-    hard = cross_entropy_chunk(targets, z_loss)
 
     def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
         counted = targets[rows] != IGNORED
         index = ids[rows].long()
         log_taught = torch.log_softmax(log_probabilities[rows].float(), dim=1)  # (n, k + 1)
         taught = log_taught.exp()
-        logits = logits.float()
         student = torch.log_softmax(logits / temperature, dim=1)  # (n, V)
         kept = student.gather(1, index)
         gradient = student.exp_().scatter_(1, index, 0.0)
@@ -90,11 +88,6 @@ def tail_chunk(
             gradient.mul_(1 - taught[:, -1:] / rest)
             gradient.scatter_(1, index, kept.exp() - taught[:, :-1])
             gradient.mul_(weight * temperature * counted.unsqueeze(1))
-        if weight < 1:
-            hard_value, hard_gradient = hard(logits, rows, need_gradient)
-            value = value + (1 - weight) * hard_value
-            if need_gradient and hard_gradient is not None:
-                gradient.add_(hard_gradient, alpha=1 - weight)
         return value, gradient if need_gradient else None
 
-    return loss
+    return with_cross_entropy(loss, targets, weight, z_loss)

@@ -20,11 +20,11 @@ from mobilellm.derived.reference import Answers, Reference
 from mobilellm.derived.teacher_cache import TeacherCache
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.objectives.cached import CachedDistillation
+from mobilellm.objectives.distillation import Distillation
 from mobilellm.objectives.preference import Preference
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.inputs import Data

@@ -78,11 +78,9 @@ def distillation_chunk(
 ) -> ChunkLoss:
     """The loss of `Distillation` for `targets` (N,); `teacher_logits(rows)` gives the teacher's
     (n, V) in float32."""
-    hard = cross_entropy_chunk(targets, z_loss)
 
     def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
         counted = targets[rows] != IGNORED
-        logits = logits.float()
         student = torch.log_softmax(logits / temperature, dim=1)
         teacher = torch.log_softmax(teacher_logits(rows) / temperature, dim=1)
         taught = teacher.exp()
@@ -94,11 +92,28 @@ def distillation_chunk(
         if need_gradient:
             pull = weight * temperature * counted.unsqueeze(1)
             gradient = student.exp_().sub_(taught).mul_(pull)
-        if weight < 1:
-            hard_value, hard_gradient = hard(logits, rows, need_gradient)
-            value = value + (1 - weight) * hard_value
-            if gradient is not None and hard_gradient is not None:
-                gradient.add_(hard_gradient, alpha=1 - weight)
         return value, gradient
+
+    return with_cross_entropy(loss, targets, weight, z_loss)
+
+
+def with_cross_entropy(
+    taught: ChunkLoss, targets: Tensor, weight: float, z_loss: float = 0.0
+) -> ChunkLoss:
+    """What a teacher's share is in a loss, and (1 - weight) x the cross-entropy of `targets` (N,).
+
+    `taught` sees the logits in float32, leaves them as they are, and gives a gradient of its own.
+    """
+    if weight == 1:
+        return lambda logits, rows, need_gradient: taught(logits.float(), rows, need_gradient)
+    hard = cross_entropy_chunk(targets, z_loss)
+
+    def loss(logits: Tensor, rows: slice, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        logits = logits.float()
+        value, gradient = taught(logits, rows, need_gradient)
+        hard_value, hard_gradient = hard(logits, rows, need_gradient)
+        if gradient is not None and hard_gradient is not None:
+            gradient.add_(hard_gradient, alpha=1 - weight)
+        return value + (1 - weight) * hard_value, gradient
 
     return loss

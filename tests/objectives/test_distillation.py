@@ -10,9 +10,9 @@ from tests.model.shapes import (
     learner_and_reference,
 )
 
-from mobilellm.model.distillation import Distillation
 from mobilellm.model.loss import NextToken
 from mobilellm.model.network import Network
+from mobilellm.objectives.distillation import Distillation
 
 
 def batch(rows: int = 3, length: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
