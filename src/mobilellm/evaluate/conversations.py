@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mobilellm.data.stream import TokenStream
-from mobilellm.evaluate.perplexity import ALONE, BATCH_TOKENS, Processes
+from mobilellm.evaluate.perplexity import ALONE, BATCH_TOKENS, Processes, summed_loss
 from mobilellm.model.loss import IGNORED
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
@@ -39,21 +38,9 @@ def answers_loss(
     With `every` 2 only the first of each pair of documents counts: the chosen answers. `stride` is
     how far windows of a conversation that is longer than a row are apart; 0 is half a row.
     """
-    device = next(network.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
     rows = max(1, batch_tokens // sequence_length)
     batches = packed(stream, sequence_length, rows, stride or max(1, sequence_length // 2), every)
-    with torch.no_grad():
-        for number, arrays in enumerate(batches):
-            if number % processes.size != processes.rank:
-                continue
-            inputs, targets, documents = (torch.from_numpy(a).to(device) for a in arrays)
-            with precision.autocast(device):
-                loss = network.loss(inputs, targets, "sum", documents)
-            scored = int((targets != IGNORED).sum())
-            sums += torch.tensor([loss.item(), scored], dtype=torch.float64, device=device)
-    nats, tokens = processes.sum_(sums).tolist()
-    return nats, int(tokens)
+    return summed_loss(network, batches, precision=precision, processes=processes)
 
 
 def packed(

@@ -10,7 +10,7 @@ compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,23 +149,45 @@ def total_loss(
     `processes` divide the batches among them and all get the sum. A `stride` of 0 means windows
     that do not overlap; `progress(done, total)` counts the tokens of this process.
     """
+    total = len(stream) - (prefix is None)
+    batches = windows(stream, sequence_length, batch_tokens, prefix, stride or sequence_length)
+    return summed_loss(
+        network,
+        batches,
+        precision=precision,
+        processes=processes,
+        progress=progress and (lambda done: progress(done, total)),
+    )
+
+
+def summed_loss(
+    network: Network,
+    batches: Iterable[Sequence[np.ndarray]],
+    *,
+    precision: Precision = Precision.FP32,
+    processes: Processes = ALONE,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[float, int]:
+    """Nats over all targets that count of batches of inputs and targets, each (B, T), and of their
+    documents where tokens see their own alone; and how many targets these are.
+
+    `processes` and `progress` as in `total_loss`.
+    """
     device = next(network.parameters()).device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    total, counted = len(stream) - (prefix is None), 0
-    batches = windows(stream, sequence_length, batch_tokens, prefix, stride or sequence_length)
+    counted = 0
     with torch.no_grad():  # inference mode would break a sharded network, which trains on
-        for number, (inputs, targets) in enumerate(batches):
+        for number, arrays in enumerate(batches):
             if number % processes.size != processes.rank:
                 continue
+            inputs, targets, *documents = (torch.from_numpy(a).to(device) for a in arrays)
             with precision.autocast(device):
-                loss = network.loss(
-                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), "sum"
-                )
-            scored = int((targets != IGNORED).sum())
+                loss = network.loss(inputs, targets, "sum", *documents)
+            scored = int((arrays[1] != IGNORED).sum())
             sums += torch.tensor([loss.item(), scored], dtype=torch.float64, device=device)
             counted += scored
             if progress:
-                progress(counted, total)
+                progress(counted)
     nats, tokens = processes.sum_(sums).tolist()
     return nats, int(tokens)
 
