@@ -295,7 +295,7 @@ def start_up(folder: Path) -> dict[str, Any]:
         "next(iter(loader))\n"
         "first = time.perf_counter() - start\ntimes = []\n"
         "for i in np.random.default_rng(0).integers(0, loader.samples_per_epoch, 2000):\n"
-        "    at = time.perf_counter()\n    loader.gather(loader.starts(0, np.array([i])))\n"
+        "    at = time.perf_counter()\n    loader.samples.gather(loader.starts(0, np.array([i])))\n"
         "    times.append(time.perf_counter() - at)\n"
         "print(json.dumps({'tokens': len(stream), 'seconds_to_first_batch': first,\n"
         "    'peak_memory_megabytes': "

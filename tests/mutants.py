@@ -404,13 +404,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "every part of a reference's table the first one", "derived/reference.py",
-        "rows = range(firsts[number], firsts[number] + file.count // width)",
-        "rows = range(0, file.count // width)",
+        "rows = range(start, min(start + PART_ROWS, count))",
+        "rows = range(0, min(PART_ROWS, count - start))",
         "train/test_dpo.py::test_the_table_is_what_the_reference_says_of_each_answer_alone",
     ),
     fault(
         "an edited manifest of what was derived", "derived/parts.py",
-        "if own != _digest(manifest):", "if own is None:",
+        "if own != digest_of(manifest):", "if own is None:",
         "train/test_dpo.py::test_what_is_damaged_or_of_something_else_is_refused",
     ),
     fault(

@@ -81,7 +81,7 @@ PARALLEL_BYTES = (
 
 def open_dataset(
     path: Path, tokenizer: Path | Tokenizer | None = None, verify: bool = False
-) -> TokenFolder | SampleFolder:
+) -> Data:
     """Open a token folder, or the original layout, which needs to be told its `tokenizer` unless
     one lies in it.
 
@@ -92,9 +92,7 @@ def open_dataset(
         return _opened(path, tokenizer, verify)
 
 
-def _opened(
-    path: Path, tokenizer: Path | Tokenizer | None, verify: bool
-) -> TokenFolder | SampleFolder:
+def _opened(path: Path, tokenizer: Path | Tokenizer | None, verify: bool) -> Data:
     given = Tokenizer.load(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     if (path / "manifest.json").is_file() and not node_folders(path):
         folder = TokenFolder.open(path, verify)
@@ -230,6 +228,10 @@ class SampleFolder:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that was named when this was opened."""
         return self._given
+
+
+Data = TokenFolder | SampleFolder
+"""What a run trains on."""
 
 
 def _files(path: Path) -> list[Path]:

@@ -210,6 +210,15 @@ class Samples:
             return start // row * self.pieces + -(-(start % row) // self.length)
         return start // self.length
 
+    def gather(self, starts: NDArray[np.int64], documents: bool = False) -> Batch:
+        """The samples that begin at these positions; `documents` says whether each token's
+        document is wanted."""
+        stream = self.stream
+        rows = Rows(len(starts), self.length, documents, stream.masked, stream.beside)
+        for i, start in enumerate(starts.tolist()):
+            self.read(start, rows, i)
+        return rows.batch()
+
     def read(self, start: int, rows: Rows, i: int) -> None:
         """Fill row `i` of `rows` with the sample that begins at `start`."""
         row, documents = rows.tokens[i], None if rows.documents is None else rows.documents[i]
@@ -270,14 +279,6 @@ class Loader:
         """Positions where the given samples of an epoch begin."""
         return self.samples.starts(self.state.seed, epoch, samples)
 
-    def gather(self, starts: NDArray[np.int64]) -> Batch:
-        """Read the samples that begin at these positions."""
-        stream = self.stream
-        rows = Rows(len(starts), self.length, self.mask_documents, stream.masked, stream.beside)
-        for i, start in enumerate(starts.tolist()):
-            self.samples.read(start, rows, i)
-        return rows.batch()
-
     def __iter__(self) -> Iterator[tuple[Batch, DataState]]:
         share = self.batch_size // self.world_size
         while True:
@@ -302,7 +303,7 @@ class Loader:
                 epoch=epoch + behind // self.samples_per_epoch,
                 samples=behind % self.samples_per_epoch,
             )
-            yield self.gather(starts), self.state
+            yield self.samples.gather(starts, self.mask_documents), self.state
 
 
 def check_world(batch_size: int, world_size: int) -> None:

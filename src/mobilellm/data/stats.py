@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.data.dataset import SampleFolder
+from mobilellm.data.dataset import Data, SampleFolder
 from mobilellm.data.manifest import SPLITS
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import TokenStream
-from mobilellm.data.token_folder import TokenFolder
 from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -26,7 +25,7 @@ SHOWN = 400  # tokens of each
 
 
 def statistics(
-    data: TokenFolder | SampleFolder,
+    data: Data,
     *,
     top: int = 50,
     seed: int = 0,
@@ -147,9 +146,7 @@ def statistics(
     }
 
 
-def _samples(
-    data: TokenFolder | SampleFolder, stream: TokenStream, source: str, seed: int
-) -> list[dict[str, Any]]:
+def _samples(data: Data, stream: TokenStream, source: str, seed: int) -> list[dict[str, Any]]:
     """A few documents of a source, decoded."""
     bounds = stream.some_documents(
         SAMPLES, lambda n: permute(np.arange(min(SAMPLES, n)), n, derive_key(seed, source))

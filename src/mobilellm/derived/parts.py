@@ -102,7 +102,7 @@ def make(
             for file in files
         ]
         manifest = {"format": FORMAT, "version": VERSION, "facts": dict(facts), "files": listed}
-        write_json(work / "manifest.json", manifest | {"sha256": _digest(manifest)})
+        write_json(work / "manifest.json", manifest | {"sha256": digest_of(manifest)})
         (work / "facts.json").unlink()
         publish(work, out)
     lock.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class Folder:
                 hint=MAKE_AGAIN,
             )
         own = manifest.pop("sha256", None)
-        if own != _digest(manifest):
+        if own != digest_of(manifest):
             raise UserError(f"{path / 'manifest.json'}: damaged or edited", hint=MAKE_AGAIN)
         files = {}
         for entry in manifest["files"]:
@@ -165,8 +165,9 @@ def weights_sha256(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)).hexdigest()
+def digest_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what can be JSON, whatever the order of its keys."""
+    return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _complete(folder: Path, file: ArrayFile) -> bool:

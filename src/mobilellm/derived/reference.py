@@ -9,24 +9,21 @@ data and the precision: the same run again, a resumed one, and one with another 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilellm.data.loader import Batch, DataState, Loader, Samples
+from mobilellm.data.loader import Samples
 from mobilellm.data.manifest import SPLITS
-from mobilellm.data.stream import TokenStream
 from mobilellm.data.token_folder import TokenFolder
-from mobilellm.derived.parts import ArrayFile, Folder, make, weights_sha256
+from mobilellm.derived.parts import ArrayFile, Folder, digest_of, make, weights_sha256
 from mobilellm.evaluate.perplexity import ALONE, Processes
 from mobilellm.files import cache_folder, locked
 from mobilellm.model.loss import linear_cross_entropy
@@ -62,11 +59,10 @@ class Reference:
     """The log-probabilities of both splits of a folder of pairs."""
 
     def __init__(self, folder: Folder, data: TokenFolder) -> None:
-        assert data.preferences is not None
-        width = documents_per_row(data)
+        width = _documents_per_row(data)
         self.tables = {
             split: np.concatenate(
-                [folder.array(file.name) for part in parts_of(data, split) for file in part]
+                [folder.array(file.name) for _, file in _parts(data, split)]
             ).reshape(-1, width)
             for split in SPLITS
         }
@@ -102,8 +98,7 @@ class Reference:
 def place(data: Path, facts: dict[str, Any]) -> Path:
     """Where the log-probabilities of these facts lie: beside the data, or in the user's cache where
     one may not write there."""
-    digest = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
-    name = f"{data.name}.reference-{digest}"
+    name = f"{data.name}.reference-{digest_of(facts)[:12]}"
     return (data.parent if os.access(data.parent, os.W_OK) else cache_folder()) / name
 
 
@@ -111,69 +106,46 @@ def compute_reference(
     out: Path, facts: dict[str, Any], network: Network, data: TokenFolder, precision: Precision
 ) -> None:
     """Make the folder `out`, part by part."""
-    parts = [(split, part) for split in SPLITS for part in parts_of(data, split)]
-    width, first = documents_per_row(data), 0
-    firsts = {}
-    for number, (split, part) in enumerate(parts):
-        first = 0 if number == 0 or parts[number - 1][0] != split else first
-        firsts[number] = first
-        first += part[0].count // width
+    parts = [(split, rows, file) for split in SPLITS for rows, file in _parts(data, split)]
 
     def compute(number: int) -> list[NDArray[Any]]:
-        split, (file,) = parts[number]
-        rows = range(firsts[number], firsts[number] + file.count // width)
-        return [_log_probabilities(network, data, split, rows, precision)]
+        split, rows, _ = parts[number]
+        found = [a.cpu().numpy() for _, a, _ in _answers(network, data, split, rows, precision)]
+        return [np.concatenate(found)]
 
-    make(out, facts, [part for _, part in parts], compute)
+    make(out, facts, [(file,) for _, _, file in parts], compute)
 
 
-def documents_per_row(data: TokenFolder) -> int:
+def _documents_per_row(data: TokenFolder) -> int:
     """Documents in the fullest row of a folder of pairs."""
     assert data.preferences is not None
     return int(data.preferences["documents_per_row"])
 
 
-def parts_of(data: TokenFolder, split: str) -> list[tuple[ArrayFile]]:
-    """The files of a split's table."""
-    rows, width = _samples(data, split).count, documents_per_row(data)
-    return [
-        (ArrayFile(f"{split}-{n:05d}.npy", FLOATS, min(PART_ROWS, rows - start) * width),)
-        for n, start in enumerate(range(0, rows, PART_ROWS))
-    ]
+def _parts(data: TokenFolder, split: str) -> Iterator[tuple[range, ArrayFile]]:
+    """The rows of each part of a split's table, and its file."""
+    count, width = _samples(data, split).count, _documents_per_row(data)
+    for number, start in enumerate(range(0, count, PART_ROWS)):
+        rows = range(start, min(start + PART_ROWS, count))
+        yield rows, ArrayFile(f"{split}-{number:05d}.npy", FLOATS, len(rows) * width)
 
 
 def _samples(data: TokenFolder, split: str) -> Samples:
     return Samples(data.tokens(split), data.row - 1)
 
 
-def row_batches(
-    stream: TokenStream, rows: range, sequence_length: int
-) -> Iterator[tuple[range, Batch]]:
-    """Rows of a stream, a few at a time: their numbers, and the batch of them."""
-    state = DataState(seed=0, epoch=0, samples=0, fingerprint="")
-    loader = Loader(stream, sequence_length, 1, state, mask_documents=True)
-    size = max(1, BATCH_TOKENS // sequence_length)
-    for start in range(rows.start, rows.stop, size):
-        some = range(start, min(start + size, rows.stop))
-        yield some, loader.gather(np.arange(some.start, some.stop) * stream.row)
-
-
-def _log_probabilities(
-    network: Network, data: TokenFolder, split: str, rows: range, precision: Precision
-) -> NDArray[np.float32]:
-    """Of the answers in some rows, (rows, D)."""
-    found = [a.cpu().numpy() for _, a, _ in answers_of(network, data, split, rows, precision)]
-    return np.concatenate(found)
-
-
-def answers_of(
+def _answers(
     network: Network, data: TokenFolder, split: str, rows: range, precision: Precision
 ) -> Iterator[tuple[range, Tensor, Tensor]]:
     """The numbers of some rows, a few at a time, with the log-probabilities of their answers, (n,
     D), and their documents, (n, T)."""
-    width, device = documents_per_row(data), next(network.parameters()).device
+    width, device = _documents_per_row(data), next(network.parameters()).device
+    samples = _samples(data, split)
+    size = max(1, BATCH_TOKENS // samples.length)
     with torch.no_grad():
-        for some, batch in row_batches(data.tokens(split), rows, data.row - 1):
+        for start in range(rows.start, rows.stop, size):
+            some = range(start, min(start + size, rows.stop))
+            batch = samples.gather(samples.places(np.array(some)), documents=True)
             assert batch.documents is not None
             inputs, targets, documents = (
                 torch.from_numpy(a).to(device)
@@ -205,7 +177,7 @@ def held_out_pairs(
     )
     device = next(network.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for rows, answers, documents in answers_of(network, data, "held_out", mine, precision):
+    for rows, answers, documents in _answers(network, data, "held_out", mine, precision):
         wanted = table[rows.start : rows.stop].to(device)
         margin, there = margins(beta, answers, wanted, documents)
         loss = F.softplus(-margin) * there

@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilellm.data.dataset import SampleFolder
-from mobilellm.data.loader import DataState, Loader
+from mobilellm.data.dataset import Data
+from mobilellm.data.loader import Samples
 from mobilellm.data.shard_file import token_dtype
-from mobilellm.data.token_folder import TokenFolder
 from mobilellm.derived.parts import ArrayFile, Folder, Part, make, weights_sha256
 from mobilellm.errors import UserError
 from mobilellm.model.linear import linear
@@ -37,8 +36,6 @@ PART_TOKENS = 1 << 20
 BATCH_TOKENS = 8192
 LOG_PROBABILITIES = np.dtype("<f2")
 MAKE_AGAIN = "make one for this run: mobilellm distill"
-
-Data = TokenFolder | SampleFolder
 
 
 def make_cache(
@@ -82,18 +79,16 @@ def make_cache(
         "precision": precision.value,
     }
     plan = list(_parts(data, facts))
-    facts["tokens"] = sum(len(samples) for _, samples, _ in plan) * sequence_length
-    state = DataState(seed=0, epoch=0, samples=0, fingerprint=data.fingerprint)
+    facts["tokens"] = sum(len(numbers) for _, numbers, _ in plan) * sequence_length
 
     def compute(number: int) -> list[NDArray[Any]]:
-        source, samples, _ = plan[number]
-        stream = data.tokens("train", source)
-        loader = Loader(stream, sequence_length, 1, state, mask_documents=mask_documents)
+        source, numbers, _ = plan[number]
+        samples = Samples(data.tokens("train", source), sequence_length)
         found: list[tuple[NDArray[Any], NDArray[Any]]] = []
         size = max(1, BATCH_TOKENS // sequence_length)
-        for start in range(samples.start, samples.stop, size):
-            some = np.arange(start, min(start + size, samples.stop))
-            batch = loader.gather(loader.samples.places(some))
+        for start in range(numbers.start, numbers.stop, size):
+            some = np.arange(start, min(start + size, numbers.stop))
+            batch = samples.gather(samples.places(some), mask_documents)
             found.append(
                 _likeliest(teacher, batch.inputs, batch.documents, top_k, temperature, precision)
             )
@@ -104,21 +99,20 @@ def make_cache(
 
 
 def _parts(data: Data, facts: dict[str, Any]) -> Iterator[tuple[str, range, Part]]:
-    """(source, its samples, the files) of every part."""
+    """(source, the numbers of its samples, the files) of every part."""
     length, k = facts["sequence_length"], facts["top_k"]
-    state = DataState(seed=0, epoch=0, samples=0, fingerprint="")
     size = max(1, PART_TOKENS // length)
     dtype = token_dtype(facts["vocab_size"])
     for place, source in enumerate(data.sources()):
-        count = Loader(data.tokens("train", source), length, 1, state).samples_per_epoch
+        count = Samples(data.tokens("train", source), length).count
         for number, start in enumerate(range(0, count, size)):
-            samples = range(start, min(start + size, count))
-            name, tokens = f"{place:03d}-{number:05d}", len(samples) * length
+            numbers = range(start, min(start + size, count))
+            name, tokens = f"{place:03d}-{number:05d}", len(numbers) * length
             files = (
                 ArrayFile(f"{name}.ids.npy", dtype, tokens * k),
                 ArrayFile(f"{name}.logp.npy", LOG_PROBABILITIES, tokens * (k + 1)),
             )
-            yield source, samples, files
+            yield source, numbers, files
 
 
 @torch.no_grad()
@@ -179,8 +173,8 @@ class TeacherCache:
         """What it was made from, as `make_cache` returns it."""
         length, k = self.facts["sequence_length"], self.facts["top_k"]
         arrays: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
-        for source, samples, (ids, scores) in _parts(data, self.facts):
-            shape = (len(samples), length)
+        for source, numbers, (ids, scores) in _parts(data, self.facts):
+            shape = (len(numbers), length)
             arrays.setdefault(source, []).append(
                 (
                     np.asarray(folder.array(ids.name)).reshape(*shape, k),

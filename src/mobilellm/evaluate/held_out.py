@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilellm.data.dataset import SampleFolder, open_dataset
-from mobilellm.data.token_folder import TokenFolder
+from mobilellm.data.dataset import Data, open_dataset
 from mobilellm.errors import UserError
 from mobilellm.evaluate.conversations import answers_loss
 from mobilellm.evaluate.perplexity import (
@@ -40,7 +39,7 @@ MIN_TOKENS = 2  # one to predict from and one to predict
 
 def held_out(
     network: Network,
-    data: TokenFolder | SampleFolder,
+    data: Data,
     *,
     sequence_length: int,
     stride: int = 0,
@@ -83,7 +82,7 @@ def held_out(
 
 def held_out_of_source(
     network: Network,
-    data: TokenFolder | SampleFolder,
+    data: Data,
     source: str,
     *,
     sequence_length: int,

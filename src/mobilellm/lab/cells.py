@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilellm.data.dataset import Data
 from mobilellm.errors import UserError
 from mobilellm.lab.lab_file import LabFile, merged, nested
 from mobilellm.lab.shapes import TOLERANCE, Measure, parameters_of, shaped, solve
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.train.inputs import Data, model_config
+from mobilellm.train.inputs import model_config
 
 SHAPE_KEYS = (
     "hidden_size",

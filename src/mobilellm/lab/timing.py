@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobilellm.data.dataset import Data
 from mobilellm.distributed.world import World
 from mobilellm.hardware.probes import pick_device
 from mobilellm.lab.cells import Cell
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.batches import Prefetch
-from mobilellm.train.inputs import Data, Weights
+from mobilellm.train.inputs import Weights
 from mobilellm.train.loop import Trainer
 from mobilellm.train.origin import read_origin
 from mobilellm.train.resolve import resolve

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mobilellm.data.dataset import Data
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.derived.reference import Reference, held_out_pairs
 from mobilellm.distributed.sharded import full
@@ -22,7 +23,6 @@ from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.quantize.training import fake_quantize
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.train.inputs import Data
 
 
 class Evaluation:

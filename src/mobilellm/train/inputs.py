@@ -13,19 +13,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mobilellm.data.dataset import SampleFolder, open_dataset
+from mobilellm.data.dataset import Data, open_dataset
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture, Stage
 from mobilellm.data.stream import Beside
-from mobilellm.data.token_folder import TokenFolder
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.model.config import ModelConfig
 from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 
 MAX_VERIFIED_BYTES = 32 << 30  # of tokens whose checksums are verified at every start, at 1 GB/s
-
-Data = TokenFolder | SampleFolder
 
 
 @dataclass(frozen=True, kw_only=True)

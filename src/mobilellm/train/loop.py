@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mobilellm.data.dataset import Data
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.mixture import Mixture
 from mobilellm.distributed.world import World
@@ -40,7 +41,7 @@ from mobilellm.train.average import Average
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.checkpoint import Saver, TrainState
 from mobilellm.train.evaluation import Evaluation
-from mobilellm.train.inputs import Data, Weights, batches, model_config
+from mobilellm.train.inputs import Weights, batches, model_config
 from mobilellm.train.interrupts import SIGNALS, StopRequest
 from mobilellm.train.objective import build_objective
 from mobilellm.train.rows import Recorder, SkippedTooOften, Watcher, stopped

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mobilellm.data.dataset import SampleFolder
+from mobilellm.data.dataset import Data, SampleFolder
 from mobilellm.data.stream import Beside
 from mobilellm.derived.reference import Answers, Reference
 from mobilellm.derived.teacher_cache import TeacherCache
@@ -27,7 +27,6 @@ from mobilellm.objectives.cached import CachedDistillation
 from mobilellm.objectives.distillation import Distillation
 from mobilellm.objectives.preference import Preference
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.train.inputs import Data
 from mobilellm.train.origin import read_origin
 from mobilellm.weights.assemble import assemble
 

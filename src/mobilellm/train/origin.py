@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilellm.data.dataset import Data
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.model.weights import grow_vocabulary, to_named
 from mobilellm.tokenizer.special_tokens import is_reserved
 from mobilellm.tokenizer.tokenizer import Tokenizer
-from mobilellm.train.inputs import Data, Weights
+from mobilellm.train.inputs import Weights
 
 # Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts,
 # code, line breaks.

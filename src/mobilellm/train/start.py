@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from mobilellm.damage import reading
+from mobilellm.data.dataset import Data
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
@@ -25,7 +26,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.optimizers import schedule
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train import checkpoint
-from mobilellm.train.inputs import Data, Weights, model_config, open_data
+from mobilellm.train.inputs import Weights, model_config, open_data
 from mobilellm.train.interrupts import StopRequest
 from mobilellm.train.loop import Outcome, Trainer
 from mobilellm.train.origin import Origin, read_origin

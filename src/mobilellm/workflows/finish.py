@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any, cast
 
+from mobilellm.data.dataset import Data
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.evaluate.baselines import baselines
 from mobilellm.evaluate.held_out import held_out
@@ -28,7 +29,7 @@ from mobilellm.records import (
 )
 from mobilellm.report.run_files import read_metrics
 from mobilellm.report.run_page import write_report
-from mobilellm.train.inputs import Data, open_data
+from mobilellm.train.inputs import open_data
 from mobilellm.train.loop import Outcome
 from mobilellm.train.run_folder import now, read_recipe
 from mobilellm.workflows.conversation_samples import conversation_samples
