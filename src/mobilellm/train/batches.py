@@ -47,9 +47,7 @@ class Prefetch:
         self._queue.put(item)  # `close` makes room
         return not self._ended.is_set()
 
-    def __iter__(
-        self,
-    ) -> Iterator[tuple[tuple[Any, ...], DataState]]:
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], DataState]]:
         while True:
             item = self._queue.get()
             if isinstance(item, BaseException):

@@ -28,7 +28,6 @@ from mobilellm.objectives.distillation import Distillation
 from mobilellm.objectives.preference import Preference
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.origin import read_origin
-from mobilellm.weights.assemble import assemble
 
 START = "start"
 """The teacher that is the network of start.from as it was given."""
@@ -110,10 +109,7 @@ def _preference(
             hint=f"set data.sequence_length = {data.row - 1}, or prepare them again",
         )
     if started is None:  # the run goes on: its network is not the reference any more
-        origin = read_origin(Path(recipe.start.from_), data)
-        assert origin.weights.named is not None
-        where = f"start.from = {recipe.start.from_!r}"
-        started = assemble(origin.weights.config, origin.weights.named, where).to(device)
+        started = read_origin(Path(recipe.start.from_), data).network().to(device)
     precision = Precision(recipe.train.precision)
     reference = Reference.of(started, data, precision, say)
     beside = {name: Answers(reference.tables["train"]) for name in data.sources()}
@@ -144,5 +140,4 @@ def read_teacher(recipe: Recipe, config: ModelConfig, data: Data) -> Network:
             f"data.sequence_length = {length}",
             hint="shorten data.sequence_length",
         )
-    assert origin.weights.named is not None
-    return assemble(taught, origin.weights.named, where).eval().requires_grad_(False)
+    return origin.network()

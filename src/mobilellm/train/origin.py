@@ -14,10 +14,12 @@ from typing import Any
 from mobilellm.data.dataset import Data
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
+from mobilellm.model.network import Network
 from mobilellm.model.weights import grow_vocabulary, to_named
 from mobilellm.tokenizer.special_tokens import is_reserved
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train.inputs import Weights
+from mobilellm.weights.assemble import assemble
 
 # Texts that two tokenizers with one vocabulary must cut alike: words, spaces, digits, scripts,
 # code, line breaks.
@@ -36,6 +38,16 @@ class Origin:
     """Fit for the data: as many rows as its tokenizer has tokens."""
     facts: dict[str, Any]
     """For environment.json: the path, what the files say of their origin, and rows added."""
+    loaded: Network
+    """As it was read, without the rows added."""
+
+    def network(self) -> Network:
+        """The network of these weights, on the CPU, which is not trained."""
+        network = self.loaded
+        if self.facts["added_rows"]:
+            assert self.weights.named is not None
+            network = assemble(self.weights.config, self.weights.named, self.facts["path"])
+        return network.eval().requires_grad_(False)
 
 
 def read_origin(path: Path, data: Data, where: str = "") -> Origin:
@@ -55,7 +67,7 @@ def read_origin(path: Path, data: Data, where: str = "") -> Origin:
     named = to_named(config, dict(loaded.network.named_parameters()))
     grown, named = grow_vocabulary(config, named, rows)
     facts = {"path": str(path), "origin": loaded.origin, "added_rows": rows - config.vocab_size}
-    return Origin(weights=Weights(config=grown, named=named), facts=facts)
+    return Origin(weights=Weights(config=grown, named=named), facts=facts, loaded=loaded.network)
 
 
 def _check_tokens(own: Tokenizer, other: Tokenizer, where: str) -> None:

@@ -29,7 +29,7 @@ from mobilellm.train import checkpoint
 from mobilellm.train.inputs import Weights, model_config, open_data
 from mobilellm.train.interrupts import StopRequest
 from mobilellm.train.loop import Outcome, Trainer
-from mobilellm.train.origin import Origin, read_origin
+from mobilellm.train.origin import read_origin
 from mobilellm.train.resolve import resolve, resolve_products
 from mobilellm.train.rows import Watcher
 from mobilellm.train.run_folder import Metrics, create, hold, mend_environment, now, read_recipe
@@ -191,7 +191,8 @@ def _begin(
     recipe = Recipe.from_dict(world.broadcast(resolved))
     # A branch has the weights of its checkpoint: the model that its run once started from need not
     # be there any more.
-    origin = _origin(recipe, data) if source is None else None
+    given = recipe.start.from_ and source is None
+    origin = read_origin(Path(recipe.start.from_), data) if given else None
     weights = origin.weights if origin is not None else _weights(recipe, data, source)
     config = model_config(recipe, data, weights.config if weights else None)
     products = resolve_products(recipe, config, world.device, world.size) if world.main else ""
@@ -224,20 +225,13 @@ def _begin(
         return trainer.fit(run, stop)
 
 
-def _origin(recipe: Recipe, data: Data) -> Origin | None:
-    """The model that a recipe starts from, fit for the data; none where weights are drawn."""
-    return read_origin(Path(recipe.start.from_), data) if recipe.start.from_ else None
-
-
 def _weights(recipe: Recipe, data: Data, path: Path | None) -> Weights | None:
     """What a run that started from given weights is built with: once it has a checkpoint, that
     one's shape is enough."""
     if not recipe.start.from_:
         return None
     if path is None:
-        origin = _origin(recipe, data)
-        assert origin is not None
-        return origin.weights
+        return read_origin(Path(recipe.start.from_), data).weights
     return Weights(config=ModelConfig.read(path / "config.json"), named=None)
 
 

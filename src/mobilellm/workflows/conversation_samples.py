@@ -21,7 +21,6 @@ from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import ends_of_turn
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train.origin import read_origin
-from mobilellm.weights.assemble import assemble
 
 TALKS = 4
 ANSWER_TOKENS = 120
@@ -70,11 +69,9 @@ def _base(data: TokenFolder, path: Path | None) -> Network | None:
     if path is None:
         return None
     try:
-        weights = read_origin(path, data).weights
+        return read_origin(path, data).network()
     except UserError:
         return None  # moved away since: the run does not need it
-    assert weights.named is not None
-    return assemble(weights.config, weights.named, str(path)).eval()
 
 
 def _answer(

@@ -15,7 +15,6 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.probes import pick_device
 from mobilellm.model.precision import Precision
 from mobilellm.train.origin import read_origin
-from mobilellm.weights.assemble import assemble
 
 
 def distill(
@@ -49,13 +48,11 @@ def distill(
             f"{opened.vocab_size}",
             hint="a teacher gives a probability to every token: both need one vocabulary",
         )
-    assert origin.weights.named is not None
     device = pick_device()
-    network = assemble(config, origin.weights.named, where).eval().requires_grad_(False).to(device)
     kind = Precision.fast_on(device) if precision == "auto" else Precision(precision)
     return make_cache(
         out,
-        network,
+        origin.network().to(device),
         opened,
         sequence_length=sequence_length,
         top_k=top_k,
