@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from mobilellm.interop.gguf_format import (
 )
 from mobilellm.interop.loaded import Reader
 from mobilellm.interop.sampling_defaults import from_keys
-from mobilellm.model.config import ModelConfig, SharedKV, one_or_several
+from mobilellm.model.config import ModelConfig, one_or_several
 from mobilellm.model.network import Network
 from mobilellm.model.weights import listed, shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -85,12 +84,10 @@ def _origin(header: GGUFHeader, path: Path) -> dict[str, Any]:
     return {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
 
 
-def read(
-    path: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
-) -> tuple[Network, dict[str, Any]]:
+def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
     """Network and origin. `UserError` for other architectures and for what is not whole.
 
-    `shared_kv` and `ignored` are not looked at: GGUF's llama has no shared layers, and its keys
+    A reader's other arguments are not looked at: GGUF's llama has no shared layers, and its keys
     that are not known are not read.
     """
     header = header_of(path)
@@ -124,7 +121,7 @@ def read(
                 f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported",
                 hint="use the Hugging Face folder",
             )
-    return assemble(config, named, str(path)), _origin(header, path)
+    return assemble(config, named, str(path)), _origin(header, path), None
 
 
 def _unpack(path: Path, info: TensorInfo) -> np.ndarray:

@@ -40,8 +40,9 @@ from mobilellm.model.config import (
 )
 from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
+from mobilellm.quantize.grid import GridWeight
 from mobilellm.quantize.quantized import Quantized
-from mobilellm.quantize.quantized import read as read_own_quantized
+from mobilellm.quantize.quantized import read as read_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.weights.assemble import assemble, check_weights
 from mobilellm.weights.mapped import MappedTensors, mapped_tensors
@@ -100,17 +101,27 @@ def foreign_keys(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def read_config(
-    folder: Path, shared_kv: SharedKV | None, ignored: Collection[str] = ()
-) -> tuple[ModelConfig, bool]:
-    """The configuration, and whether its kind of layer sharing had to be told.
-
-    Keys of `ignored` are left out, and so are those that other tools left behind.
-    """
+def config_values(folder: Path) -> dict[str, Any]:
+    """What config.json holds."""
     where = folder / "config.json"
     values = read_json(where, limit=MAX_CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{where}: not a JSON object")
+    return values
+
+
+def read_config(
+    folder: Path,
+    values: dict[str, Any],
+    shared_kv: SharedKV | None,
+    ignored: Collection[str] = (),
+) -> tuple[ModelConfig, bool]:
+    """The configuration that the `values` of config.json are, and whether its kind of layer sharing
+    had to be told.
+
+    Keys of `ignored` are left out, and so are those that other tools left behind.
+    """
+    where = folder / "config.json"
     needless = {*HARMLESS, *foreign_keys(values), *ignored}
     values = {key: value for key, value in values.items() if key not in needless}
     kind = values.get("model_type", "llama")
@@ -337,17 +348,22 @@ def read(
     shared_kv: SharedKV | None = None,
     ignored: Collection[str] = (),
     halves: bool = False,
-) -> tuple[Network, dict[str, Any]]:
-    """Network and origin of a folder. `UserError` says what is wrong with its files. With `halves`
-    matrices that are stored in bf16 stay so (see `assemble`)."""
-    config, told = read_config(folder, shared_kv, ignored)
+    release: bool = False,
+) -> tuple[Network, dict[str, Any], Quantized | None]:
+    """Network and origin of a folder, and what of the network lies on the grid: by our own file, or
+    ParetoQ's. `UserError` says what is wrong with its files.
+
+    With `halves` matrices that are stored in bf16 stay so (see `assemble`). With `release` the
+    parameters of our own file's matrices are given back as they are read.
+    """
+    values = config_values(folder)
+    config, told = read_config(folder, values, shared_kv, ignored)
     stored, where = _all_tensors(folder)
     check_weights(stored, where, stored.let_go)
     named: dict[str, Tensor] = stored
-    values = read_json(folder / "config.json", limit=MAX_CONFIG)
-    bits = paretoq.bits_of(values, where)
+    bits, grids = paretoq.bits_of(values, where), dict[str, GridWeight]()
     if bits is not None:
-        named, _ = paretoq.on_grid(named, bits, where)
+        named, grids = paretoq.on_grid(named, bits, where)
     named = honor_tie(config, named, where)
     stored.let_go()
     of_llama4 = values.get("model_type") == llama4.MODEL_TYPE
@@ -366,7 +382,10 @@ def read(
         origin = origin | {"first_chunk": config.max_position_embeddings}
     if told:
         origin = origin | {"shared_kv_told": shared_kv}
-    return network, origin
+    quantized = read_quantized(folder, network, release)
+    if quantized is None and bits is not None:
+        quantized = paretoq.quantized_of(config, grids, bits)
+    return network, origin, quantized
 
 
 def _all_tensors(folder: Path) -> tuple[MappedTensors, str]:
@@ -382,17 +401,6 @@ def _all_tensors(folder: Path) -> tuple[MappedTensors, str]:
     return named, where
 
 
-def read_quantized(folder: Path, network: Network, release: bool = False) -> Quantized | None:
-    """What of the network read from `folder` lies on the grid: by our own file, or ParetoQ's. With
-    `release` the parameters of our own file's matrices are given back as they are read."""
-    own = read_own_quantized(folder, network, release)
-    bits = paretoq.bits_of(read_json(folder / "config.json", limit=MAX_CONFIG), str(folder))
-    if own is not None or bits is None:
-        return own
-    named, where = _all_tensors(folder)
-    return paretoq.quantized_of(network.config, paretoq.on_grid(named, bits, where)[1], bits)
-
-
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None where it has none. `UserError` when it cannot be read."""
     known = ("tokenizer.json", "tokenizer.model")
@@ -401,11 +409,9 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 def describe(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Configuration and origin, without the weights."""
-    values = read_json(folder / "config.json", limit=MAX_CONFIG)
-    original = (
-        isinstance(values, dict) and values.get("layer_sharing") and "layer_repeats" not in values
-    )
-    config, _ = read_config(folder, "first" if original else None)
+    values = config_values(folder)
+    original = values.get("layer_sharing") and "layer_repeats" not in values
+    config, _ = read_config(folder, values, "first" if original else None)
     origin = read_origin(folder)
     if original:
         origin = origin | {
@@ -422,6 +428,4 @@ READER = Reader(
     read_tokenizer=read_tokenizer,
     describe=describe,
     read_settings=read_settings,
-    read_quantized=read_quantized,
-    stores_halves=True,
 )

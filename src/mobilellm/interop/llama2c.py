@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch import Tensor
 from mobilellm.errors import UserError
 from mobilellm.families.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
 from mobilellm.interop.loaded import Reader
-from mobilellm.model.config import ModelConfig, SharedKV
+from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
 from mobilellm.tokenizer.sentencepiece_model import (
@@ -126,12 +125,10 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     return config, version, start
 
 
-def read(
-    path: Path, shared_kv: SharedKV | None = None, ignored: Collection[str] = ()
-) -> tuple[Network, dict[str, Any]]:
+def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
     """Network and origin. `UserError` for a header that does not fit the file.
 
-    `shared_kv` and `ignored` are not looked at: the format has no shared layers and no keys.
+    A reader's other arguments are not looked at: the format has no shared layers and no keys.
     """
     config, version, position = read_header(path)
     named: dict[str, Tensor] = {}
@@ -150,7 +147,7 @@ def read(
             ours = f"model.layers.{i}.{LLAMA2C_BLOCK[name]}.weight"
             named[ours] = reordered(config, ours, weight, to="halves")
     check_weights(named, str(path))
-    return assemble(config, named, str(path)), _origin(path, version)
+    return assemble(config, named, str(path)), _origin(path, version), None
 
 
 def describe(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

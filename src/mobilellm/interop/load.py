@@ -75,9 +75,9 @@ def load(
     """
     reader, where = recognize(path)
     with reading(where, reader.what):
-        options = {"halves": True} if halves and reader.stores_halves else {}
-        network, origin = reader.read(where, shared_kv, ignored, **options)
-        quantized = reader.read_quantized(where, network, release and not fold)
+        network, origin, quantized = reader.read(
+            where, shared_kv, ignored, halves, release and not fold
+        )
         generation = reader.read_settings(where)
     found: Tokenizer | None
     fault: UserError | None = None

@@ -155,18 +155,12 @@ class Reader:
     """What a user gives, in a few words."""
     recognizes: Callable[[Path], bool]
     """Whether what lies at this path, which exists, is of this format."""
-    read: Callable[..., tuple[Network, dict[str, Any]]]
-    """Network and origin, of (path, shared_kv, ignored): the second argument is the kind of layer
-    sharing that a user names, the third the keys of a configuration that a user says change
-    nothing."""
+    read: Callable[..., tuple[Network, dict[str, Any], Quantized | None]]
+    """Network, origin and what of the network lies on the grid, of (path, shared_kv, ignored,
+    halves, release), which are those of `load`. A reader may have no use for any but the first."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]
     """Configuration and origin, without reading the weights."""
     read_settings: Callable[[Path], dict[str, Any]] = lambda _: {}
     """How the model's makers sample from it, in generation_config.json's keys."""
-    read_quantized: Callable[[Path, Network, bool], Quantized | None] = lambda *_: None
-    """What of the network, read from there, lies on the grid; None where nothing does. Third is
-    whether the parameters of what does are emptied."""
-    stores_halves: bool = False
-    """Whether `read` takes `halves`, to keep matrices in bf16 that are stored so."""
