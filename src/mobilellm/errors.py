@@ -9,8 +9,9 @@ is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -20,6 +21,15 @@ class UserError(Exception):
         self.what, self.hint = what, hint
         self.said = False  # by another process of the same job: not to be printed again
         super().__init__(f"{what}; {hint}" if hint else what)
+
+
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Put `where` before what a `UserError` of the block says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error.what}", hint=error.hint) from None
 
 
 class MissingPackageError(UserError):

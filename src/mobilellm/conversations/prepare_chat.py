@@ -20,7 +20,7 @@ from mobilellm.conversations.services import split_services
 from mobilellm.data.manifest import SPLITS, ShardEntry
 from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, located
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import Count
 from mobilellm.streams.places import Place
@@ -120,10 +120,8 @@ def _fitted(
     messages = talk.messages
     ends = [n for n, m in enumerate(messages, 1) if m["role"] == "assistant"]
     for end in [len(messages), *(n for n in reversed(ends) if n < len(messages))]:
-        try:
+        with located(where):
             encoded = encode_conversation(tokenizer, template, messages[:end], talk.tools)
-        except UserError as error:
-            raise UserError(f"{where}: {error.what}", hint=error.hint) from None
         if len(encoded.ids) <= context:
             if not any(encoded.trained):
                 raise UserError(f"{where}: the template marks no token of the assistant")

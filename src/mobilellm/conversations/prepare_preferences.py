@@ -22,7 +22,7 @@ from mobilellm.conversations.pairs import Pair, read_pair
 from mobilellm.data.manifest import SPLITS, ShardEntry
 from mobilellm.data.shard_file import token_dtype
 from mobilellm.data.writer import ShardWriter
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, located
 from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import Count
 from mobilellm.streams.places import Place
@@ -163,11 +163,9 @@ def _answer(
     where: str,
 ) -> EncodedConversation:
     """The conversation with an answer, of which the answer alone is trained on."""
-    try:
+    with located(where):
         encoded = encode_conversation(tokenizer, template, [*pair.asked, *answer], pair.tools)
         asked = len(encode_prompt(tokenizer, template, pair.asked, pair.tools))
-    except UserError as error:
-        raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     earlier = any(message["role"] == "assistant" for message in pair.asked)
     if not earlier:
         said = encoded

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.budget import ask
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, located
 from mobilellm.families.names import gguf_name, reordered
 from mobilellm.gguf.header import GGUFHeader, TensorInfo, read_header
 from mobilellm.gguf.tokenizer_keys import read_keys
@@ -143,58 +143,60 @@ def _unpack(path: Path, info: TensorInfo) -> np.ndarray:
 
 def read_config(header: GGUFHeader, path: Path) -> ModelConfig:
     """The configuration that the keys describe."""
+    with located(path):
+        return _config(header)
+
+
+def _config(header: GGUFHeader) -> ModelConfig:
     keys = header.keys
     architecture = keys.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{path}: architecture {architecture!r}; {' and '.join(ARCHITECTURES)} are supported"
+            f"architecture {architecture!r}; {' and '.join(ARCHITECTURES)} are supported"
         )
 
     def get(name: str, default: Any = None) -> Any:
         value = keys.get(f"{architecture}.{name}", default)
         if value is None:
-            raise UserError(f"{path}: the key {architecture}.{name} is missing")
+            raise UserError(f"the key {architecture}.{name} is missing")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise UserError(
-                f"{path}: {architecture}.{name} is {str(value)[:60]!r}; "
+                f"{architecture}.{name} is {str(value)[:60]!r}; "
                 "one number for all layers is supported"
             )
         return value
 
     if get("expert_count", 0):
-        raise UserError(f"{path}: a mixture of experts is not supported")
+        raise UserError("a mixture of experts is not supported")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise UserError(f"{path}: no token_embd.weight, or not a matrix")
+        raise UserError("no token_embd.weight, or not a matrix")
     heads = get("attention.head_count")
     if not isinstance(heads, int) or heads < 1:
-        raise UserError(f"{path}: {architecture}.attention.head_count is {heads!r}")
+        raise UserError(f"{architecture}.attention.head_count is {heads!r}")
     head_dim = get("attention.key_length", get("embedding_length") // heads)
     if (
         get("rope.dimension_count", head_dim) != head_dim
         or get("attention.value_length", head_dim) != head_dim
     ):
-        raise UserError(f"{path}: rotary positions over a part of each head are not supported")
-    try:
-        return ModelConfig(
-            vocab_size=embedding.shape[0],
-            hidden_size=get("embedding_length"),
-            intermediate_size=get("feed_forward_length"),
-            num_hidden_layers=get("block_count"),
-            num_attention_heads=heads,
-            num_key_value_heads=get("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            max_position_embeddings=get("context_length"),
-            rope_theta=float(get("rope.freq_base", 10000.0)),
-            rope_scaling=_scaling(header, path, architecture),
-            qk_norm=architecture == "qwen3",
-            rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
-            tie_word_embeddings="output.weight" not in header.tensors,
-            bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=one_or_several(end_tokens(keys, embedding.shape[0])),
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error.what}", hint=error.hint) from None
+        raise UserError("rotary positions over a part of each head are not supported")
+    return ModelConfig(
+        vocab_size=embedding.shape[0],
+        hidden_size=get("embedding_length"),
+        intermediate_size=get("feed_forward_length"),
+        num_hidden_layers=get("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_position_embeddings=get("context_length"),
+        rope_theta=float(get("rope.freq_base", 10000.0)),
+        rope_scaling=_scaling(header, architecture),
+        qk_norm=architecture == "qwen3",
+        rms_norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
+        tie_word_embeddings="output.weight" not in header.tensors,
+        bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=one_or_several(end_tokens(keys, embedding.shape[0])),
+    )
 
 
 def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
@@ -207,7 +209,7 @@ def end_tokens(keys: dict[str, Any], rows: int) -> list[int]:
     return [*first, *(token for token in dict.fromkeys(others) if token not in first)]
 
 
-def _scaling(header: GGUFHeader, path: Path, architecture: str) -> dict[str, Any] | None:
+def _scaling(header: GGUFHeader, architecture: str) -> dict[str, Any] | None:
     """Rotary scaling in transformers' keys, from what llama.cpp reads of it.
 
     A factor without a type is linear there, and files of 2023 spell the factor `scale_linear`
@@ -219,16 +221,14 @@ def _scaling(header: GGUFHeader, path: Path, architecture: str) -> dict[str, Any
     old = keys.get(f"{architecture}.rope.scale_linear", 0.0)
     factor = keys.get(f"{architecture}.rope.scaling.factor", old) or 1.0
     if kind not in ("none", "linear"):
-        raise UserError(f"{path}: rope scaling of type {str(kind)[:60]!r} is not supported")
+        raise UserError(f"rope scaling of type {str(kind)[:60]!r} is not supported")
     if not isinstance(factor, (int, float)) or isinstance(factor, bool):
-        raise UserError(f"{path}: a rope scaling factor of {str(factor)[:60]!r}")
+        raise UserError(f"a rope scaling factor of {str(factor)[:60]!r}")
     linear = kind == "linear" and factor != 1.0
     if ROPE_FACTORS not in header.tensors:
         return {"rope_type": "linear", "factor": float(factor)} if linear else None
     if linear:
-        raise UserError(
-            f"{path}: linear rope scaling together with frequencies of its own is not supported"
-        )
+        raise UserError("linear rope scaling together with frequencies of its own is not supported")
     own = _own_scaling(keys.get(SCALING_KEY))
     narrow = header.tensors["token_embd.weight"].shape[1] <= 3072  # Llama 3.2 1B and 3B
     return own or LLAMA3_SCALING | {"factor": 32.0 if narrow else 8.0}

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mobilellm.budget import ask
-from mobilellm.errors import UserError, first_line
+from mobilellm.errors import UserError, first_line, located
 from mobilellm.families import llama4, paretoq
 from mobilellm.files import read_json
 from mobilellm.interop.folder import read_origin
@@ -180,10 +180,8 @@ def read_config(
             hint=f"{error.hint}; where it changes nothing: convert --ignore-keys KEY",
         ) from None
     config = dataclasses.replace(config, eos_token_id=_end_tokens(folder, config))
-    try:
+    with located(where):
         inverse_frequencies(config)
-    except UserError as error:
-        raise UserError(f"{where}: {error.what}", hint=error.hint) from None
     return config, told
 
 

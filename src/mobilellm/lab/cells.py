@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.data.dataset import Data
-from mobilellm.errors import UserError
+from mobilellm.errors import UserError, located
 from mobilellm.lab.lab_file import LabFile, merged, nested
 from mobilellm.lab.shapes import TOLERANCE, Measure, parameters_of, shaped, solve
 from mobilellm.model.config import ModelConfig
@@ -118,10 +118,8 @@ def solved_cells(lab: LabFile, data: Data, measure: Measure = parameters_of) -> 
         where = f"cell {name!r}"
         number = names.index(name)
         recipe = cell_recipe(lab, entries[number][1], data.path, where)
-        try:
+        with located(where):
             recipe, config = _shaped(lab, recipe, data, target, measure)
-        except UserError as error:
-            raise UserError(f"{where}: {error.what}", hint=error.hint) from None
         if target is None and lab.equal in ("parameters", "latency"):
             target = measure(config)
         by_name[name] = Cell(

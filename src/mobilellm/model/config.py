@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from mobilellm.divisors import divisors, nearest_multiples
-from mobilellm.errors import UserError, unknown_name
+from mobilellm.errors import UserError, located, unknown_name
 from mobilellm.files import read_json
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 
@@ -339,10 +339,8 @@ class ModelConfig:
         kept["head_dim"] = kept.get("head_dim") or 0
         if kept.get("rope_scaling") is not None and not isinstance(kept["rope_scaling"], dict):
             raise UserError(f"{where}: rope_scaling must be an object or null")
-        try:
+        with located(where):
             return cls(**kept)
-        except UserError as error:
-            raise UserError(f"{where}: {error.what}", hint=error.hint) from None
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
