@@ -22,6 +22,8 @@ from mobilellm.prepare.split_rule import SplitRule
 from mobilellm.prepare.task_run import MAX_LISTED, Count, FinishedTask, TaskResult, TaskShard
 from mobilellm.readers.table import rows
 from mobilellm.streams.places import Place, is_file, sha256_of, status_of
+from mobilellm.tokenizer.chat_template import ChatTemplate
+from mobilellm.tokenizer.special_tokens import with_special_tokens
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -50,6 +52,17 @@ def check_given(files: Sequence[Place], out: Path, held_out: float, what: str) -
     for file in files:
         if not is_file(file):
             raise UserError(f"{file}: no such file")
+
+
+def with_template(
+    tokenizer: Tokenizer, file: Path | None
+) -> tuple[Tokenizer, ChatTemplate, dict[str, Any]]:
+    """The tokenizer with the template in `file`, or its own or ChatML, and with the special tokens
+    that this spells; the template, and what the manifest says of them."""
+    template = ChatTemplate.of(tokenizer, file)
+    grown, added = with_special_tokens(tokenizer, template.markers())
+    facts = {"template": template.source, "special_tokens_added": added}
+    return grown.replaced(chat_template=template.source), template, facts
 
 
 def make_folder(

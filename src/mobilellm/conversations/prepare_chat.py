@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilellm.conversations.folder import Sink, check_given, make_folder
+from mobilellm.conversations.folder import Sink, check_given, make_folder, with_template
 from mobilellm.conversations.forms import Conversation, read_conversation
 from mobilellm.conversations.services import split_services
 from mobilellm.data.manifest import SPLITS, ShardEntry
@@ -26,7 +26,6 @@ from mobilellm.prepare.task_run import Count
 from mobilellm.streams.places import Place
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import EncodedConversation, encode_conversation
-from mobilellm.tokenizer.special_tokens import with_special_tokens
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 SOURCE = "chat"
@@ -87,9 +86,7 @@ def prepare_chat(
     services, files = split_services(files)
     if not files:
         raise UserError("definitions of services alone", hint="give dialogues, too")
-    form = ChatTemplate.of(tokenizer, template)
-    tokenizer, added = with_special_tokens(tokenizer, form.markers())
-    tokenizer = tokenizer.replaced(chat_template=form.source)
+    tokenizer, form, template_facts = with_template(tokenizer, template)
     rule = SplitRule(rule="documents", fraction=held_out, seed=seed)
     dtype, tally = token_dtype(tokenizer.vocab_size), Tally()
 
@@ -107,8 +104,7 @@ def prepare_chat(
 
     def facts(count: Count) -> dict[str, Any]:
         tally.left_out = count.bad
-        found = {"template": form.source, "context": context, "special_tokens_added": added}
-        return {"conversations": asdict(tally) | found}
+        return {"conversations": asdict(tally) | {"context": context} | template_facts}
 
     return make_folder(files, out, SOURCE, tokenizer, rule, on_bad, encode, sinks, facts)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilellm.conversations.folder import Sink, check_given, make_folder
+from mobilellm.conversations.folder import Sink, check_given, make_folder, with_template
 from mobilellm.conversations.pairs import Pair, read_pair
 from mobilellm.data.manifest import SPLITS, ShardEntry
 from mobilellm.data.shard_file import token_dtype
@@ -32,7 +32,6 @@ from mobilellm.tokenizer.conversation import (
     encode_conversation,
     encode_prompt,
 )
-from mobilellm.tokenizer.special_tokens import with_special_tokens
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 SOURCE = "preferences"
@@ -113,9 +112,7 @@ def prepare_preferences(
     Options as `prepare_chat`. A pair is whole or not there: one that is longer than a row is bad.
     """
     check_given(files, out, held_out, "pairs of answers")
-    form = ChatTemplate.of(tokenizer, template)
-    tokenizer, added = with_special_tokens(tokenizer, form.markers())
-    tokenizer = tokenizer.replaced(chat_template=form.source)
+    tokenizer, form, template_facts = with_template(tokenizer, template)
     rule = SplitRule(rule="documents", fraction=held_out, seed=seed)
     dtype, row_tokens = token_dtype(tokenizer.vocab_size), sequence_length + 1
     packed: dict[str, PairRows] = {}
@@ -147,10 +144,8 @@ def prepare_preferences(
             "padding_tokens": {split: rows.padding for split, rows in packed.items()},
             "chosen_bytes": {split: rows.chosen_bytes for split, rows in packed.items()},
             "documents_per_row": max(rows.documents_per_row for rows in packed.values()),
-            "template": form.source,
-            "special_tokens_added": added,
         }
-        return {"row": row_tokens, "preferences": found}
+        return {"row": row_tokens, "preferences": found | template_facts}
 
     return make_folder(files, out, SOURCE, tokenizer, rule, on_bad, encode, sinks, facts)
 
