@@ -6,14 +6,14 @@ for line in plan_lines(plan):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mobilellm.lab.plan import LabPlan
 from mobilellm.printable import one_line
 from mobilellm.report.figures import MISSING, count, fixed
 from mobilellm.report.lab_page import best_places
-from mobilellm.terminal.output import duration
+from mobilellm.terminal.output import aligned, duration
 
 GREY, PLAIN = "\x1b[90m", "\x1b[0m"
 EQUAL = {
@@ -141,15 +141,3 @@ def _metric(result: Mapping[str, Any] | None) -> list[str]:
 def _layers(facts: Mapping[str, Any]) -> str:
     same = facts["executed_layers"] == facts["layers"]
     return f"{facts['layers']}" if same else f"{facts['layers']} ({facts['executed_layers']})"
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table, the first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            cell.ljust(wide) if i == 0 else cell.rjust(wide)
-            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]

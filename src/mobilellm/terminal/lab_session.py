@@ -44,57 +44,37 @@ def run_lab(
     if out is None:
         raise UserError("no folder for the lab", hint="add --out labs/NAME")
     seconds = seconds_of(budget) if budget else None
-    return on_lab(
-        with_profile(read_lab(lab, set_), profile), out,
-        data=data, seeds=seeds, budget=seconds, runtime=runtime,
-        plan_only=plan, yes=yes, retry=retry, json=json,
-    )  # fmt: skip
-
-
-def on_lab(
-    lab: LabFile,
-    out: Path,
-    *,
-    data: Path | None,
-    seeds: int | None,
-    budget: float | None,
-    runtime: str,
-    plan_only: bool,
-    yes: bool,
-    retry: bool,
-    json: bool,
-) -> int:
-    """The same of a lab that was read."""
+    read = with_profile(read_lab(lab, set_), profile)
     if LabFolder.exists(out):
-        folder = go_on(out, lab, seeds, data)
+        folder = go_on(out, read, seeds, data)
         say(f"{out}: going on with {folder.plan['seeds']} seeds")
-        if plan_only:
-            return show(folder, lab, json)
+        if plan:
+            return show(folder, read, json)
     else:
         LabFolder.check_free(out)
         if data is None:
             raise UserError("no data", hint="add --data FOLDER, made by `mobilellm prepare`")
         count = SEEDS if seeds is None else seeds
-        measure, device = measure_of(lab, runtime)
+        measure, device = measure_of(read, runtime)
         with progress("measuring cells") as update:
-            plan = make_plan(lab, data, count, budget, measure, update, device)
-        for line in plan_lines(plan):
+            planned = make_plan(read, data, count, seconds, measure, update, device)
+        for line in plan_lines(planned):
             (say if json else put)(line)
-        if plan_only:
+        if plan:
             return 0
         if not (yes or agreed()):
             say("nothing was begun")
             return 0
-        folder = begin(out, plan)
+        folder = begin(out, planned)
     if retry:
         folder.forget_failures()
 
     def table() -> list[str]:
-        return table_lines(write_outputs(folder, lab), sys.stderr.isatty())
+        return table_lines(write_outputs(folder, read), sys.stderr.isatty())
 
     with LabView(table) as view:
-        worked = work(folder, budget, view)
-    status = show(folder, lab, json)
+        worked = work(folder, seconds, view)
+    status = show(folder, read, json)
     say_how_it_ended(worked, out)
     return EXIT_STATUS.get(worked.interrupted or "", status)
 

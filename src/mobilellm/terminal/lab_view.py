@@ -51,17 +51,16 @@ class LabView(Listener):
 
     def began(self, job: Job, progress: Progress) -> Watcher:
         """Name the run, and watch its steps."""
-        name = f"{one_line(job.cell)}, seed {job.seed}"
-        self.show(f"{progress.done + progress.failed + 1}/{progress.runs}  {name}", progress, 0.0)
+        name = f"{progress.done + progress.failed + 1}/{progress.runs}  {_name(job)}"
+        self.show(name, progress, 0.0)
         if self.bar is None:
-            say(f"{progress.done + progress.failed + 1}/{progress.runs}  {name}: training")
+            say(f"{name}: training")
         return _Steps(self, job, name, progress)
 
     def ended(self, job: Job, why: str | None, progress: Progress) -> None:
         """Print the table so far on a terminal, else a line."""
         left = f", about {duration(progress.seconds_left)} left" if progress.seconds_left else ""
-        name = f"{one_line(job.cell)}, seed {job.seed}"
-        line = f"{name}: failed: {one_line(why)}" if why is not None else f"{name}: finished"
+        line = f"{_name(job)}: {'finished' if why is None else f'failed: {one_line(why)}'}"
         lines = self.table()
         if self.bar is None:
             say(line + left)
@@ -79,12 +78,16 @@ class LabView(Listener):
         self.bar.update(self.task, completed=done, description=name, left=left)
 
 
+def _name(job: Job) -> str:
+    return f"{one_line(job.cell)}, seed {job.seed}"
+
+
 class _Steps(Watcher):
     """Moves the bar of a lab by the steps of one run."""
 
     def __init__(self, view: LabView, job: Job, name: str, progress: Progress) -> None:
-        self.view, self.job, self.progress = view, job, progress
-        self.name = f"{progress.done + progress.failed + 1}/{progress.runs}  {name}"
+        """`name` says which run of all it is."""
+        self.view, self.job, self.name, self.progress = view, job, name, progress
 
     def stepped(self, row: MetricsRow) -> None:
         """After each recorded step."""

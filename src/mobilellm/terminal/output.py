@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mobilellm.printable import escaped_json, printable
@@ -34,6 +34,18 @@ def put(text: object = "", *, flush: bool = False) -> None:
 def say(text: str) -> None:
     """Text and a line feed on standard error, as safe."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of a table, the first `left` columns to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(wide) if i < left else cell.rjust(wide)
+            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mobilellm.printable import one_line
 from mobilellm.profiling.device_profile import DeviceProfile, Figure, ProfileRow, bound
 from mobilellm.report.figures import MISSING, fixed, percent
-from mobilellm.terminal.output import size
+from mobilellm.terminal.output import aligned, size
 
 MILLISECONDS = ("load_ms", "initialize_ms", "first_token_ms", "token_ms_p50", "token_ms_p90")
 # Key, heading in the table, name in lines of a file of its own.
@@ -91,14 +91,7 @@ def _table(rows: Sequence[ProfileRow]) -> list[str]:
                 MISSING if share is None else percent(share, 0),
             ]
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            cell.ljust(wide) if i < 2 else cell.rjust(wide)
-            for i, (cell, wide) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells, left=2)
 
 
 def _block(row: ProfileRow) -> list[str]:

@@ -18,10 +18,9 @@ from mobilellm.profiling.device_profile import read_profile
 from mobilellm.recipe.recipe import DEFAULT_PRESET, Recipe
 from mobilellm.recipe.settings import check_ranges
 from mobilellm.terminal.amounts import amount_of, seconds_of
-from mobilellm.terminal.lab_lines import aligned
 from mobilellm.terminal.lab_session import agreed
 from mobilellm.terminal.lab_view import LabView
-from mobilellm.terminal.output import duration, print_json, put, say
+from mobilellm.terminal.output import aligned, duration, print_json, put, say
 from mobilellm.terminal.run_end import EXIT_STATUS
 from mobilellm.train.inputs import model_config, open_data
 
