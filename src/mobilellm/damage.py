@@ -30,7 +30,7 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if (isinstance(error, Exception) or is_panic(error)) and not hasattr(error, INPUT):
+        if is_failure(error) and not hasattr(error, INPUT):
             with contextlib.suppress(AttributeError):  # of an exception that takes no attributes
                 setattr(error, INPUT, (str(path), kind))
         raise
@@ -41,7 +41,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     refusal of a file, or memory that ran out. None for a bug."""
     if isinstance(error, UserError):
         return error
-    if not isinstance(error, Exception) and not is_panic(error):
+    if not is_failure(error):
         return None
     path, kind = getattr(error, INPUT, ("", ""))
     if _out_of_memory(error):
@@ -63,10 +63,10 @@ def line_of(error: BaseException) -> str | None:
     return None if found is None else str(found)
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust panicked. It arrives as a BaseException of a module that
-    cannot be imported."""
-    return type(error).__name__ == "PanicException"
+def is_failure(error: BaseException) -> bool:
+    """Whether something failed, and nobody asked this process to end. A panic of a library written
+    in Rust arrives as a BaseException of a module that cannot be imported."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from mobilellm.model.generation import Sampling
 from mobilellm.runtimes.running import RunningModel, generate
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
-from mobilellm.tokenizer.special_tokens import special_tokens
+from mobilellm.tokenizer.special_tokens import missing_tokens
 
 RESAMPLES = 1000
 
@@ -33,8 +33,7 @@ class Asker:
         self.with_tools = ChatTemplate.of(model.tokenizer, name="tool_use")
         ends = ends_of_turn(model.tokenizer, self.plain)
         self.stop = sorted({*model.session.end_tokens, *ends})
-        known = special_tokens(model.tokenizer)
-        self.stop_texts = [one for one in self.plain.markers() if one not in known]
+        self.stop_texts = missing_tokens(model.tokenizer, self.plain.markers())
 
     def __call__(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None

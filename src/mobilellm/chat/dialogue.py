@@ -27,7 +27,7 @@ from mobilellm.model.generation import Sampling
 from mobilellm.runtimes.running import RunningModel, next_token
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
-from mobilellm.tokenizer.special_tokens import special_tokens
+from mobilellm.tokenizer.special_tokens import missing_tokens
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a character whose last bytes are still to come
 
@@ -79,8 +79,7 @@ class Dialogue:
         self.parsed: Parsed | None = None
         """The last answer's text and calls, where there are tools."""
         self.stop = {*model.session.end_tokens, *ends_of_turn(model.tokenizer, template)}
-        known = special_tokens(model.tokenizer)
-        self.stop_texts = [marker for marker in template.markers() if marker not in known]
+        self.stop_texts = missing_tokens(model.tokenizer, template.markers())
         """What the template spells and the tokenizer has no token for: it ends a turn as text."""
         self.reset()
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from mobilellm.damage import is_panic
+from mobilellm.damage import is_failure
 from mobilellm.errors import UserError, first_line
 
 MAX_SPACES = 1 << 22
@@ -141,8 +141,6 @@ def _silence() -> Iterator[None]:
 def library_error(error: BaseException, name: str) -> UserError:
     """The line for what the library raised: a bare Exception, or a panic, which is none. Anything
     else is raised again."""
-    if isinstance(error, UserError):
-        raise error
-    if not isinstance(error, Exception) and not is_panic(error):
+    if isinstance(error, UserError) or not is_failure(error):
         raise error
     return UserError(f"tokenizer {name!r}: cannot tokenize this text ({first_line(error)})")

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mobilellm.damage import is_failure
 from mobilellm.errors import UserError, first_line
 from mobilellm.jobs.task import TaskError
 from mobilellm.patterns.limits import within_time
@@ -122,7 +123,8 @@ class Encoder:
             try:
                 self._fast = fastokens.Tokenizer.from_json_str(tokenizer.fast.to_str())
             except BaseException as error:  # a Rust panic is no Exception
-                _reraise(error)
+                if not is_failure(error):
+                    raise
                 raise MismatchError(
                     f"it cannot load this tokenizer ({first_line(error)})"
                 ) from None
@@ -147,10 +149,9 @@ class Encoder:
 
         try:
             raw, offsets = within_time(encode, sum(map(len, texts)), self.tokenizer.name)
-        except UserError:
-            raise
         except BaseException as error:
-            _reraise(error)
+            if isinstance(error, UserError) or not is_failure(error):
+                raise
             raise MismatchError(f"it fails on a text ({first_line(error)})") from None
         bounds: NDArray[np.int64] = np.frombuffer(offsets, dtype="<u8").astype(np.int64)
         return np.frombuffer(raw, dtype="<u4"), bounds[1:] - bounds[:-1]
@@ -230,9 +231,3 @@ class Encoder:
                     ):
                         return start, begin, True
         return None
-
-
-def _reraise(error: BaseException) -> None:
-    """Let through what is no failure of the library."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error

@@ -28,6 +28,12 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     return {token.content: int(i) for i, token in found.items() if token.special and token.content}
 
 
+def missing_tokens(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[str]:
+    """Those that are no special tokens of the tokenizer, each once."""
+    have = special_tokens(tokenizer)
+    return [token for token in dict.fromkeys(wanted) if token not in have]
+
+
 def is_reserved(token: str | None) -> bool:
     """Whether a token keeps a row free."""
     return token is not None and RESERVED_NAME.fullmatch(token) is not None
@@ -43,7 +49,7 @@ def with_special_tokens(
     special.
     """
     have, vocabulary = special_tokens(tokenizer), tokenizer.fast.get_vocab(with_added_tokens=True)
-    missing = [token for token in dict.fromkeys(wanted) if token not in have]
+    missing = missing_tokens(tokenizer, wanted)
     for token in missing:
         if not token.strip() or len(token) > MAX_TOKEN:
             raise UserError(f"special token {token[:40]!r}: must have 1 to {MAX_TOKEN} characters")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import orjson
 
-from mobilellm.damage import is_panic
+from mobilellm.damage import is_failure
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, read_regular, write_file, write_json
 from mobilellm.patterns.limits import LONG, check_spaces, is_risky, library_error, within_time
@@ -266,7 +266,7 @@ class Tokenizer:
         except BaseException as error:
             # The library raises a bare Exception with the parser's message, and on some damage it
             # panics.
-            if not isinstance(error, Exception) and not is_panic(error):
+            if not is_failure(error):
                 raise
             raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         settings = _settings(path.parent)
