@@ -73,8 +73,7 @@ def baselines_chart(result: Result) -> Markup:
     rows = [(text, others[key], False) for key, text in BASELINES.items() if key in others]
     rows.append(("this model", held_out.get("bits_per_byte"), True))
     rows.sort(key=lambda row: row[1] if is_finite(row[1]) else math.inf, reverse=True)
-    size = grouped(held_out.get("bytes"))
-    return bar_chart(rows, f"Bits a byte on the same held-out text ({size} bytes); lower is better")
+    return _bits_chart(rows, "same held-out text", held_out)
 
 
 def before_chart(result: Result) -> Markup:
@@ -86,9 +85,12 @@ def before_chart(result: Result) -> Markup:
         ("the model it started from", before.get("bits_per_byte"), False),
         ("this model", after.get("bits_per_byte"), True),
     ]
-    scored = mapping(result.get("data")).get("scored", "held-out text")
-    size = grouped(after.get("bytes"))
-    return bar_chart(rows, f"Bits a byte on the {scored} ({size} bytes); lower is better")
+    return _bits_chart(rows, mapping(result.get("data")).get("scored", "held-out text"), after)
+
+
+def _bits_chart(rows: list[tuple[str, Any, bool]], text: str, score: Mapping[str, Any]) -> Markup:
+    size = grouped(score.get("bytes"))
+    return bar_chart(rows, f"Bits a byte on the {text} ({size} bytes); lower is better")
 
 
 def curves(files: RunFiles) -> list[Markup]:
@@ -101,6 +103,13 @@ def curves(files: RunFiles) -> list[Markup]:
     def single(title: str, name: str, key: str, color: str, unit: str) -> Markup:
         line = Line(name, files.points(key), color)
         return line_chart(title, [line], "step", unit, zero=True)
+
+    def pairs(title: str, key: str, unit: str, zero: bool = False) -> Markup:
+        lines = [
+            Line("each step", files.points(key), "c1", faint=True),
+            Line("held-out", files.points(f"held_out_{key}"), "c2", marked=True),
+        ]
+        return line_chart(f"Pairs of answers: {title}", lines, "step", unit, zero=zero)
 
     return [
         line_chart(
@@ -116,25 +125,8 @@ def curves(files: RunFiles) -> list[Markup]:
         line_chart(
             "Held-out", [Line("held-out", held_out, "c2", marked=True)], "step", "bits a byte"
         ),
-        line_chart(
-            "Pairs of answers: how far the chosen one is ahead",
-            [
-                Line("each step", files.points("reward_margin"), "c1", faint=True),
-                Line("held-out", files.points("held_out_reward_margin"), "c2", marked=True),
-            ],
-            "step",
-            "reward margin",
-        ),
-        line_chart(
-            "Pairs of answers: the chosen one ahead",
-            [
-                Line("each step", files.points("reward_accuracy"), "c1", faint=True),
-                Line("held-out", files.points("held_out_reward_accuracy"), "c2", marked=True),
-            ],
-            "step",
-            "share of pairs",
-            zero=True,
-        ),
+        pairs("how far the chosen one is ahead", "reward_margin", "reward margin"),
+        pairs("the chosen one ahead", "reward_accuracy", "share of pairs", zero=True),
         single("Learning rate", "learning rate", "learning_rate", "c3", ""),
         single("Speed", "speed", "tokens_per_second", "c4", "tokens a second"),
         single("Gradient norm", "gradient norm", "grad_norm", "c5", "before clipping"),
