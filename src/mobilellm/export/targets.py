@@ -51,12 +51,15 @@ def _model_within_web_page(path: Path) -> Path:
     return model_within(path)
 
 
+INTEGERS = {"int4": "INT4", "8da4w": "INT4", "int8": "INT8", "w8a8": "INT8"}
+"""How programs name the integers of a scheme."""
+
 _WEB_FOLDER = Writer(
     what="a page that writes in a browser, without a network; shared layers unrolled",
     suffix="",
     keeps_repeats=False,
     number_types=("Q8_0", "Q4_0", "F16", "F32"),
-    of_scheme={"int4": "Q4_0", "8da4w": "Q4_0", "int8": "Q8_0", "w8a8": "Q8_0"},
+    of_scheme=WRITERS["gguf"].of_scheme,  # which lies in it
     write=_write_web_folder,
     takes_context=True,
     usual_context=2048,
@@ -77,7 +80,7 @@ PROGRAMS: dict[str, Writer] = {
         suffix="",
         keeps_repeats=True,
         number_types=("F32", "INT4", "INT8"),
-        of_scheme={"int4": "INT4", "8da4w": "INT4", "int8": "INT8", "w8a8": "INT8"},
+        of_scheme=INTEGERS,
         write=_write_executorch,
         takes_context=True,
         usual_context=2048,
@@ -104,7 +107,7 @@ PROGRAMS: dict[str, Writer] = {
         suffix="",
         keeps_repeats=True,
         number_types=("INT4", "INT8", "F32"),
-        of_scheme={"int4": "INT4", "8da4w": "INT4", "int8": "INT8", "w8a8": "INT8"},
+        of_scheme=INTEGERS,
         write=_write_webgpu_folder,
         takes_context=True,
         usual_context=2048,
