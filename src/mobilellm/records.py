@@ -12,10 +12,22 @@ any field of a number.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import orjson
 from typing_extensions import NotRequired  # Python 3.11 has it in typing
+
+from mobilellm.errors import UserError
+
+
+def check_run(folder: Path) -> None:
+    """`UserError` for a folder that holds no run."""
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(
+            f"{folder}: no run here (no recipe.toml)",
+            hint="give the folder that `mobilellm train --out` named",
+        )
 
 
 class MetricsRow(TypedDict, total=False):

@@ -9,6 +9,7 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.printable import one_line
+from mobilellm.records import check_run
 from mobilellm.terminal.output import print_json, put, say
 
 
@@ -35,11 +36,7 @@ class Report:
         if not self.runs:
             raise UserError("no run given", hint="name one or more run folders")
         for run in self.runs:
-            if not (run / "recipe.toml").is_file():
-                raise UserError(
-                    f"{run}: no run here (no recipe.toml)",
-                    hint="give folders that `train --out` named",
-                )
+            check_run(run)
         if len(self.runs) > 1 and self.out is None:
             raise UserError(
                 "no name for the page of several runs", hint="add --out comparison.html"

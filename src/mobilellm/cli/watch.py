@@ -12,6 +12,7 @@ import tyro
 
 from mobilellm.errors import UserError
 from mobilellm.printable import printable
+from mobilellm.records import check_run
 from mobilellm.terminal.output import put
 from mobilellm.terminal.run_picture import picture
 
@@ -32,11 +33,7 @@ class Watch:
 
     def run(self) -> int:
         """Watch; 0 at the run's end, 130 after Ctrl-C."""
-        if not (self.run_folder / "recipe.toml").is_file():
-            raise UserError(
-                f"{self.run_folder}: no run here (no recipe.toml)",
-                hint="give the folder that `train --out` named",
-            )
+        check_run(self.run_folder)
         if not self.every > 0:
             raise UserError(f"--every {self.every}: must be a number of seconds above 0")
         if self.once or not sys.stdout.isatty():

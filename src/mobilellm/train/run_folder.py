@@ -30,7 +30,7 @@ from mobilellm.files import (
     write_json,
 )
 from mobilellm.recipe.recipe import Recipe
-from mobilellm.records import MetricsRow, metrics_row
+from mobilellm.records import MetricsRow, check_run, metrics_row
 
 MAX_ENVIRONMENT = 1 << 20  # bytes of environment.json
 
@@ -56,11 +56,7 @@ def create(run: Path, recipe: Recipe, environment: dict[str, Any]) -> None:
 
 def read_recipe(run: Path) -> Recipe:
     """The resolved recipe of an existing run."""
-    if not (run / "recipe.toml").is_file():
-        raise UserError(
-            f"{run}: no run here (no recipe.toml)",
-            hint="give the folder that `mobilellm train --out` named",
-        )
+    check_run(run)
     return Recipe.read(run / "recipe.toml")
 
 
