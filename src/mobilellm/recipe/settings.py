@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: read from nested tables, every key, type and range checked, and
 written back.
 
-    @dataclass(frozen=True, kw_only=True)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
     class TrainSection:
         steps: Annotated[int, AtLeast(1)] = 1000
 
