@@ -11,7 +11,7 @@ from tests.model.shapes import (
     gradients,
     learner_and_reference,
 )
-from tests.model.test_distillation import batch, plain
+from tests.objectives.test_distillation import batch, plain
 
 from mobilellm.model.network import Network
 from mobilellm.objectives.cached import CachedDistillation
