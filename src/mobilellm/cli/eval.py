@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from mobilellm.errors import UserError
-from mobilellm.model.precision import Precision
 from mobilellm.printable import one_line
-from mobilellm.terminal.output import print_json, progress, put, say
-from mobilellm.terminal.running import PrecisionFlag, opened
+from mobilellm.terminal.output import print_json, put, say
+from mobilellm.terminal.running import PrecisionFlag
 
 if TYPE_CHECKING:
     from mobilellm.evaluate.perplexity import Score
-    from mobilellm.report.score_table import Row
-    from mobilellm.tasks.campaign import Subject
-    from mobilellm.tasks.protocols import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,198 +117,67 @@ class Eval:
             )
         return 0
 
-    def foreign(self, model: Path) -> bool:
-        """Whether another runtime than our own network runs it."""
-        from mobilellm.runtimes.running import default_runtime
-        from mobilellm.runtimes.table import OURS
-
-        return model.exists() and default_runtime(model, self.runtime).name != OURS
-
-    def score_session(self, model: Path) -> Score:
-        """A model's loss on a text, by its runtime."""
-        from mobilellm.streams.places import place_of
-        from mobilellm.tasks.session_backend import session_score
-
-        if self.text is None:
-            raise UserError(
-                f"{model}: nothing to score it on", hint="give --text FILE or --tasks TASKS"
-            )
-        with (
-            opened(model, self.runtime, self.threads, self.precision) as running,
-            progress(f"scoring by {running.runtime}", "tokens") as update,
-        ):
-            return session_score(
-                running.session,
-                running.tokenizer,
-                place_of(self.text),
-                sequence_length=self.sequence_length,
-                stride=self.stride,
-                max_tokens=self.max_tokens,
-                progress=update,
-            )
-
     def score_text(self, model: Path) -> Score:
         """A model's loss on held-out data or a text."""
-        from mobilellm.evaluate.held_out import score_data, score_text
-        from mobilellm.interop.load import load
-        from mobilellm.recipe.recipe import Recipe
-        from mobilellm.streams.places import place_of
+        from mobilellm.terminal.eval_session import score_text
 
-        if self.foreign(model):
-            return self.score_session(model)
-        recipe = next(
-            (
-                Recipe.read(folder / "recipe.toml")
-                for folder in (model, *model.absolute().parents[:2])
-                if (folder / "recipe.toml").is_file()
-            ),
-            None,
+        return score_text(
+            model,
+            data=self.data,
+            text=self.text,
+            sequence_length=self.sequence_length,
+            stride=self.stride,
+            max_tokens=self.max_tokens,
+            runtime=self.runtime,
+            threads=self.threads,
+            precision=self.precision,
         )
-        data = self.data or (Path(recipe.data.path) if recipe and not self.text else None)
-        if data is None and self.text is None:
-            raise UserError(
-                f"{model}: nothing to score it on",
-                hint="give --data DATA, --text FILE or --tasks TASKS",
-            )
-        loaded = load(model, release=True)
-        tokenizer = loaded.require_tokenizer(model)
-        length = self.sequence_length or (
-            recipe.data.sequence_length if recipe else loaded.config.max_position_embeddings
-        )
-        own = Precision(recipe.train.precision) if recipe else Precision.FP32
-        with progress("scoring", "tokens") as update:
-            options: dict[str, Any] = {
-                "sequence_length": length,
-                "stride": self.stride,
-                "precision": self.precision or own,
-                "progress": update,
-            }
-            if data is not None:
-                return score_data(loaded.as_run, tokenizer, data, **options)
-            assert self.text is not None
-            return score_text(
-                loaded.as_run, tokenizer, place_of(self.text), max_tokens=self.max_tokens, **options
-            )
 
     def run_tasks(self) -> int:
         """Score the models on tasks; print, and write what --out asks for."""
-        with contextlib.ExitStack() as sessions:
-            return self.print_tasks(sessions)
-
-    def print_tasks(self, sessions: contextlib.ExitStack) -> int:
-        """As `run_tasks`; `sessions` closes what other runtimes opened."""
-        from mobilellm.files import cache_folder, write_json
-        from mobilellm.report.score_table import measured_row
-        from mobilellm.report.scores_page import write_tables
-        from mobilellm.tasks.campaign import run_tasks, write_samples
-        from mobilellm.tasks.harness_tasks import load_tasks
-        from mobilellm.tasks.wikitext import wikitext_perplexity
         from mobilellm.terminal.call_lines import is_asked, print_asked, score_asked
-        from mobilellm.terminal.score_lines import (
-            labels,
-            print_comparison,
-            print_differences,
-            print_scores,
-        )
+        from mobilellm.terminal.score_lines import labels
 
         if self.text:
             raise UserError("--text and --tasks are both given", hint="give one of them")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: must be 1 or more")
+        names = labels(self.models)
         if is_asked(self.tasks):
+            from mobilellm.files import write_json
+
             given = (self.tasks, self.data, self.limit, self.runtime, self.threads)
-            asked = score_asked(self.models, labels(self.models), *given)
+            asked = score_asked(self.models, names, *given)
             if self.out:
                 write_json(self.out / "scores.json", asked)
             print_json(asked) if self.json else print_asked(asked)
             return 0
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: must be 1 or more")
         if self.batch_tokens < 1:
             raise UserError(f"--batch-tokens {self.batch_tokens}: must be 1 or more")
         if self.explain and len(self.models) < 2:
             raise UserError("--explain needs two models to find differences between")
-        names = labels(self.models)
-        named = [name for name in self.tasks if name != "wikitext2"]
-        if len(named) < len(self.tasks) and self.data is None:
-            raise UserError(
-                "wikitext2 is read from a folder",
-                hint="give --data, or take the harness's task wikitext",
-            )
-        tasks = load_tasks(named, self.data) if named else {}
-        for task in tasks.values():
-            if task.altered:
-                say(f"{task.altered}; its scores are marked")
-        cache = self.cache or cache_folder() / "eval"
-        scores: dict[str, dict[str, Any]] = {}
-        samples: dict[str, list[Sample]] = {}
-        sizes: dict[str, int] = {}
-        for name, model in zip(names, self.models, strict=True):
-            subject = self.open_subject(name, model, sessions)
-            sizes[name] = subject.parameters
-            scores[name], samples[name] = run_tasks(
-                subject,
-                tasks,
-                cache=cache,
-                protocol=self.protocol,
-                limit=self.limit,
-                progress=functools.partial(progress, unit="items"),
-            )
-            if "wikitext2" in self.tasks:
-                assert self.data is not None
-                with progress(f"{name}: wikitext2", "windows") as update:
-                    scores[name]["wikitext2"] = wikitext_perplexity(
-                        subject.engine,
-                        subject.encoder,
-                        self.data,
-                        length=self.sequence_length,
-                        stride=self.stride,
-                        progress=update,
-                    )
-            for task_name, score in scores[name].items():
-                if "truncated" in score:
-                    say(
-                        f"{name}: {task_name}: {score['truncated']} items exceed the model's "
-                        "context and lost their beginning"
-                    )
-                if "encoded_apart" in score:
-                    say(
-                        f"{name}: {task_name}: {score['encoded_apart']} items have a continuation "
-                        "that merges into its context; it was encoded by itself"
-                    )
-        rows = [
-            measured_row(name, score, sizes[name])
-            for name, score in scores.items()
-            if "average" in score
-        ]
-        if self.out:
-            write_json(self.out / "scores.json", scores)
-            write_samples(self.out / "samples.jsonl", samples)
-            write_tables(self.out, self.all_rows(rows))
-        if self.json:
-            print_json(scores if len(scores) > 1 else next(iter(scores.values())))
-            return 0
-        print_scores(scores)
-        if self.compare:
-            print_comparison(self.all_rows(rows), samples)
-        if self.explain:
-            print_differences(samples, self.explain)
+        from mobilellm.terminal.eval_session import score_tasks
+
+        score_tasks(
+            self.models,
+            names,
+            self.tasks,
+            data=self.data,
+            protocol=self.protocol,
+            limit=self.limit,
+            sequence_length=self.sequence_length,
+            stride=self.stride,
+            runtime=self.runtime,
+            threads=self.threads,
+            precision=self.precision,
+            batch_tokens=self.batch_tokens,
+            cache=self.cache,
+            out=self.out,
+            compare=self.compare,
+            explain=self.explain,
+            json=self.json,
+        )
         return 0
-
-    def open_subject(self, name: str, model: Path, sessions: contextlib.ExitStack) -> Subject:
-        """A model ready to be scored on tasks, by the runtime that the flags name."""
-        from mobilellm.workflows.subjects import open_subject
-
-        if not self.foreign(model):
-            return open_subject(name, model, self.precision or Precision.FP32, self.batch_tokens)
-        from mobilellm.tasks.session_backend import session_subject
-
-        running = sessions.enter_context(opened(model, self.runtime, self.threads, self.precision))
-        return session_subject(name, model, running)
-
-    def all_rows(self, rows: list[Row]) -> list[Row]:
-        """The measured rows, with --compare among the published."""
-        from mobilellm.report.score_table import published_rows, set_in
-
-        return set_in(rows, published_rows()) if self.compare else rows
 
     def print_published(self) -> int:
         """The published tables alone; --out takes them too."""

@@ -39,8 +39,6 @@ def score_asked(
     from mobilellm.calls.ifeval import ifeval_scores
     from mobilellm.runtimes.running import open_model
 
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: must be 1 or more")
     items = api_items(data, limit) if "api" in tasks else []
     found: dict[str, dict[str, Any]] = {}
     for name, path in zip(names, models, strict=True):
