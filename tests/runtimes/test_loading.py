@@ -28,15 +28,16 @@ OPENED = """
 import sys, torch, torch._dynamo
 from pathlib import Path
 from mobilellm.decoding.library import library
-from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+from mobilellm.budget import held
+from mobilellm.hardware.device_memory import forget_peak, peak_memory
 from mobilellm.model.precision import Precision
 from mobilellm.runtimes.ours import open_network
 library(), open_network(Path(sys.argv[1], "warm"))
 forget_peak()
-before = resident_memory()
+before = held()
 precision = Precision(sys.argv[2]) if sys.argv[2:] else None
 session = open_network(Path(sys.argv[1], "model"), None, 1, precision)
-print(peak_memory(torch.device("cpu")) - before, resident_memory() - before)
+print(peak_memory(torch.device("cpu")) - before, held() - before)
 """
 WIDE = ModelConfig(
     vocab_size=16384, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2,

@@ -35,30 +35,19 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _process_memory("VmHWM")
-
-
-def resident_memory() -> int:
-    """Bytes of main memory that this process holds now; where the system does not tell, the most
-    that it held so far."""
-    return _process_memory("VmRSS")
+    # On Linux getrusage's figure is inherited from the parent process; /proc has this process's
+    # own.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def forget_peak() -> None:
     """Let `peak_memory` of a CPU count from what is held now, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _process_memory(field: str) -> int:
-    """Bytes of a field of this process's /proc status; the peak where there is no such file."""
-    # On Linux getrusage's figure is inherited from the parent process; /proc has this process's
-    # own.
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def empty_cache(device: torch.device) -> None:

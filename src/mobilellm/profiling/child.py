@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mobilellm.budget import held
 from mobilellm.errors import UserError, first_line
 from mobilellm.hardware.bandwidth import memory_bandwidth
-from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+from mobilellm.hardware.device_memory import forget_peak, peak_memory
 from mobilellm.hardware.energy import EnergyMeter
 from mobilellm.profiling.operators import operators
 from mobilellm.runtimes.ours import NetworkSession
@@ -50,7 +51,7 @@ def measure(path: Path, runtime: str, prompt: int, generate: int, threads: int) 
         importlib.import_module(module)
     cpu, meter = torch.device("cpu"), EnergyMeter()
     forget_peak()
-    before, start = resident_memory(), time.perf_counter()
+    before, start = held(), time.perf_counter()
     session = entry.open(path, prompt + generate, threads)
     load = time.perf_counter() - start
     ids = prompt_of(prompt, session.vocab_size)
