@@ -110,8 +110,7 @@ def compute_reference(
 
     def compute(number: int) -> list[NDArray[Any]]:
         split, rows, _ = parts[number]
-        found = [a.cpu().numpy() for _, a, _ in _answers(network, data, split, rows, precision)]
-        return [np.concatenate(found)]
+        return [_log_probabilities(network, data, split, rows, precision)]
 
     make(out, facts, [(file,) for _, _, file in parts], compute)
 
@@ -132,6 +131,14 @@ def _parts(data: TokenFolder, split: str) -> Iterator[tuple[range, ArrayFile]]:
 
 def _samples(data: TokenFolder, split: str) -> Samples:
     return Samples(data.tokens(split), data.row - 1)
+
+
+def _log_probabilities(
+    network: Network, data: TokenFolder, split: str, rows: range, precision: Precision
+) -> NDArray[np.float32]:
+    """Of the answers in some rows, (rows, D)."""
+    found = [a.cpu().numpy() for _, a, _ in _answers(network, data, split, rows, precision)]
+    return np.concatenate(found)
 
 
 def _answers(
