@@ -298,6 +298,22 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOOP}::test_interrupted_and_resumed_equals_undisturbed[normuon-True-7]",
     ),
     fault(
+        "a feed-forward with ReLU without its ReLU", "model/network.py",
+        "up.relu()", "up",
+        "model/test_relu.py::test_it_is_two_matrices_with_a_relu_between",
+    ),
+    fault(
+        "a feed-forward with ReLU converted as if it were SwiGLU", "workflows/convert.py",
+        'if loaded.config.feed_forward != "swiglu" and to != "mobilellm":', "if False:",
+        "model/test_relu.py::test_every_other_format_refuses_it_in_one_line[gguf]",
+    ),
+    fault(
+        "a lab's runs in W8A8 scored without rounded activations",
+        "workflows/quantized_scores.py",
+        "scored(rounded_activations(network, quantized))", "scored(network)",
+        "lab/test_sweep.py::test_a_finished_run_is_scored_as_it_is_and_rounded",
+    ),
+    fault(
         "dropout where no gradients are taken", "model/dropout.py",
         "if not bound or not torch.is_grad_enabled():", "if not bound:",
         "model/test_dropout.py"

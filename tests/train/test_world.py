@@ -69,6 +69,7 @@ def test_the_masked_mean_is_that_of_one_process(recipe: Recipe, tmp_path: Path) 
     [
         ("adamw", (3, "fsdp", 0), 20),
         pytest.param("muon", (4, "fsdp", 2), 60, marks=pytest.mark.long),
+        pytest.param("normuon", (2, "fsdp", 0), 60, marks=pytest.mark.long),
         pytest.param("adamw", (3, "ddp", 0), 60, marks=pytest.mark.long),
         pytest.param("adamw", (3, "fsdp", 0), 60, marks=pytest.mark.long),
     ],
@@ -76,7 +77,8 @@ def test_the_masked_mean_is_that_of_one_process(recipe: Recipe, tmp_path: Path) 
 def test_resumed_in_another_world_and_in_the_same(
     recipe: Recipe, tmp_path: Path, kind: str, go_on: tuple[int, str, int], steps: int
 ) -> None:
-    recipe = recipe.replace("optimizer", name=kind).replace("train", steps=steps)
+    cautious = {"cautious_weight_decay": kind == "normuon"}
+    recipe = recipe.replace("optimizer", name=kind, **cautious).replace("train", steps=steps)
     alone = train(tmp_path / "alone", recipe)
     job(2, "whole-and-stopped", recipe, tmp_path)
     last = [
