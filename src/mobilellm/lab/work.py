@@ -66,14 +66,19 @@ def progress_of(folder: LabFolder) -> Progress:
     jobs = folder.jobs()
     done = [job for job in jobs if folder.is_done(job)]
     left = folder.left()
-    planned = sum(job.seconds for job in done)
-    slower = sum(folder.seconds_of(job) for job in done) / planned if planned else 1.0
     return Progress(
         done=len(done),
         failed=len(jobs) - len(done) - len(left),
         runs=len(jobs),
-        seconds_left=slower * sum(job.seconds for job in left),
+        seconds_left=_slowdown(folder) * sum(job.seconds for job in left),
     )
+
+
+def _slowdown(folder: LabFolder) -> float:
+    """How much longer than planned the runs that are done took."""
+    done = [job for job in folder.jobs() if folder.is_done(job)]
+    planned = sum(job.seconds for job in done)
+    return sum(folder.seconds_of(job) for job in done) / planned if planned else 1.0
 
 
 def work(
@@ -90,7 +95,8 @@ def work(
             worked.seconds = time.perf_counter() - begun
             if job is None:
                 break
-            if budget is not None and worked.seconds + _expected(folder, job) > budget:
+            expected = _slowdown(folder) * job.seconds
+            if budget is not None and worked.seconds + expected > budget:
                 worked.out_of_budget = True
                 break
             why = _train(folder, job, listener.began(job, progress_of(folder)), worked)
@@ -101,14 +107,6 @@ def work(
     if worked.interrupted is None and not worked.out_of_budget:
         worked.elsewhere = len(folder.left())
     return worked
-
-
-def _expected(folder: LabFolder, job: Job) -> float:
-    """Seconds that a run will take, by those that are done."""
-    done = [other for other in folder.jobs() if folder.is_done(other)]
-    planned = sum(other.seconds for other in done)
-    taken = sum(folder.seconds_of(other) for other in done)
-    return job.seconds * (taken / planned if planned else 1.0)
 
 
 def _train(folder: LabFolder, job: Job, watcher: Watcher, worked: Worked) -> str | None:
