@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.model.config import ModelConfig
+from mobilellm.model.config import ModelConfig, rope_kind
 from mobilellm.model.rope import inverse_frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -43,8 +43,7 @@ def rope_factors(config: ModelConfig) -> Tensor | None:
 
     None when the frequencies are not scaled that way.
     """
-    scaling = config.rope_scaling or {}
-    if scaling.get("rope_type", scaling.get("type")) != "llama3":
+    if rope_kind(config.rope_scaling or {}) != "llama3":
         return None
     plain = inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
     return (plain / inverse_frequencies(config)).to(torch.float32)

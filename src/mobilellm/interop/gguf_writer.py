@@ -35,7 +35,7 @@ from mobilellm.interop.gguf_format import (
 )
 from mobilellm.interop.sampling_defaults import add_keys as add_sampling_keys
 from mobilellm.interop.writer import ModelToWrite
-from mobilellm.model.config import ModelConfig
+from mobilellm.model.config import ModelConfig, rope_kind
 from mobilellm.model.weights import stacks, to_named
 from mobilellm.quantize.grid import GROUP, GridWeight
 from mobilellm.quantize.quantized import Quantized
@@ -91,7 +91,7 @@ def save(path: Path, model: ModelToWrite) -> list[str]:
         getattr(gguf.LlamaFileType, f"{'ALL' if number_type == 'F32' else 'MOSTLY'}_{number_type}")
     )
     scaling = config.rope_scaling or {}
-    if scaling.get("rope_type", scaling.get("type")) == "linear":
+    if rope_kind(scaling) == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
     notes = [] if tokenizer is None else add_keys(writer, tokenizer, config)

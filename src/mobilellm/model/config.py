@@ -305,8 +305,7 @@ class ModelConfig:
                 raise UserError(f"{where}: rope_parameters that differ by layer are not supported")
             if rope.pop("partial_rotary_factor", None) not in (None, 1):
                 raise UserError(f"{where}: rotary positions over a part of each head")
-            # Both spellings are in use, as in rope_scaling.
-            if rope.get("rope_type", rope.get("type", "default")) != "default":
+            if rope_kind(rope) != "default":
                 values["rope_scaling"] = rope
         if values.get("model_type") == "qwen3":  # the Llama family's network with qk_norm
             values.setdefault("qk_norm", True)
@@ -428,6 +427,11 @@ def _qwen3_windows(values: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"max_window_layers = {repr(first)[:60]}: must be a whole number")
         values["layer_types"] = [ALL if i < (first or 0) else SLIDING for i in range(layers)]
     return values
+
+
+def rope_kind(scaling: dict[str, Any]) -> Any:
+    """The kind of a rotary scaling, whose key has two spellings."""
+    return scaling.get("rope_type", scaling.get("type", "default"))
 
 
 def one_or_several(tokens: list[Any]) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from mobilellm.budget import ask
 from mobilellm.errors import UserError, unknown_name
-from mobilellm.model.config import ModelConfig
+from mobilellm.model.config import ModelConfig, rope_kind
 
 TABLE_BYTES = 16 << 20
 """Of the tables that a network has from the start; those of a longer context grow with its use."""
@@ -34,7 +34,7 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling: dict[str, Any] = config.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = rope_kind(scaling)
     if not isinstance(kind, str) or kind not in KEYS:
         raise unknown_name("rope_scaling type", str(kind)[:60], KEYS)
     for key in KEYS[kind]:
