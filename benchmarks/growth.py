@@ -111,11 +111,12 @@ def step_cost(
 
 def best(set_up: Callable[[], Any], work: Callable[[Any], None]) -> Cost:
     """The least processor time of `work`, once warm, and what it and its set-up hold at most."""
-    from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+    from mobilellm.budget import held
+    from mobilellm.hardware.device_memory import forget_peak, peak_memory
     from mobilellm.hardware.probes import pick_device
 
     forget_peak()
-    before = resident_memory()
+    before = held()
     ready = set_up()
     work(ready)
     taken: list[float] = []
@@ -163,7 +164,8 @@ def mixture(sources: int, folder: Path, out: Path) -> None:
 
 def prepare_cost(megabytes: int, folder: Path) -> Cost:
     """`prepare` in one process, of as many megabytes of text in one gzipped file of JSON lines."""
-    from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+    from mobilellm.budget import held
+    from mobilellm.hardware.device_memory import forget_peak, peak_memory
     from mobilellm.hardware.probes import pick_device
     from mobilellm.prepare.prepare import prepare
     from mobilellm.prepare.sources import Source
@@ -174,7 +176,7 @@ def prepare_cost(megabytes: int, folder: Path) -> Cost:
     few, out = Source("few", [write_text(folder, 0)]), Path(tempfile.mkdtemp(dir=folder))
     prepare([few], out / "few", tokenizer=tokenizer, workers=1)  # what is set up at first use
     forget_peak()
-    before, start = resident_memory(), time.process_time()
+    before, start = held(), time.process_time()
     prepare([Source("text", [file])], out / "all", tokenizer=tokenizer, workers=1)
     return time.process_time() - start, max(0, peak_memory(pick_device()) - before)
 
@@ -207,7 +209,8 @@ def write_text(folder: Path, megabytes: int, number: int = 0) -> Path:
 
 def lab_cost(cells: int, folder: Path) -> Cost:
     """The plan of a lab with as many cells, which measures each by a few steps."""
-    from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+    from mobilellm.budget import held
+    from mobilellm.hardware.device_memory import forget_peak, peak_memory
     from mobilellm.hardware.probes import pick_device
     from mobilellm.lab.lab_file import LabFile
     from mobilellm.lab.plan import make_plan
@@ -227,7 +230,7 @@ def lab_cost(cells: int, folder: Path) -> Cost:
 
     make_plan(lab(1), data, seeds=1)
     forget_peak()
-    before, start = resident_memory(), time.process_time()
+    before, start = held(), time.process_time()
     make_plan(lab(cells), data, seeds=1)
     return time.process_time() - start, max(0, peak_memory(pick_device()) - before)
 

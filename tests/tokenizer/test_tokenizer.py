@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mobilellm.budget import held
 from mobilellm.errors import UserError
-from mobilellm.hardware.device_memory import forget_peak, peak_memory, resident_memory
+from mobilellm.hardware.device_memory import forget_peak, peak_memory
 from mobilellm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 
@@ -178,7 +179,7 @@ def test_a_large_id_is_refused_before_memory_is_taken_for_all_below_it(
     content["model"]["vocab"]["big"] = 100_000_000
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     forget_peak()
-    before = resident_memory()
+    before = held()
     with pytest.raises(UserError, match="a vocabulary of 100000001"):
         Tokenizer.load(tmp_path)
     assert peak_memory(torch.device("cpu")) - before < 100 << 20
