@@ -256,6 +256,10 @@ def test_a_budget_decides_steps_and_ends_the_work(
     steps = [plan.planned[0].cell.recipe.train.steps for plan in (small, large)]
     assert steps[0] < steps[1]
     assert small.seconds <= 15
+    # Where the text is scored at the end alone, seven evaluations less leave time for more steps.
+    once = make_plan(read_lab(str(lab_file), {"train.evaluate_every": 0}), small_data, 1, 15.0)
+    assert steps[0] < once.planned[0].cell.recipe.train.steps < steps[1]
+    assert once.seconds <= 15
     assert len({each.cell.recipe.train.steps for each in small.planned}) == 1
     folder = begin(tmp_path / "lab", small)
     worked = work(folder, budget=0.0)

@@ -101,8 +101,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def best_place(places: Sequence[float], scores: Sequence[float]) -> float:
-    """Where a parabola over log place is lowest, within the places; the best of them where it opens
-    downwards."""
+    """Where a parabola over log place is lowest within the places; else the best of them."""
     x = np.log(places)
     a, b, _ = np.polyfit(x, scores, 2)
     if a <= 0:

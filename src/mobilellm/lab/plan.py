@@ -158,7 +158,8 @@ def _fitted(
         one = {cell.name: cost(cell.with_steps(1)) for cell in cells}
         ratio = {name: one[lab.base_name] / value for name, value in one.items()}
     own = {name for name, settings in lab.cell_settings() if "train.steps" in settings}
-    fixed = sum(time.start + EVALUATIONS * time.evaluation for time in times.values())
+    count = EVALUATIONS if lab.recipe.get("train", {}).get("evaluate_every", 1) else 1
+    fixed = sum(time.start + count * time.evaluation for time in times.values())
     fixed += sum(c.recipe.train.steps * times[c.name].step for c in cells if c.name in own)
     each = sum(ratio[name] * time.step for name, time in times.items() if name not in own)
     if not each:
