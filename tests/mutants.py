@@ -383,7 +383,7 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{START}::test_a_run_goes_on_from_given_weights",
     ),
     fault(
-        "trackers get every step", "train/trackers.py",
+        "trackers get every step", "tracking/trackers.py",
         'if row["step"] % self.every and "held_out_loss" not in row:', "if False:",
         field("track.every"),
     ),

@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"plan"},
     "distributed": {"model", "recipe", "kernels"},
     "optimizers": {"model", "plan", "recipe", "distributed"},
+    "tracking": {"recipe"},
     "train": {
         "model",
         "kernels",
@@ -94,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "derived",
         "objectives",
         "optimizers",
+        "tracking",
     },
 }
 BELOW = set(MAY_IMPORT)

@@ -5,14 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.train.runs import metrics
+from tests.train.runs import Listener, StopAt, metrics, same
 
 from mobilellm.errors import UserError
 from mobilellm.files import plain_name, read_json, read_regular
+from mobilellm.recipe.recipe import (
+    CutRecipeError,
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    Recipe,
+    TrainSection,
+)
 from mobilellm.records import metrics_row
 from mobilellm.report.run_files import RunFiles
 from mobilellm.train import checkpoint
 from mobilellm.train.run_folder import Metrics, mend_environment
+from mobilellm.train.start import resume, train
 
 
 @pytest.mark.parametrize("content", ["", '{"torch": "2', "[]", "null", None, '{"torch": "2"}'])
@@ -147,3 +156,85 @@ def test_checksums_name_files_of_the_checkpoint_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not list the files"):
         checkpoint.verify(folder)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that was stopped behind its second of four steps, with a checkpoint of each; and the
+    last checkpoint of the same run to the end."""
+    folder = tmp_path_factory.mktemp("torn")
+    recipe = Recipe(
+        model=ModelSection(preset="1M", override={"num_hidden_layers": 1}),
+        data=DataSection(path=str(small_data), sequence_length=16),
+        train=TrainSection(
+            steps=4, batch_tokens=32, precision="fp32", compile="off", products="torch",
+            evaluate_every=0, checkpoint_every=1,
+        ),
+        optimizer=OptimizerSection(warmup_steps=2),
+    )  # fmt: skip
+    whole = train(folder / "whole", recipe).checkpoint
+    train(folder / "run", recipe, StopAt(2))
+    assert len(checkpoint.complete(folder / "run")) == 2
+    return folder / "run", whole
+
+
+# The files of a run whose newest checkpoint is NEWEST; a README is for people.
+NEWEST = "checkpoints/step-00000002"
+RUN_FILES = (
+    "recipe.toml", "environment.json", "metrics.jsonl", ".lock",
+    *(
+        f"{NEWEST}/{name}"
+        for name in (
+            "README.md", "checksums.json", "config.json", "generation_config.json",
+            "mobilellm.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json",
+            "tokenizer_config.json", "train_state/recipe.toml", "train_state/state.json",
+            "train_state/shard-00001-model-00001-of-00001.safetensors",
+        )
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_run_goes_on_to_the_bit_whichever_file_was_cut(
+    stopped: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """A loss of power cuts any file of a run: empty, in its middle, or by its last byte."""
+    run, whole = stopped
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert {file for file in found if NEWEST in file or "/" not in file} == {*RUN_FILES}
+    content = (run / name).read_bytes()
+    for kept in (0, len(content) // 2, len(content) - 1):
+        copy = tmp_path / str(kept)
+        shutil.copytree(run, copy)
+        (copy / name).write_bytes(content[:kept])
+        listener = Listener()
+        outcome = resume(copy, listener)
+        assert same(outcome.checkpoint, whole), kept
+        assert [row["step"] for row in metrics(copy)][-1] == 4
+        assert all("\n" not in line for line in listener.lines)
+        told = [line for line in listener.lines if Path(name).name in line]
+        last_byte = kept == len(content) - 1
+        silent = name in (".lock", "metrics.jsonl") or (last_byte and name.endswith(".json"))
+        assert told or silent or (last_byte and name == "recipe.toml"), listener.lines
+        if name == "recipe.toml" and not last_byte:
+            assert (copy / "recipe.toml").read_bytes() == content
+            assert (copy / "recipe.toml.damaged").read_bytes() == content[:kept]
+        shutil.rmtree(copy)
+
+
+def test_a_recipe_that_was_cut_is_not_taken_for_one_of_fewer_settings(
+    stopped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    text = (stopped[0] / "recipe.toml").read_text()
+    path = tmp_path / "recipe.toml"
+    for cut in ("", text[:9], text[: text.index("[train]")], text[:-8], "\0" * 99):
+        path.write_text(cut)
+        with pytest.raises(CutRecipeError, match="cut short, or empty"):
+            Recipe.read(path)
+    path.write_text("[train]\nsteps = 5\n")  # by hand, without a last line that says anything
+    assert Recipe.read(path).train.steps == 5
+    shutil.copytree(stopped[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/recipe.toml").write_text(text[:-30])
+    with pytest.raises(CutRecipeError, match="cut short, or empty"):
+        resume(tmp_path / "run")

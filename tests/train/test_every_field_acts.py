@@ -28,7 +28,8 @@ from mobilellm.prepare.sources import Source
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.recipe.settings import key_of
 from mobilellm.tasks import task_scores
-from mobilellm.train import checkpoint, trackers
+from mobilellm.tracking import trackers
+from mobilellm.train import checkpoint
 from mobilellm.train.rows import Recorder
 from mobilellm.train.start import train
 

@@ -423,7 +423,7 @@ def test_every_nth_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:
 def test_nothing_of_a_checkpoint_is_a_pickle(recipe: Recipe, tmp_path: Path) -> None:
     path = train(tmp_path / "run", recipe.replace("train", steps=2)).checkpoint
     found = {p.suffix for p in path.rglob("*") if p.is_file() and p.name != "README.md"}
-    assert found == {".json", ".safetensors"}
+    assert found == {".json", ".safetensors", ".toml"}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])

@@ -279,7 +279,7 @@ def test_weights_and_biases_offline(
 def test_a_tracker_that_breaks_does_not_end_the_run(
     recipe: Recipe, tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobilellm.train import trackers
+    from mobilellm.tracking import trackers
 
     def broken(*_: object) -> None:
         raise ConnectionError("no network")

@@ -380,11 +380,14 @@ class Recipe:
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """Read a recipe file. `UserError` for broken TOML, unknown keys (naming the nearest) and
-        wrong types."""
+        wrong types; `CutRecipeError` for what is left of one that `write` wrote."""
         if not path.exists():
             raise UserError(f"{path}: no such recipe")
         try:
-            values = tomllib.loads(read_regular(path, limit=MAX_RECIPE).decode())
+            text = read_regular(path, limit=MAX_RECIPE).decode()
+            if _is_cut(text):
+                raise CutRecipeError(f"{path}: cut short, or empty")
+            values = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: broken TOML ({first_line(error)})") from None
         return cls.from_dict(values, str(path))
@@ -398,7 +401,7 @@ class Recipe:
         """Write every setting as TOML; `read` gives an equal recipe."""
         import tomli_w
 
-        write_file(path, tomli_w.dumps(self.to_dict()).encode())
+        write_file(path, f"{HEAD}{tomli_w.dumps(self.to_dict())}{END}\n".encode())
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Section -> key -> value, as TOML has them: lists for tuples, and no key for what is not
@@ -412,7 +415,20 @@ class Recipe:
         )
 
 
+class CutRecipeError(UserError):
+    """A recipe file that `Recipe.write` wrote, and whose end is missing."""
+
+
+def _is_cut(text: str) -> bool:
+    """Whether the end is missing: what is left may be sound TOML, of fewer settings."""
+    begun = text.startswith(HEAD) or HEAD.startswith(text)
+    return (begun and not text.rstrip().endswith(END)) or "\0" in text
+
+
 MAX_RECIPE = 1 << 20  # bytes of a recipe file
+
+HEAD = "# Every setting, as resolved. The last line says that the file is whole.\n"
+END = "# end of the recipe"
 
 # Keys of recipes before 0.2, read for one release: (section, old key) -> the new one.
 OLD_KEYS = {

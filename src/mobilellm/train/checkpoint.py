@@ -54,6 +54,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.weights import from_named, to_named
 from mobilellm.optimizers.optimizer import empty_state
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.schema import AtLeast, checked
 from mobilellm.train.average import Average
 
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 STATE_FILE = "train_state/state.json"
+RECIPE_FILE = "train_state/recipe.toml"
+"""The run's recipe once more, should its own file be damaged."""
 warnings.filterwarnings(
     "ignore", "torch.distributed is disabled, unavailable or uninitialized"
 )  # it says what no_dist asks for
@@ -108,12 +111,9 @@ def step_of(path: Path) -> int:
 class Saver:
     """Writes checkpoints of one run, one at a time, while the training goes on."""
 
-    def __init__(
-        self, run: Path, world: World, background: bool, keep: int, keep_every: int
-    ) -> None:
-        """`background` false writes before `save` returns."""
-        self.run, self.world, self.background = run, world, background
-        self.keep, self.keep_every = keep, keep_every
+    def __init__(self, run: Path, world: World, recipe: Recipe) -> None:
+        """What is written when is the recipe's; it goes into each checkpoint."""
+        self.run, self.world, self.recipe = run, world, recipe
         self.last: Path | None = None
         """The newest checkpoint that is complete on disk, as far as this process wrote it."""
         self._thread: threading.Thread | None = None
@@ -152,7 +152,7 @@ class Saver:
         group = {"process_group": self.world.saving, "no_dist": self.world.size == 1}
         wait: Callable[[], Any]
         try:
-            if self.background:
+            if self.recipe.train.async_checkpoints:
                 wait = save_tensors_later(tensors, storage_writer=writer, **group).result  # type: ignore[union-attr]
             else:
                 save_tensors(tensors, storage_writer=writer, **group)
@@ -171,7 +171,7 @@ class Saver:
                 if self.world.main:
                     shutil.rmtree(staging, ignore_errors=True)
 
-        if self.background:
+        if self.recipe.train.async_checkpoints:
             self._thread = threading.Thread(target=finish, name="mobilellm-checkpoint")
             self._thread.start()
         else:
@@ -234,6 +234,7 @@ class Saver:
             staging / STATE_FILE,
             {"format": FORMAT} | state.__dict__ | {"data": state.data.to_dict()},
         )
+        self.recipe.write(staging / RECIPE_FILE)
         files = sorted(p for p in staging.rglob("*") if p.is_file())
         write_json(
             staging / "checksums.json",
@@ -244,7 +245,8 @@ class Saver:
         )
         publish(staging, path)
         self.last = path
-        prune(self.run, self.keep, self.keep_every)
+        train = self.recipe.train
+        prune(self.run, train.keep_checkpoints, train.keep_every)
 
 
 def _nothing() -> None:

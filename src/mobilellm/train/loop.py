@@ -198,10 +198,7 @@ class Fit:
     def __init__(self, trainer: Trainer, run: Path, stop: StopRequest) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.recipe, self.world, self.watcher = trainer.recipe, trainer.world, trainer.watcher
-        train = self.recipe.train
-        self.saver = Saver(
-            run, self.world, train.async_checkpoints, train.keep_checkpoints, train.keep_every
-        )
+        self.saver = Saver(run, self.world, self.recipe)
         length = self.recipe.data.sequence_length
         self.recorder = Recorder(
             run,

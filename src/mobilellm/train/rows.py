@@ -24,9 +24,9 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import peak_memory
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow, add_figures
+from mobilellm.tracking.trackers import Trackers
 from mobilellm.train.run_folder import Metrics
 from mobilellm.train.stopwatch import Lap, Stopwatch
-from mobilellm.train.trackers import Trackers
 
 
 class Watcher:

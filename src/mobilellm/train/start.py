@@ -24,7 +24,7 @@ from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import pick_device
 from mobilellm.model.config import ModelConfig
 from mobilellm.optimizers import schedule
-from mobilellm.recipe.recipe import Recipe
+from mobilellm.recipe.recipe import CutRecipeError, Recipe
 from mobilellm.train import checkpoint
 from mobilellm.train.inputs import Weights, model_config, open_data
 from mobilellm.train.interrupts import StopRequest
@@ -32,7 +32,15 @@ from mobilellm.train.loop import Outcome, Trainer
 from mobilellm.train.origin import read_origin
 from mobilellm.train.resolve import resolve, resolve_products
 from mobilellm.train.rows import Watcher
-from mobilellm.train.run_folder import Metrics, create, hold, mend_environment, now, read_recipe
+from mobilellm.train.run_folder import (
+    Metrics,
+    create,
+    hold,
+    mend_environment,
+    now,
+    read_recipe,
+    set_aside,
+)
 
 # What may differ when a run goes on. Nothing of it changes what is computed but in the order of
 # sums, save the mixture, which is meant to.
@@ -117,7 +125,7 @@ def resume(
     beginning.
     """
     world, watcher = world or _alone(), watcher or Watcher()
-    own = read_recipe(run)
+    own, lost = _own_recipe(run)
     recipe = own if changes is None else merged(own, changes, run)
     recipe.check()
     with hold(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
@@ -133,10 +141,25 @@ def resume(
             mended = [Metrics(run).rewind(trainer.state.step), mend_environment(run, environment)]
             for line in filter(None, mended):
                 watcher.said(line)
-            if recipe != own:
+            if lost:
+                set_aside(run / "recipe.toml")
+                watcher.said(lost)
+            if recipe != own or lost:
                 recipe.write(run / "recipe.toml")
         world.barrier("the beginning of the run")
         return trainer.fit(run, stop)
+
+
+def _own_recipe(run: Path) -> tuple[Recipe, str]:
+    """The run's own recipe. Where its file was cut, that of the newest checkpoint that verifies,
+    and a line that says so."""
+    try:
+        return read_recipe(run), ""
+    except CutRecipeError as error:
+        newest, _ = checkpoint.newest_valid(run)
+        if newest is None or not (newest / checkpoint.RECIPE_FILE).is_file():
+            raise
+        return Recipe.read(newest / checkpoint.RECIPE_FILE), f"{error}; as {newest.name} has it"
 
 
 def merged(own: Recipe, changes: Recipe, run: Path) -> Recipe:

@@ -1,0 +1,1 @@
+"""Metrics of a run in the trackers that people know."""
