@@ -27,10 +27,9 @@ from mobilellm.interop.gguf_format import (
     gguf_package,
     rope_factors,
 )
-from mobilellm.interop.loaded import Reader
+from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.interop.sampling_defaults import from_keys
 from mobilellm.model.config import ModelConfig, one_or_several
-from mobilellm.model.network import Network
 from mobilellm.model.weights import listed, shapes
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.weights.assemble import assemble, check_weights
@@ -84,8 +83,8 @@ def _origin(header: GGUFHeader, path: Path) -> dict[str, Any]:
     return {"file": path.name, "name": header.keys.get("general.name"), "tensor_types": types}
 
 
-def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
-    """Network and origin. `UserError` for other architectures and for what is not whole.
+def read(path: Path, *_: object) -> Loaded:
+    """The model. `UserError` for other architectures and for what is not whole.
 
     A reader's other arguments are not looked at: GGUF's llama has no shared layers, and its keys
     that are not known are not read.
@@ -121,7 +120,12 @@ def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
                 f"{path}: its own rotary frequencies ({ROPE_FACTORS}) are not supported",
                 hint="use the Hugging Face folder",
             )
-    return assemble(config, named, str(path)), _origin(header, path), None
+    return Loaded(
+        network=assemble(config, named, str(path)),
+        tokenizer=None,
+        origin=_origin(header, path),
+        generation=from_keys(header.keys),
+    )
 
 
 def _unpack(path: Path, info: TensorInfo) -> np.ndarray:

@@ -27,7 +27,7 @@ from mobilellm.errors import UserError, first_line, located
 from mobilellm.families import llama4, paretoq
 from mobilellm.files import read_json
 from mobilellm.interop.folder import read_origin
-from mobilellm.interop.loaded import Reader
+from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.interop.pickled import read_pickle
 from mobilellm.interop.sampling_defaults import read_settings
 from mobilellm.model.config import (
@@ -38,10 +38,8 @@ from mobilellm.model.config import (
     one_or_several,
     plausible_layers,
 )
-from mobilellm.model.network import Network
 from mobilellm.model.rope import inverse_frequencies
 from mobilellm.quantize.grid import GridWeight
-from mobilellm.quantize.quantized import Quantized
 from mobilellm.quantize.quantized import read as read_quantized
 from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.weights.assemble import assemble, check_weights
@@ -347,9 +345,9 @@ def read(
     ignored: Collection[str] = (),
     halves: bool = False,
     release: bool = False,
-) -> tuple[Network, dict[str, Any], Quantized | None]:
-    """Network and origin of a folder, and what of the network lies on the grid: by our own file, or
-    ParetoQ's. `UserError` says what is wrong with its files.
+) -> Loaded:
+    """The model of a folder; what lies on the grid does so by our own file, or ParetoQ's.
+    `UserError` says what is wrong with its files.
 
     With `halves` matrices that are stored in bf16 stay so (see `assemble`). With `release` the
     parameters of our own file's matrices are given back as they are read.
@@ -383,7 +381,13 @@ def read(
     quantized = read_quantized(folder, network, release)
     if quantized is None and bits is not None:
         quantized = paretoq.quantized_of(config, grids, bits)
-    return network, origin, quantized
+    return Loaded(
+        network=network,
+        tokenizer=None,
+        origin=origin,
+        quantized=quantized,
+        generation=read_settings(folder),
+    )
 
 
 def _all_tensors(folder: Path) -> tuple[MappedTensors, str]:

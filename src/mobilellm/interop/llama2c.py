@@ -29,9 +29,8 @@ from torch import Tensor
 
 from mobilellm.errors import UserError
 from mobilellm.families.names import LLAMA2C_BLOCK, LLAMA2C_OUTSIDE, reordered
-from mobilellm.interop.loaded import Reader
+from mobilellm.interop.loaded import Loaded, Reader
 from mobilellm.model.config import ModelConfig
-from mobilellm.model.network import Network
 from mobilellm.tokenizer.sentencepiece import to_fast_tokenizer
 from mobilellm.tokenizer.sentencepiece_model import (
     BPE_MODEL,
@@ -125,8 +124,8 @@ def read_header(path: Path) -> tuple[ModelConfig, int, int]:
     return config, version, start
 
 
-def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
-    """Network and origin. `UserError` for a header that does not fit the file.
+def read(path: Path, *_: object) -> Loaded:
+    """The model. `UserError` for a header that does not fit the file.
 
     A reader's other arguments are not looked at: the format has no shared layers and no keys.
     """
@@ -147,7 +146,8 @@ def read(path: Path, *_: object) -> tuple[Network, dict[str, Any], None]:
             ours = f"model.layers.{i}.{LLAMA2C_BLOCK[name]}.weight"
             named[ours] = reordered(config, ours, weight, to="halves")
     check_weights(named, str(path))
-    return assemble(config, named, str(path)), _origin(path, version), None
+    network = assemble(config, named, str(path))
+    return Loaded(network=network, tokenizer=None, origin=_origin(path, version))
 
 
 def describe(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

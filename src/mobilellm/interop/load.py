@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,8 @@ def load(
     """
     reader, where = recognize(path)
     with reading(where, reader.what):
-        network, origin, quantized = reader.read(
-            where, shared_kv, ignored, halves, release and not fold
-        )
-        generation = reader.read_settings(where)
+        read = reader.read(where, shared_kv, ignored, halves, release and not fold)
+    network, quantized, origin = read.network, read.quantized, read.origin
     found: Tokenizer | None
     fault: UserError | None = None
     if tokenizer is not None:
@@ -103,12 +102,11 @@ def load(
             "in the embedding"
         )
     network.eval()
-    return Loaded(
+    return replace(
+        read,
         network=network,
         tokenizer=found,
-        origin=origin,
         quantized=quantized,
-        generation=generation,
         notes=tuple(notes),
         tokenizer_fault=fault,
     )

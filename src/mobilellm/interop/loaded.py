@@ -155,9 +155,9 @@ class Reader:
     """What a user gives, in a few words."""
     recognizes: Callable[[Path], bool]
     """Whether what lies at this path, which exists, is of this format."""
-    read: Callable[..., tuple[Network, dict[str, Any], Quantized | None]]
-    """Network, origin and what of the network lies on the grid, of (path, shared_kv, ignored,
-    halves, release), which are those of `load`. A reader may have no use for any but the first."""
+    read: Callable[..., Loaded]
+    """The model without its tokenizer, of (path, shared_kv, ignored, halves, release), which are
+    those of `load`. A reader may have no use for any but the first."""
     read_tokenizer: Callable[[Path], Tokenizer | None]
     """The model's own tokenizer, or None where it has none."""
     describe: Callable[[Path], tuple[ModelConfig, dict[str, Any]]]
