@@ -442,7 +442,7 @@ def test_an_untrained_model_held_to_calls_calls(
     ("given", "said"),
     [
         (("--schema", "tool"), "--schema tool: there are no tools; give --tools FILE.py:function"),
-        (("--schema", "nowhere.json"), "nowhere.json: cannot be read"),
+        (("--schema", "nowhere.json"), "nowhere.json: no such file"),
         (("--tools", "nowhere.py:f"), "nowhere.py: no such file"),
         (("--tools", "nowhere.py"), "names no function"),
     ],
