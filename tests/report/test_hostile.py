@@ -95,6 +95,7 @@ LAB: dict[str, Any] = {
     ],
     "published": {"source": "s", "column": "c", "better": "higher", "cells": 3,
                   "correlation": 0.5, "by_seed": [0.5, 1.0]},
+    "optima": {"axis": "a", "rows": {"base": 0.5}, "by_seed": {"base": [0.5, 1.0]}, "ratio": 2.0},
     "left_out": {"row": "why"}, "noise": {"deviation": 0.1, "smallest_difference": 0.2},
     "failed": [{"cell": "other", "seed": 1, "why": "w"}], "done": 3, "runs": 4, "seconds": 60.0,
 }  # fmt: skip

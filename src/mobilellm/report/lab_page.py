@@ -148,8 +148,8 @@ def best_places(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     found = []
     for name, place in optima["rows"].items():
-        seeds = ", ".join(f"{value:.3g}" for value in optima["by_seed"][name])
-        found.append((f"best {optima['axis']} of {name}", f"{place:.3g} (by seed {seeds})"))
+        best, *seeds = (formatted(value, ".3g") for value in (place, *optima["by_seed"][name]))
+        found.append((f"best {optima['axis']} of {name}", f"{best} (by seed {', '.join(seeds)})"))
     if optima["ratio"] is not None:
         found.append(("it moves by a factor of", fixed(optima["ratio"], 2)))
     elif len(found) > 1:
