@@ -82,15 +82,16 @@ class TestOriginal:
         data = TokenFolder.open(small_data)
         held_out = data.tokens("held_out")
         text = data.tokenizer().decode(held_out.read(0, len(held_out) - 1).tolist())
+        narrow = {
+            "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "num_hidden_layers": 2, "layer_repeats": 2,
+        }  # fmt: skip
         for kind in ("own", "first"):
             recipe = Recipe(
-                model=ModelSection(
-                    preset="1M",
-                    override={"num_hidden_layers": 2, "layer_repeats": 2, "shared_kv": kind},
-                ),
+                model=ModelSection(preset="1M", override=narrow | {"shared_kv": kind}),
                 data=DataSection(path=str(small_data), sequence_length=64),
-                train=TrainSection(steps=80, batch_tokens=1024, precision="fp32", compile="off"),
-                optimizer=OptimizerSection(name="muon", warmup_steps=10, learning_rate=5e-3),
+                train=TrainSection(steps=40, batch_tokens=512, precision="fp32", compile="off"),
+                optimizer=OptimizerSection(name="muon", warmup_steps=5, learning_rate=5e-3),
             )
             loaded = load(train(tmp_path / kind, recipe).checkpoint)
             assert measure_sharing(loaded.network, loaded.tokenizer, text)["trained_for"] == kind

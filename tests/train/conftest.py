@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ from mobilellm.recipe.recipe import (
     Recipe,
     TrainSection,
 )
+from mobilellm.train import loop
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_peak() -> Iterator[None]:
+    """The machine's peak is measured once, not by each of hundreds of runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "peak_flops", functools.cache(loop.peak_flops))
+        yield
 
 
 @pytest.fixture
