@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from tests.export.browser import CHROMIUM, Browser
+from tests.sentencepiece_files import sentencepiece_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MOBILELLM_SHARED", ROOT.parent / "shared"))
@@ -76,20 +77,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Pa
 @pytest.fixture(scope="session")
 def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
     """A SentencePiece model of Llama's kind with 600 pieces."""
-    import sentencepiece
-
     folder = tmp_path_factory.mktemp("sp")
-    (folder / "text.txt").write_text(sample_text[:200_000])
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        split_digits=True,
-        minloglevel=2,
-    )
+    settings = {"character_coverage": 1.0, "split_digits": True}
+    content = sentencepiece_file(sample_text[:200_000], **settings)
+    (folder / "tokenizer.model").write_bytes(content)
     return folder / "tokenizer.model"

@@ -104,6 +104,21 @@ def test_rows_of_samples_have_theirs(data: Path, tmp_path: Path) -> None:
     assert (batch.beside[0][..., 0] == likeliest).mean() > 0.999
 
 
+def interrupted_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Let the teacher's call of that number be stopped by Ctrl-C; as many entries as there were
+    calls."""
+    real, calls = teacher_cache._likeliest, list[None]()
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(teacher_cache, "_likeliest", failing)
+    return calls
+
+
 def test_one_that_was_stopped_goes_on_with_the_same_bytes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,23 +127,14 @@ def test_one_that_was_stopped_goes_on_with_the_same_bytes(
     model = teacher(opened)
     options: dict[str, Any] = {"sequence_length": LENGTH, "top_k": 4}
     make_cache(tmp_path / "whole", model, opened, **options)
-    real, calls = teacher_cache._likeliest, 0
-
-    def failing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(teacher_cache, "_likeliest", failing)
+    calls = interrupted_at(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         make_cache(tmp_path / "c", model, opened, **options)
     assert not (tmp_path / "c").exists()
     assert (tmp_path / "c.making").is_dir()
-    before = calls
+    before = len(calls)
     make_cache(tmp_path / "c", model, opened, **options)
-    assert calls - before < 1 + len(list((tmp_path / "c").glob("*.ids.npy"))) * 2
+    assert len(calls) - before < 1 + len(list((tmp_path / "c").glob("*.ids.npy"))) * 2
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "c"}
@@ -139,16 +145,7 @@ def test_parts_of_other_settings_are_not_taken_over(
 ) -> None:
     monkeypatch.setattr(teacher_cache, "PART_TOKENS", 40 * LENGTH)
     opened = TokenFolder.open(data)
-    real, calls = teacher_cache._likeliest, 0
-
-    def failing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(teacher_cache, "_likeliest", failing)
+    interrupted_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         make_cache(tmp_path / "c", teacher(opened), opened, sequence_length=LENGTH, top_k=4)
     other = teacher(opened, rope_theta=5e5)

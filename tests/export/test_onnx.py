@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.export.onnx_models import KINDS, largest_difference, logits, mean_kl, network, run
+from tests.sentencepiece_files import sentencepiece_file
 
 from mobilellm.errors import UserError
 from mobilellm.export import onnx_graph
@@ -147,18 +148,8 @@ def test_large_files_keep_their_tensors_apart(tmp_path: Path) -> None:
 
 def sentencepiece(tmp_path: Path, sample_text: str) -> Tokenizer:
     """A SentencePiece BPE with byte fallback, which puts a space before a text."""
-    trainer = pytest.importorskip("sentencepiece")
-    (tmp_path / "text.txt").write_text(sample_text[:50_000])
-    trainer.SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"),
-        model_prefix=str(tmp_path / "sp"),
-        vocab_size=320,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "sp.model").write_bytes(sentencepiece_file(sample_text[:50_000], vocab_size=320))
     model = read_model(tmp_path / "sp.model")
     fast = to_fast_tokenizer(model, "sp")
     return Tokenizer(fast, name="sp", bos_id=model.bos_id, eos_id=model.eos_id)

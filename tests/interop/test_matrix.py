@@ -9,7 +9,6 @@ marks, and a test holds it to what is found here.
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from tests.interop.networks import checkpoint, network
+from tests.sentencepiece_files import sentencepiece_file
 
 from mobilellm.errors import UserError
 from mobilellm.gguf.pre_tokenizers import named
@@ -32,7 +32,7 @@ from mobilellm.workflows.token_probe import TEXTS
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("xllamacpp")
 pytest.importorskip("onnxruntime")
-spm = pytest.importorskip("sentencepiece")
+pytest.importorskip("sentencepiece")
 
 DOC = Path(__file__).resolve().parents[2] / "docs/formats.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end of matrix -->\n"
@@ -96,23 +96,9 @@ def byte_level(cut: str, text: str) -> Tokenizer:
 
 
 @functools.cache
-def sentencepiece_file(text: str, **settings: object) -> bytes:
+def trained(text: str, **settings: object) -> bytes:
     """A SentencePiece model of ROWS pieces of Llama's kind, or as the settings say."""
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines()),
-        model_writer=model,
-        **{
-            "vocab_size": ROWS,
-            "model_type": "bpe",
-            "byte_fallback": True,
-            "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False,
-            "minloglevel": 2,
-        }
-        | settings,
-    )
-    return model.getvalue()
+    return sentencepiece_file(text, **({"vocab_size": ROWS} | settings))
 
 
 def theirs(folder: Path, kind: str, **changes: object) -> None:
@@ -130,20 +116,20 @@ def theirs(folder: Path, kind: str, **changes: object) -> None:
 
 def llama_2(folder: Path, text: str) -> None:
     theirs(folder, "Llama", num_key_value_heads=2)
-    (folder / "tokenizer.model").write_bytes(sentencepiece_file(text))
+    (folder / "tokenizer.model").write_bytes(trained(text))
 
 
 def tiny_llama(folder: Path, text: str) -> None:
     theirs(folder, "Llama")
     (folder / "t").mkdir()
-    (folder / "t/tokenizer.model").write_bytes(sentencepiece_file(text, pad_id=3))
+    (folder / "t/tokenizer.model").write_bytes(trained(text, pad_id=3))
     Tokenizer.load(folder / "t").save(folder)
 
 
 def gemma_tokens(folder: Path, text: str) -> None:
     theirs(folder, "Llama", tie_word_embeddings=True)
     pieces = "<start_of_turn>,<end_of_turn>,ing"
-    content = sentencepiece_file(text, add_dummy_prefix=False, user_defined_symbols=pieces)
+    content = trained(text, add_dummy_prefix=False, user_defined_symbols=pieces)
     (folder / "tokenizer.model").write_bytes(content)
 
 
@@ -190,7 +176,7 @@ def original(folder: Path, text: str) -> None:
         config.pop(key, None)
     config |= {"model_type": "mobilellm", "layer_sharing": True, "share_embedding": True}
     where.write_text(json.dumps(config))
-    (folder / "tokenizer.model").write_bytes(sentencepiece_file(text))
+    (folder / "tokenizer.model").write_bytes(trained(text))
 
 
 def windows(folder: Path, text: str) -> None:

@@ -1,11 +1,11 @@
 """What lies beside a tokenizer.model counts, as it does for transformers."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from tests.interop.networks import checkpoint, network
+from tests.sentencepiece_files import sentencepiece_file
 
 from mobilellm.errors import UserError
 from mobilellm.tokenizer.tokenizer import Tokenizer
@@ -19,22 +19,9 @@ FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": F
 @pytest.fixture
 def folder(tmp_path: Path, sample_text: str) -> Path:
     """A checkpoint of 602 rows with a SentencePiece model of 600 pieces."""
-    import sentencepiece
-
-    (tmp_path / "text.txt").write_text(sample_text[:200_000])
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"),
-        model_prefix=str(tmp_path / "sp"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        minloglevel=2,
-    )
     found = checkpoint(tmp_path / "m", network(vocab_size=602))
-    shutil.copy(tmp_path / "sp.model", found / "tokenizer.model")
+    content = sentencepiece_file(sample_text[:200_000], character_coverage=1.0)
+    (found / "tokenizer.model").write_bytes(content)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mobilellm.model.config import ModelConfig
@@ -44,3 +45,13 @@ def assert_same_gradients(
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() < 1e-5 * gradient.abs().max(), name
+
+
+def assert_same_step(network: Network, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Two losses of a network are the same within float32's rounding, and so are their
+    gradients."""
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found.backward()
+    mine = gradients(network)
+    expected.backward()
+    assert_same_gradients(mine, gradients(network))

@@ -1,12 +1,12 @@
 """Kinds of SentencePiece models, trained here: each gives SentencePiece's own ids on any text,
 or is refused."""
 
-import io
 import random
 import struct
 from pathlib import Path
 
 import pytest
+from tests.sentencepiece_files import sentencepiece_file
 
 from mobilellm.errors import UserError
 from mobilellm.tokenizer import sentencepiece as own
@@ -33,21 +33,7 @@ ALPHABET = [
 
 def train(sample_text: str, **settings: object) -> bytes:
     """The model file of a BPE of 600 pieces with byte fallback, or as `settings` say."""
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample_text[:150_000].splitlines()),
-        model_writer=model,
-        **{
-            "vocab_size": 600,
-            "model_type": "bpe",
-            "byte_fallback": True,
-            "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False,
-            "minloglevel": 2,
-        }
-        | settings,
-    )
-    return model.getvalue()
+    return sentencepiece_file(sample_text[:150_000], **settings)
 
 
 def load(content: bytes, folder: Path) -> Tokenizer:
