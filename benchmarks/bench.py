@@ -2,7 +2,7 @@
 
     make bench
     python benchmarks/bench.py --save benchmarks/results/bench.json
-    python benchmarks/bench.py --only training preparing
+    python benchmarks/bench.py --only training preparing    # with --save, today's others stay
     python benchmarks/bench.py --tasks DATA/eval       # with scoring, which needs the tasks' files
 
 Each part is a shorter form of a benchmark beside this file, by whose functions it measures; both
@@ -18,11 +18,12 @@ import argparse
 import datetime
 import importlib.util
 import itertools
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"{machine['device']}, {cores} cores, torch {torch.__version__}, load {load:.1f}")
     rows: list[Row] = []
+    parts: list[str] = []
     left_out: list[str] = []
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -373,7 +375,9 @@ def main() -> None:
                 left_out.append(part)
                 continue
             print(f"{part} ...", file=sys.stderr, flush=True)
-            rows += work(setting)
+            found = work(setting)
+            rows += found
+            parts += [part] * len(found)
             seconds[part] = time.perf_counter() - start
     print("\n".join(table(rows)))
     if left_out:
@@ -385,12 +389,27 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "machine": machine,
             "cores": cores,
-            "load_before": load,
-            "seconds": seconds,
             "left_out": left_out,
-            "rows": [asdict(r) | {"ratio": r.ratio, "share": r.share} for r in rows],
+            "rows": kept(arguments.save, machine, seconds)
+            + [
+                {"part": part, "seconds_of_part": seconds[part], "load": load}
+                | asdict(row)
+                | {"ratio": row.ratio, "share": row.share}
+                for part, row in zip(parts, rows, strict=True)
+            ],
         }
         write_json(arguments.save, record)
+
+
+def kept(path: Path, machine: dict[str, Any], parts: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows that were saved earlier on this day and machine, but those of `parts`."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    same = before["machine"]["device"] == machine["device"]
+    today = before["date"] == datetime.date.today().isoformat()
+    found: list[dict[str, Any]] = before["rows"]
+    return [row for row in found if same and today and row["part"] not in parts]
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ SERIES: Mapping[str, Series] = {
     ),
     "prepare": Series(
         title="text to a token folder, by its size", unit="MB",
-        points=(4, 8, 16, 32, 64), smoke=(1, 2, 4),
+        points=(4, 16, 64, 128, 256), smoke=(1, 2, 4),
         time=1, memory=0, measure=prepare_cost,
     ),
     "lab": Series(

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clean": {"prepare", "readers", "streams"},
     "conversations": {"data", "prepare", "readers", "streams", "tokenizer"},
     "quantize": {"model"},
-    "decoding": {"model", "quantize"},
+    "decoding": {"hardware", "model", "quantize"},
     "weights": {"model"},
     "gguf": {"model", "tokenizer"},
     "families": {"model", "quantize"},
@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "derived": {"model", "tokenizer", "data", "evaluate", "objectives"},
     "plan": {"model", "hardware"},
     "recipe": {"plan"},
-    "distributed": {"model", "recipe", "kernels"},
+    "distributed": {"hardware", "model", "recipe", "kernels"},
     "optimizers": {"model", "plan", "recipe", "distributed"},
     "tracking": {"recipe"},
     "train": {

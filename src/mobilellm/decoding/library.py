@@ -13,7 +13,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilellm.files import cache_folder, sync
+from mobilellm.hardware.compiled_code import processor
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = (
@@ -75,16 +75,11 @@ def build() -> Build:
 
 def _key(compiler: str) -> str:
     """Names what a library depends on."""
-    processor = platform.machine() + platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        kinds = ("flags", "Features", "model name")
-        processor += "".join(sorted({line for line in lines if line.startswith(kinds)}))
     try:
         stamp = str(os.stat(os.path.realpath(compiler)).st_mtime_ns)
     except OSError:
         stamp = ""
-    said = "\0".join((SOURCE.read_text(), compiler, stamp, processor, *FLAGS))
+    said = "\0".join((SOURCE.read_text(), compiler, stamp, processor(), *FLAGS))
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ import time
 
 import torch
 
+from mobilellm.hardware.compiled_code import keep_compiled_code
 from mobilellm.hardware.devices import recognize
 
 MIN_BF16_GAIN = 1.5
@@ -62,6 +63,7 @@ def compiler_works() -> bool:
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
     if not any(shutil.which(name) for name in compilers if name):
         return False
+    keep_compiled_code()
     try:
         return bool(torch.compile(lambda x: x.sin() * 2 + 1)(torch.zeros(4)).sum() == 4)
     except Exception:  # whatever goes wrong inside a compiler is a reason to do without it
