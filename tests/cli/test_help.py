@@ -34,6 +34,16 @@ def test_the_list_of_verbs_is_a_line_each_and_fits_a_screen(
     assert [line.split()[0] for line in lines if line.startswith("  ")] == list(VERBS)
 
 
+def test_the_list_of_verbs_fits_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = call(capsys, "--help")[0]
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = call(capsys, "--help")[0]
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert narrow.split() == wide.split()
+
+
 def test_a_verb_is_a_file_and_a_file_is_a_verb() -> None:
     for name, verb in VERBS.items():
         assert verb.home.split(":")[0] == name.replace("-", "_")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import shutil
+import textwrap
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -56,16 +58,22 @@ VERBS = {
 
 
 def list_verbs() -> str:
-    """The text of `mobilellm --help`."""
-    lines = [f"  {name:<12}{verb.line}" for name, verb in VERBS.items()]
+    """The text of `mobilellm --help`, as wide as the terminal."""
+    columns = max(40, shutil.get_terminal_size().columns)
+    around = (
+        "VERB --help explains a verb. Anywhere: --debug (tracebacks), --max-memory 4GiB (of what "
+        "files ask for). Alone: --version, --tyro-write-completion bash FILE."
+    )
     return "\n".join(
         [
             "usage: mobilellm VERB [OPTIONS]",
             "From text to a language model that runs on a phone.",
-            *lines,
+            *(
+                textwrap.fill(f"  {name:<12}{verb.line}", columns, subsequent_indent=" " * 14)
+                for name, verb in VERBS.items()
+            ),
             "",
-            "VERB --help explains a verb. Anywhere: --debug shows tracebacks; --max-memory 4GiB",
-            "bounds what files may ask for. Alone: --version; --tyro-write-completion bash FILE.",
+            textwrap.fill(around, min(columns, 100), break_on_hyphens=False),
         ]
     )
 
