@@ -75,6 +75,27 @@ def scores(models: tuple[Path, Path], sets: Path) -> dict[str, dict[str, object]
     return score_tasks(loaded.network, loaded.tokenizer, ["commonsense"], sets, limit=12)
 
 
+def test_rechecked_choices_are_those_of_fp32(
+    models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (models[0], "--tasks", "piqa", "--data", sets, "--limit", 60, "--cache", tmp_path)
+    out, _ = call(capsys, *arguments, "--json")
+    fast = ("--precision", "bf16", "--recheck", "--out", tmp_path / "out")
+    text, _ = call(capsys, *arguments, *fast)
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())[models[0].name]
+    again = found["piqa"].pop("checked")["again"]
+    assert found == json.loads(out)
+    assert 32 <= again <= 60
+    assert f"{again} items again in fp32, no choice is bf16's own" in text
+    _, error = call(capsys, models[0], "--tasks", "piqa", "--data", sets, "--recheck", status=2)
+    assert "--recheck is for --precision bf16" in error
+    _, error = call(capsys, models[0], "--text", "x", "--recheck", status=2)
+    assert "--recheck are for tasks" in error
+    wikitext = ("--tasks", "wikitext", "--data", sets, "--limit", 1, "--cache", tmp_path)
+    _, error = call(capsys, models[0], *wikitext, "--precision", "bf16", "--recheck", status=2)
+    assert "'wikitext' has no choices" in error
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_scores_are_the_harnesss_own(
     name: str, scores: dict[str, dict[str, object]], peer: dict[str, dict[str, object]]

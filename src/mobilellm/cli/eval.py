@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mobilellm.errors import UserError
+from mobilellm.model.precision import Precision
 from mobilellm.printable import one_line
 from mobilellm.terminal.output import print_json, put, say
 from mobilellm.terminal.running import PrecisionFlag
@@ -70,6 +71,9 @@ class Eval:
     precision: PrecisionFlag = None
     """What is computed in. Without it tasks are in fp32, which equals the harness's scores, and a
     run's text is in what the run trained in, which equals the loss in its metrics."""
+    recheck: bool = False
+    """With --precision bf16: items whose choice could depend on it are computed again in fp32, so
+    that each choice is that of fp32 (docs/evaluation.md)."""
     batch_tokens: int = 2048
     """Tokens in a batch of task items. It halves by itself when memory runs out."""
     cache: Path | None = None
@@ -87,9 +91,9 @@ class Eval:
             )
         if self.tasks:
             return self.run_tasks()
-        if self.limit is not None or self.compare or self.explain or self.out:
+        if self.limit is not None or self.compare or self.explain or self.out or self.recheck:
             raise UserError(
-                "--limit, --compare, --explain and --out are for tasks",
+                "--limit, --compare, --explain, --out and --recheck are for tasks",
                 hint="give --tasks commonsense, too",
             )
         if self.data and self.text:
@@ -143,6 +147,9 @@ class Eval:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: must be 1 or more")
         names = labels(self.models)
+        others = is_asked(self.tasks) or "wikitext2" in self.tasks
+        if self.recheck and (self.precision is not Precision.BF16 or others):
+            raise UserError("--recheck is for --precision bf16 and tasks with choices")
         if is_asked(self.tasks):
             from mobilellm.files import write_json
 
@@ -170,6 +177,7 @@ class Eval:
             runtime=self.runtime,
             threads=self.threads,
             precision=self.precision,
+            recheck=self.recheck,
             batch_tokens=self.batch_tokens,
             cache=self.cache,
             out=self.out,

@@ -40,6 +40,8 @@ class Subject:
     fingerprint: str
     """Hash of its files, and the precision it computes in: the first part of its cache's name."""
     parameters: int
+    exact: tuple[Engine, str] | None = None
+    """The same model in float32 with its fingerprint, where choices are to be held to it."""
 
 
 def run_tasks(
@@ -54,8 +56,15 @@ def run_tasks(
     """Scores by task with their average, and every multiple-choice item."""
     scores, samples = {}, []
     for name, task in tasks.items():
-        path = cache / subject.fingerprint / f"{name}.{protocol}.jsonl"
-        with ResultCache(path) as kept, progress(f"{subject.name}: {name}") as update:
+        exact, also = subject.exact or (None, "")
+        with contextlib.ExitStack() as stack:
+            kept, exact_kept = (
+                stack.enter_context(ResultCache(cache / folder / f"{name}.{protocol}.jsonl"))
+                if folder
+                else None
+                for folder in (subject.fingerprint, also)
+            )
+            update = stack.enter_context(progress(f"{subject.name}: {name}"))
             found = score_task(
                 task,
                 subject.engine,
@@ -64,6 +73,8 @@ def run_tasks(
                 protocol=protocol,
                 cache=kept,
                 progress=update,
+                exact=exact,
+                exact_cache=exact_kept,
             )
         scores[name] = found.metrics
         samples += found.samples

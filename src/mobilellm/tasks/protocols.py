@@ -71,37 +71,48 @@ def first_largest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
+def contexts_of(task: HarnessTask, document: Document) -> list[str]:
+    """The context of each choice."""
+    return [context for context, _ in document.pairs[: len(task.choices(document.document))]]
+
+
+def rankings(
+    task: HarnessTask, document: Document, results: Sequence[Result], protocol: str
+) -> list[list[float]]:
+    """The numbers that choices of a multiple-choice item are taken by, one a choice: what the
+    protocol compares, and the harness's likelihood per character besides."""
+    choices = task.choices(document.document)
+    values = [result.loglikelihood for result in results[: len(choices)]]
+    # Where the choices stand in the context (WinoGrande) what is scored is the ending, of one
+    # length for all.
+    own_contexts = len(set(contexts_of(task, document))) > 1
+    measured = [ending for _, ending in document.pairs[: len(choices)]] if own_contexts else choices
+    per_character = [value / len(text) for value, text in zip(values, measured, strict=True)]
+    if protocol != "paper":
+        return [values, per_character]
+    if task.name not in RELATIVE:
+        return [per_character]
+    alone = [result.loglikelihood for result in results[len(choices) :]]
+    return [[value - base for value, base in zip(values, alone, strict=True)]]
+
+
 def sample(
     task: HarnessTask, document: Document, results: Sequence[Result], protocol: str
 ) -> Sample:
     """What a multiple-choice item comes to."""
-    choices, gold = task.choices(document.document), task.gold(document.document)
-    values = [result.loglikelihood for result in results[: len(choices)]]
-    contexts = [context for context, _ in document.pairs[: len(choices)]]
-    own_contexts = len(set(contexts)) > 1
-    # Where the choices stand in the context (WinoGrande) what is scored is the ending, of one
-    # length for all.
-    measured = [ending for _, ending in document.pairs[: len(choices)]] if own_contexts else choices
-    per_character = [value / len(text) for value, text in zip(values, measured, strict=True)]
-    scores = values
-    if protocol == "paper":
-        alone = [result.loglikelihood for result in results[len(choices) :]]
-        relative = task.name in RELATIVE
-        scores = (
-            [value - base for value, base in zip(values, alone, strict=True)]
-            if relative
-            else per_character
-        )
-    chosen = first_largest(scores)
-    norm = chosen if protocol == "paper" else first_largest(per_character)
+    gold = task.gold(document.document)
+    contexts = contexts_of(task, document)
+    ranked = rankings(task, document, results, protocol)
+    chosen = first_largest(ranked[0])
+    norm = first_largest(ranked[-1])
     return Sample(
         task=task.name,
         protocol=protocol,
         index=document.index,
-        context=contexts if own_contexts else contexts[:1],
-        continuations=[text for _, text in document.pairs[: len(choices)]],
-        loglikelihoods=values,
-        scores=scores,
+        context=contexts if len(set(contexts)) > 1 else contexts[:1],
+        continuations=[text for _, text in document.pairs[: len(contexts)]],
+        loglikelihoods=[result.loglikelihood for result in results[: len(contexts)]],
+        scores=ranked[0],
         chosen=chosen,
         chosen_norm=norm,
         gold=gold,

@@ -21,6 +21,7 @@ import torch
 from mobilellm.errors import UserError
 from mobilellm.model.network import Network
 from mobilellm.tasks import protocols
+from mobilellm.tasks.checked import recheck
 from mobilellm.tasks.engine import Engine, NetworkBackend
 from mobilellm.tasks.harness_tasks import HarnessTask, load_tasks
 from mobilellm.tasks.protocols import Sample
@@ -75,13 +76,18 @@ def score_task(
     protocol: str = "harness",
     cache: ResultCache | None = None,
     progress: Progress | None = None,
+    exact: Engine | None = None,
+    exact_cache: ResultCache | None = None,
 ) -> TaskScore:
     """Score one task. `cache` gives what is known and keeps what is new.
 
+    With `exact`, the same model in float32, items whose choice could depend on the engine's
+    precision are computed again by it (checked.py), and the metrics gain `checked`.
     `progress(done, total)` counts items. `UserError` for a limit below 1, a task that generates
-    text, and a task without choices where the protocol needs them.
+    text, and a task without choices where the protocol or `exact` needs them.
     """
     from mobilellm.tasks.harness_model import EngineModel
+    from mobilellm.tasks.harness_run import metrics as harness_metrics
     from mobilellm.tasks.harness_run import run_harness
 
     if limit is not None and limit < 1:
@@ -96,14 +102,36 @@ def score_task(
         raise UserError(
             f"task {task.name!r} has no choices, so the paper's protocol says nothing of it"
         )
+    if exact and not task.is_choice:
+        raise UserError(
+            f"task {task.name!r} has no choices that could be checked",
+            hint="leave out --recheck, or --precision",
+        )
     model = EngineModel(engine, encoder, cache=cache, progress=progress)
     found = run_harness(task, model, limit)
     rows = found.results
     metrics: dict[str, Any] = dict(found.metrics)
     samples = []
+    checked: dict[str, Any] = {}
     if task.is_choice:
         more = protocols.more_pairs(task, found.documents, protocol)
         rows = [row + add for row, add in zip(rows, answers(more, model), strict=True)]
+        if exact:
+            again = EngineModel(exact, encoder, cache=exact_cache)
+            pairs = [[*each.pairs, *add] for each, add in zip(found.documents, more, strict=True)]
+            rows, checked = recheck(
+                task,
+                found.documents,
+                rows,
+                protocol,
+                lambda places: answers([pairs[place] for place in places], again),
+            )
+            asked = [
+                row[: len(each.pairs)] for row, each in zip(rows, found.documents, strict=True)
+            ]
+            metrics = dict(
+                harness_metrics(task, [[(r.loglikelihood, r.greedy) for r in row] for row in asked])
+            )
         samples = [
             protocols.sample(task, *each, protocol)
             for each in zip(found.documents, rows, strict=True)
@@ -114,6 +142,8 @@ def score_task(
     about = facts(task, len(found.documents), named, len(model.cut))
     if model.apart:
         about["encoded_apart"] = len(model.apart)  # items with a continuation that merges away
+    if checked:
+        about["checked"] = checked
     return TaskScore(metrics=metrics | about, samples=samples)
 
 

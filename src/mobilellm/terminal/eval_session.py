@@ -118,6 +118,7 @@ def score_tasks(
     runtime: str | None,
     threads: int | None,
     precision: Precision | None,
+    recheck: bool,
     batch_tokens: int,
     cache: Path | None,
     out: Path | None,
@@ -142,7 +143,8 @@ def score_tasks(
     rows: list[Row] = []
     with contextlib.ExitStack() as sessions:
         for name, model in zip(names, models, strict=True):
-            subject = _subject(name, model, sessions, runtime, threads, precision, batch_tokens)
+            options = (runtime, threads, precision, recheck, batch_tokens)
+            subject = _subject(name, model, sessions, *options)
             scores[name], samples[name] = run_tasks(
                 subject,
                 known,
@@ -187,11 +189,14 @@ def _subject(
     runtime: str | None,
     threads: int | None,
     precision: Precision | None,
+    recheck: bool,
     batch_tokens: int,
 ) -> Subject:
     """A model ready to be scored on tasks; `sessions` closes what another runtime opened."""
     if not foreign(model, runtime):
-        return open_subject(name, model, precision or Precision.FP32, batch_tokens)
+        return open_subject(name, model, precision or Precision.FP32, batch_tokens, recheck)
+    if recheck:
+        raise UserError(f"{model}: --recheck is for models that our own network runs")
     running = sessions.enter_context(opened(model, runtime, threads, precision))
     return session_subject(name, model, running)
 

@@ -48,6 +48,8 @@ def print_scores(scores: dict[str, dict[str, Any]]) -> None:
             mark = (f", lm-eval {row['harness']}" if "harness" in row else "") + (
                 "; data altered" if "altered" in row else ""
             )
+            if checked := row.get("checked"):
+                mark += f"; {checked['again']:,} items again in fp32, no choice is bf16's own"
             put(f"  {task:14} {', '.join(numbers)}  ({basis}; {row['protocol']}{mark})")
 
 

@@ -17,10 +17,13 @@ from mobilellm.tasks.engine import Backend, Engine, NetworkBackend
 from mobilellm.tasks.requests import Encoder, OwnEncoder
 
 
-def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int) -> Subject:
+def open_subject(
+    name: str, path: Path, precision: Precision, batch_tokens: int, recheck: bool = False
+) -> Subject:
     """A model ready to be scored: through our own network where it is of that kind, else through
-    transformers."""
+    transformers. With `recheck` its choices are held to those of float32."""
     backend: Backend
+    exact: NetworkBackend | None = None
     encoder: Encoder
     try:
         loaded = load(path, release=True)
@@ -41,13 +44,16 @@ def open_subject(name: str, path: Path, precision: Precision, batch_tokens: int)
     else:
         network, encoder = loaded.as_run, OwnEncoder(loaded.require_tokenizer(path))
         backend = NetworkBackend(network, precision)
+        exact = NetworkBackend(network) if recheck else None
         count = ModelCosts.of(network.config).parameters["total"]
+    digest = source_hash(path)[:24]
     return Subject(
         name=name,
         engine=Engine(backend, batch_tokens),
         encoder=encoder,
-        fingerprint=f"{source_hash(path)[:24]}-{precision}",
+        fingerprint=f"{digest}-{precision}",
         parameters=count,
+        exact=(Engine(exact, batch_tokens), f"{digest}-{exact.precision}") if exact else None,
     )
 
 
