@@ -159,7 +159,7 @@ def mixture(sources: int, folder: Path, out: Path) -> None:
         path = folder / f"part-{sources}-{number}.txt"
         path.write_text(text[number * len(text) // sources : (number + 1) * len(text) // sources])
         parts.append(Source(f"part{number}", [path], weight=1.0))
-    prepare(parts, out, tokenizer=Tokenizer.load(folder / "tokenizer"), held_out=0.05, workers=1)
+    prepare(parts, out, tokenizer=Tokenizer.load(folder / "tokenizer"), held_out=0.01, workers=1)
 
 
 def prepare_cost(megabytes: int, folder: Path) -> Cost:
@@ -221,7 +221,7 @@ def lab_cost(cells: int, folder: Path) -> Cost:
 
     def lab(count: int) -> LabFile:
         recipe = {
-            "model": {"preset": "1M", "override": {"num_hidden_layers": 2}},
+            "model": {"preset": "1M", "override": {"num_hidden_layers": 1}},
             "data": {"sequence_length": 64},
             "train": {"steps": 1000, "batch_tokens": 512, "precision": "fp32"},
         }
@@ -273,7 +273,7 @@ SERIES: Mapping[str, Series] = {
     ),
     "lab": Series(
         title="the plan of a lab, by its cells", unit="cells",
-        points=(1, 2, 4, 8, 16), smoke=(1, 2, 4),
+        points=(1, 2, 4, 8), smoke=(1, 2, 4),
         time=1, memory=0, measure=lab_cost,
     ),
 }  # fmt: skip

@@ -256,3 +256,19 @@ def test_a_library_that_cannot_be_preloaded_is_left_to_the_task(
 ) -> None:
     found = work.run(SQUARE, job, keyed(2), workers=2, preload=("no_such_library", *PRELOAD))
     assert [result["square"] for result in found] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["log.txt", "bad"])
+def test_workers_are_warm_before_their_first_task(
+    work: Workspace, tmp_path: Path, name: str
+) -> None:
+    """Whatever becomes of it, the tasks are done."""
+    log = str(tmp_path / name)
+    work.start(2, PRELOAD)
+    work.warm("mobilellm.toy_tasks:remember", log)
+    found = work.run(SQUARE, {"log": log}, keyed(4, sleep=0.1), workers=2)
+    assert [result["square"] for result in found] == [0, 1, 4, 9]
+    lines = [line.split() for line in Path(log).read_text().splitlines()]
+    first = {process: what for what, process in reversed(lines)}
+    assert len(first) == 2
+    assert set(first.values()) == {"warm"}

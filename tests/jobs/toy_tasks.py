@@ -46,3 +46,10 @@ def fail(task: Values, job: Values, folder: Path, progress: Progress) -> Values:
     if how == "print":
         print("this is no answer", flush=True)
     return square(task, job, folder, progress)
+
+
+def remember(log: str) -> None:
+    """What a process is told to do before its tasks."""
+    note({"log": log}, f"warm {os.getpid()}")
+    if log.endswith("bad"):
+        raise ValueError("left to the task")

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
@@ -87,6 +87,16 @@ class Workspace:
                     env=os.environ | ONE_THREAD,
                 )
             )
+
+    def warm(self, function: str, *arguments: Any) -> None:
+        """Let the workers that `start` has started call a function of this package now, for what
+        it keeps (a cache). What it raises is left to the task that needs it."""
+        message = {"warm": function, "arguments": arguments}
+        for worker in self._started:
+            assert worker.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
+                worker.stdin.flush()
 
     def finished(self, key: str) -> Values | None:
         """The result of a task that is done."""

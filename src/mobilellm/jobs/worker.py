@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from mobilellm.damage import as_user_error
-from mobilellm.jobs.task import KeyedTask, TaskError, Values, name_of, run_task
+from mobilellm.jobs.task import KeyedTask, TaskError, Values, name_of, resolve, run_task
 from mobilellm.printable import printable
 
 
@@ -59,6 +59,10 @@ def main() -> None:
 
     while True:
         given = orjson.loads(messages.get())
+        if "warm" in given:
+            with contextlib.suppress(Exception):  # a task that needs it will say so
+                resolve(given["warm"])(*given["arguments"])
+            continue
         task = KeyedTask(given["key"], given["task"])
         try:
             result = run_task(

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,16 @@ def prepare(
             report(0)
         check_delimiters(tokenizer, bos, eos)
         tokenizer.save(work.path / "tokenizer")
+        # Workers load the vocabulary while this process tries the fast library on it.
+        likely = FAST if library != REFERENCE and find_spec(FAST) else REFERENCE
+        folder = str(work.path / "tokenizer")
+        work.warm("mobilellm.prepare.task_run:load_encoder", folder, likely, tokenizer.sha256)
         chosen, reason = choose(tokenizer, library)
 
         def job(with_library: str) -> Job:
             assert tokenizer is not None
             return Job(
-                tokenizer=str(work.path / "tokenizer"),
+                tokenizer=folder,
                 tokenizer_sha256=tokenizer.sha256,
                 library=with_library,
                 library_version=library_version(with_library),

@@ -95,7 +95,9 @@ class TaskRun:
         self, task: Task, job: Job, folder: Path, progress: Callable[[float], None]
     ) -> None:
         self.task, self.job, self.folder, self.progress = task, job, folder, progress
-        self.tokenizer, self.encoder = _load(job.tokenizer, job.library, job.tokenizer_sha256)
+        self.tokenizer, self.encoder = load_encoder(
+            job.tokenizer, job.library, job.tokenizer_sha256
+        )
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.opening = (
             [self.tokenizer.bos_id] if job.bos and self.tokenizer.bos_id is not None else []
@@ -327,7 +329,7 @@ def delimited(
 
 
 @functools.lru_cache(maxsize=2)
-def _load(folder: str, library: str, sha256: str) -> tuple[Tokenizer, Encoder]:
+def load_encoder(folder: str, library: str, sha256: str) -> tuple[Tokenizer, Encoder]:
     """The tokenizer and the encoder of a folder.
 
     The hash tells apart tokenizers that have lain in the same place.
