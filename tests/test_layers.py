@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "budget": set(),
     "records": set(),
     "hardware": set(),
-    "kernels": set(),
+    "kernels": {"hardware"},
     "jobs": set(),
     "report": set(),
     "patterns": set(),

@@ -29,7 +29,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "tokenizers": tokenizers.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
@@ -37,7 +37,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -20,7 +20,6 @@ import platform
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from mobilellm.errors import UserError
 from mobilellm.files import cache_folder, read_json, write_json
+from mobilellm.hardware.description import cpu_name
 
 Products = Literal["torch", "mixed", "onednn"]
 """torch: its own choice in all. onednn: oneDNN in all. mixed: oneDNN but in the gradient by the
@@ -171,7 +171,7 @@ def fastest_products(shapes: Sequence[tuple[int, int, int]]) -> Products:
 def _fastest(shapes: tuple[tuple[int, int, int], ...], threads: int) -> Products:
     if onednn_linear() is None or max(2.0 * n * i * o for n, i, o in shapes) < MIN_FLOPS:
         return "torch"
-    key = " ".join((_processor(), torch.__version__, str(threads), *map(str, shapes)))
+    key = " ".join((cpu_name(), torch.__version__, str(threads), *map(str, shapes)))
     if (known := _remembered(key)) is not None:
         return known
     totals: dict[Products, float] = {"torch": 0.0, "mixed": 0.0, "onednn": 0.0}
@@ -182,14 +182,6 @@ def _fastest(shapes: tuple[tuple[int, int, int], ...], threads: int) -> Products
     chosen: Products = best if totals["torch"] > MIN_GAIN * totals[best] else "torch"
     _remember(key, chosen)
     return chosen
-
-
-def _processor() -> str:
-    """The processor's name and what it can."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
 
 
 def _known() -> dict[str, Products]:
