@@ -577,7 +577,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "first keys of a shared block not reused", "model/network.py",
-        "                shared = key_value\n", "                pass\n",
+        "slot, None if fills else shared, wanted", "slot, None, wanted",
         f"{NETWORK}::test_the_two_kinds_of_sharing_are_different_networks",
     ),
     fault(
@@ -600,8 +600,8 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "a decoder forgets that keys are shared",
         "decoding/decoder.py",
-        "own = not (reuse and place and order[place - 1] == block)",
-        "own = True",
+        "_Application(*each) for each",
+        "_Application(each.block, each.slot, True) for each",
         "decoding/test_decoder.py::test_a_token_is_that_of_the_network[first]",
     ),
     fault(

@@ -167,17 +167,7 @@ class Decoder:
         )
 
     def _applications(self) -> ctypes.Array[_Application]:
-        """The blocks in the order of `Network.hidden`, with the slots that it gives them."""
-        order, reuse = (
-            self.network.config.application_order,
-            self.network.config.shared_kv == "first",
-        )
-        found, slot = [], -1
-        for place, block in enumerate(order):
-            own = not (reuse and place and order[place - 1] == block)
-            slot += own
-            found.append(_Application(block, slot, own))
-        assert slot + 1 == self.network.config.kv_slots
+        found = [_Application(*each) for each in self.network.config.applications]
         return (_Application * len(found))(*found)
 
     def _block(self, block: Block) -> _Block:

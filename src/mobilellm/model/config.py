@@ -16,7 +16,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from mobilellm.divisors import divisors, nearest_multiples
 from mobilellm.errors import UserError, located, unknown_name
@@ -74,6 +74,16 @@ LARGEST = {
     "max_position_embeddings": 1 << 20,
     "layer_repeats": 1 << 6,
 }
+
+
+class Application(NamedTuple):
+    """One application of a block."""
+
+    block: int
+    slot: int
+    """Which of a cache's `kv_slots` has the keys and values that it attends to."""
+    fills: bool
+    """Whether they are its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +265,7 @@ class ModelConfig:
     def slot_specs(self) -> tuple[AttentionSpec, ...]:
         """The same for each pair of keys and values in a cache (`kv_slots`)."""
         specs = self.attention_specs
-        if self.shared_kv == "first":
-            return specs
-        return tuple(specs[block] for block in self.application_order)
+        return tuple(specs[block] for block, _, fills in self.applications if fills)
 
     def windows_within(self, length: int) -> bool:
         """Whether a window hides anything of a sequence of `length` tokens."""
@@ -282,6 +290,18 @@ class ModelConfig:
             for repeat in range(repeats)
             for block in (reversed(blocks) if back and repeat % 2 else blocks)
         ]
+
+    @property
+    def applications(self) -> list[Application]:
+        """What is applied, in `application_order`: repeats of a block in a row attend to the keys
+        and values of the first of them where `shared_kv` says so."""
+        found: list[Application] = []
+        slot, before = -1, -1
+        for block in self.application_order:
+            fills = self.shared_kv == "own" or block != before
+            slot, before = slot + fills, block
+            found.append(Application(block, slot, fills))
+        return found
 
     # --- from and to the names of the Hugging Face Llama family ---
 

@@ -245,21 +245,14 @@ class Network(nn.Module):
             for spec in dict.fromkeys(specs)
         }
         x = dropped(self.embed_tokens(input_ids), self.dropout)
-        slot, order = 0, self.config.application_order
-        reuse, before = self.config.shared_kv == "first", -1
+        applications = self.config.applications
         shared: KeyValue | None = None
-        for place, number in enumerate(order, 1):
-            if number != before:
-                shared, before = None, number
+        for place, (number, slot, fills) in enumerate(applications, 1):
             mask, causal = masks[specs[number]]
-            wanted = rows if place == len(order) else None
-            x, key_value = self.layers[number](
-                x, rotation, mask, causal, cache, slot, shared, wanted
+            wanted = rows if place == len(applications) else None
+            x, shared = self.layers[number](
+                x, rotation, mask, causal, cache, slot, None if fills else shared, wanted
             )
-            if shared is None:
-                slot += 1
-            if reuse:
-                shared = key_value
         if cache is not None:
             cache.length += T
         return self.norm(x)

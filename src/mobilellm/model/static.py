@@ -79,14 +79,12 @@ class StaticNetwork(nn.Module):
         specs = [spec.within(self.context) for spec in self.config.attention_specs]
         masks = {spec: spec.sees(positions, places) for spec in dict.fromkeys(specs)}  # (T, S)
         x, pairs = self.embed_tokens(input_ids), list(cache.unbind(1))
-        slot, filled = 0, []
-        pair, before = cache, -1
-        for number in self.config.application_order:
+        filled, pair = [], cache
+        for number, slot, fills in self.config.applications:
             block = cast(Block, self.layers[number])
-            if number != before or self.config.shared_kv == "own":
-                pair, before = _filled(block, x, rotation, positions, pairs[slot]), number
+            if fills:
+                pair = _filled(block, x, rotation, positions, pairs[slot])
                 filled.append(pair)
-                slot += 1
             x = x + _attend(block, x, rotation, masks[specs[number]], pair)
             x = x + _feed_forward(block, x)
         logits = F.linear(_normed(x, self.norm), self._output_weight())
