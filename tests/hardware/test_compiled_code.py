@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch._inductor.codecache as codecache
 
 from mobilellm.hardware import compiled_code
 from mobilellm.hardware.compiled_code import VARIABLE, keep_compiled_code
@@ -21,6 +22,8 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv(VARIABLE, "restored after the test")
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
+        monkeypatch.setattr(codecache, name, getattr(codecache, name))
     compiled_code._key.cache_clear()
     yield tmp_path / "mobilellm/compiled"
     compiled_code._key.cache_clear()
@@ -28,9 +31,12 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_it_is_the_users_alone(kept: Path) -> None:
     keep_compiled_code()
-    (folder,) = kept.iterdir()
-    assert os.environ[VARIABLE] == str(folder)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder = Path(os.environ[VARIABLE])
+    assert folder.parent == kept
+    assert set(kept.iterdir()) == {folder, kept / "headers"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept.iterdir()} == {0o700}
+    assert str(kept / "headers") == codecache._HEADER_DIR
+    assert str(kept / "headers/locks") == codecache._HEADER_LOCK_DIR
 
 
 def test_a_choice_of_the_users_own_stays(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +80,8 @@ def test_folders_of_other_versions_go_when_they_are_not_used(kept: Path) -> None
         (kept / name / "code").write_text("x")
         os.utime(kept / name, (time.time() - age * 86400,) * 2)
     keep_compiled_code()
-    assert {path.name for path in kept.iterdir()} == {"recent", Path(os.environ[VARIABLE]).name}
+    own = Path(os.environ[VARIABLE]).name
+    assert {path.name for path in kept.iterdir()} == {"recent", "headers", own}
 
 
 PROGRAM = """
