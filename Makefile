@@ -16,8 +16,10 @@ demo: $(VENV)/core.done
 
 setup: $(VENV)/core.done
 
+# Two processes of one thread each, which take tests from each other at the end; WORKERS=0 is one.
+WORKERS ?= 2
 test: $(VENV)/dev.done
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not long" $(PYTEST)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal $(PYTEST)
 
 test-long: $(VENV)/dev.done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m long $(PYTEST)
