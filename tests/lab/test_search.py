@@ -163,7 +163,7 @@ def test_a_search_trains_less_and_less_and_writes_a_recipe(
     out = tmp_path / "out"
     arguments = [
         "search", "--device", str(tmp_path / "profile.json"), "--max-latency", "2ms",
-        "--max-size", "1MB", "--data", str(small_data), "--out", str(out), "--budget", "12s",
+        "--max-size", "1MB", "--data", str(small_data), "--out", str(out), "--budget", "30s",
         "--recipe", str(recipe_file(tmp_path)), "--candidates", "4", "--head-dim", "8",
         "--ffn-multiple", "8",
     ]  # fmt: skip
