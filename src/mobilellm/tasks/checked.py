@@ -3,12 +3,12 @@
     rows, checked = recheck(task, documents, rows, protocol, exact)
     checked["again"], checked["largest_error"]        # items computed again, nats
 
-bf16 halves the time of a product and moves a log-likelihood by hundredths of a nat. That changes
-what is chosen only where two choices stand close. So some items, spread over the task, are computed
-in float32 too, which tells how far bf16 moves the distance between two choices; then all items
-whose best two stand closer than `FACTOR` times the largest such move, until none is left. Each item
-computed again adds to what is known. It is a check by measurement, not a proof: an item would have
-to be moved more than twice as far as any of those compared.
+bf16 halves the time of a product and moves the log-likelihood of a long choice by tenths of a
+nat. That changes what is chosen only where two choices stand close. So some items, spread over the
+task, are computed in float32 too, which tells how far bf16 moves the distance between two choices;
+then all items whose best two stand closer than `FACTOR` times the largest such move, until none is
+left. Each item computed again adds to what is known. It is a check by measurement, not a proof: an
+item would have to be moved more than twice as far as any of those compared.
 """
 
 from __future__ import annotations
