@@ -309,13 +309,13 @@ def processes(setting: Setting) -> list[Row]:
 
 PARTS: dict[str, tuple[Callable[[Setting], list[Row]], int]] = {
     "training": (small_training, 120),
-    "preparing": (preparing, 60),
-    "decoding": (decoding, 120),
+    "preparing": (preparing, 75),
+    "decoding": (decoding, 180),
     "processes": (processes, 75),
     "scoring": (scoring, 60),
     "large_training": (large_training, 150),
 }
-"""Each part and the seconds that it took on two cores: it is not begun with less time left."""
+"""Each part and the seconds that it is given on two cores: it is not begun with less time left."""
 
 
 def table(rows: list[Row]) -> list[str]:
