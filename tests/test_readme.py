@@ -26,7 +26,6 @@ PAGES = [
     "docs/chat.md",
     "docs/evaluation.md",
     "docs/commands.md",
-    "docs/measured.md",
     "docs/architecture.md",
     "docs/recipe.md",
 ]
