@@ -298,6 +298,16 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOOP}::test_interrupted_and_resumed_equals_undisturbed[normuon-True-7]",
     ),
     fault(
+        "a resumed run whose batch begins small again", "train/loop.py",
+        "self.aim.beside, self.state.step)", "self.aim.beside, 0)",
+        "train/test_batch_doublings.py::test_resumed_from_any_step",
+    ),
+    fault(
+        "a lab that holds equal the steps of a batch that grows", "recipe/recipe.py",
+        "tokens / (train.batch_tokens >> doublings))", "0.0)",
+        "lab/test_lab.py::test_steps_hold_flops_or_time_equal[flops-2]",
+    ),
+    fault(
         "a feed-forward with ReLU without its ReLU", "model/network.py",
         "up.relu()", "up",
         "model/test_relu.py::test_it_is_two_matrices_with_a_relu_between",

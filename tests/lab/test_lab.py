@@ -268,21 +268,37 @@ def test_a_budget_decides_steps_and_ends_the_work(
     assert len(folder.left()) == 3
 
 
+@pytest.mark.parametrize("doublings", [0, 2])
 @pytest.mark.parametrize("equal", ["flops", "time"])
 def test_steps_hold_flops_or_time_equal(
-    lab_file: Path, small_data: Path, steady: None, equal: str
+    lab_file: Path, small_data: Path, steady: None, equal: str, doublings: int
 ) -> None:
-    text = lab_file.read_text().replace('"parameters"', f'"{equal}"').replace("= 12", "= 300")
+    text = (
+        lab_file.read_text()
+        .replace('"parameters"', f'"{equal}"')
+        .replace("steps = 12", "steps = 300", 1)
+    )
     text = text.replace("[2, 3, 6]", "[2, 3, 12]")
-    lab_file.write_text(text[: text.index("[published]")])
+    ramp = f"batch_doublings = {doublings}\nbatch_doubling_steps = 20\n"
+    text = text[: text.index("[published]")].replace("steps = 300\n", f"steps = 300\n{ramp}")
+    lab_file.write_text(text)
     plan = make_plan(read_lab(str(lab_file)), small_data, 1)
     steps = [each.cell.recipe.train.steps for each in plan.planned]
     assert steps[0] > steps[1] == 300 > steps[2]
     if equal == "flops":
-        costs = [each.cell.flops for each in plan.planned]
-    else:
-        costs = [each.cell.recipe.train.steps * each.time.step for each in plan.planned]
+        costs = [float(each.cell.facts()["flops"]) for each in plan.planned]
+    else:  # a step of a quarter of the tokens takes a quarter of the time
+        costs = [
+            sum(each.time.step * each.cell.recipe.batch_tokens(i) / 128 for i in range(own))
+            for each, own in zip(plan.planned, steps, strict=True)
+        ]
     assert costs == pytest.approx([costs[1]] * 3, rel=0.02)
+    spent = sum(
+        each.cell.recipe.batch_tokens(i)
+        for each, own in zip(plan.planned, steps, strict=True)
+        for i in range(own)
+    )
+    assert plan.tokens == spent
 
 
 def test_budgets_are_read() -> None:

@@ -90,6 +90,10 @@ ENTRIES: dict[str, Acts] = {
     ),
     "train.steps": of("losses learning_rates", "train.steps", 4, 3),
     "train.batch_tokens": of("losses", "train.batch_tokens", 512, 256),
+    "train.batch_doublings": of("losses", "train.batch_doublings", 0, 2),
+    "train.batch_doubling_steps": of(
+        "losses", "train.batch_doubling_steps", 1, 2, train={"batch_doublings": 2}
+    ),
     "train.micro_batch_size": of("rows_at_once", "train.micro_batch_size", 0, 2),
     "train.seed": of("losses", "train.seed", 7, 8),
     "train.dropout": of("losses", "train.dropout", 0.0, 0.1),

@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -19,6 +20,7 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.files import write_json
 from mobilellm.interop.load import load
+from mobilellm.model.network import Network
 from mobilellm.optimizers.guard import Guard
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
@@ -34,6 +36,7 @@ from mobilellm.tokenizer.tokenizer import Tokenizer
 from mobilellm.train import checkpoint
 from mobilellm.train.inputs import batches
 from mobilellm.train.loop import Trainer
+from mobilellm.train.rows import Watcher
 from mobilellm.train.start import branch, resume, train
 
 
@@ -171,6 +174,38 @@ def test_the_command_line_starts_from_weights(
     assert Recipe.read(tmp_path / "second/recipe.toml").start == StartSection(
         from_=str(first.resolve())
     )
+
+
+@pytest.mark.parametrize("shared_kv", ["own", "first"])
+def test_blocks_are_shared_from_some_step_on(
+    short: Recipe, first: Path, tmp_path: Path, shared_kv: str
+) -> None:
+    shared = {"layer_repeats": 2, "shared_kv": shared_kv}
+    recipe = continued(short, first).replace("model", preset="", override=shared)
+    lines: list[str] = []
+    watcher = Watcher()
+    watcher.said = lines.append  # type: ignore[method-assign]
+    outcome = train(tmp_path / "second", recipe, watcher)
+    whose = "each" if shared_kv == "own" else "the first"
+    assert lines[0] == (
+        f"{first.resolve()}: each block is applied once; from here on each block is applied 2 "
+        f"times (immediate, keys and values of {whose})"
+    )
+    config = json.loads((outcome.checkpoint / "config.json").read_text())
+    assert (config["layer_repeats"], config["shared_kv"]) == (2, shared_kv)
+    begun = load(first)
+    twice = Network(dataclasses.replace(begun.network.config, **shared))
+    twice.load_state_dict(begun.network.state_dict())
+    data = TokenFolder.open(Path(short.data.path))
+    batch, _ = next(iter(batches(recipe, data, Trainer(short, data).state.data, 0, 1)))
+    loss = twice.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets))
+    assert metrics(tmp_path / "second")[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert loss.item() != pytest.approx(metrics(first)[-1]["loss"], rel=1e-3)
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / f"second/checkpoints/step-{step:08d}")
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "second", again)
+    assert same_tensors(train(tmp_path / "third", recipe).checkpoint, resume(again).checkpoint)
 
 
 @pytest.mark.parametrize(("schedule", "decay"), [("constant", 0), ("wsd", 4)])

@@ -17,6 +17,7 @@ row: a sample is a row, or a whole fraction of one, and never reaches into the n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
@@ -254,24 +255,20 @@ class Loader:
         self,
         stream: TokenStream,
         sequence_length: int,
-        batch_size: int,
+        batch_size: int | Iterator[int],
         state: DataState,
         rank: int = 0,
         world_size: int = 1,
         mask_documents: bool = False,
     ) -> None:
-        """`batch_size` counts samples over all processes and divides by `world_size`.
+        """`batch_size`, of all batches or of each in turn, counts samples over all processes and
+        divides by `world_size`.
 
         `UserError` when the stream is shorter than one sample.
         """
         self.samples = Samples(stream, sequence_length)
-        check_world(batch_size, world_size)
-        self.stream, self.length, self.batch_size, self.state = (
-            stream,
-            sequence_length,
-            batch_size,
-            state,
-        )
+        self.stream, self.length, self.state = stream, sequence_length, state
+        self.sizes = batch_sizes(batch_size, world_size)
         self.rank, self.world_size, self.mask_documents = rank, world_size, mask_documents
         self.samples_per_epoch = self.samples.count
 
@@ -280,12 +277,11 @@ class Loader:
         return self.samples.starts(self.state.seed, epoch, samples)
 
     def __iter__(self) -> Iterator[tuple[Batch, DataState]]:
-        share = self.batch_size // self.world_size
-        while True:
+        for size in self.sizes:
+            share = size // self.world_size
             epoch, taken = self.state.epoch, self.state.samples
-            numbers = taken + np.arange(
-                self.batch_size
-            )  # beyond the epoch's end they belong to the epochs after it
+            # Beyond the epoch's end they belong to the epochs after it.
+            numbers = taken + np.arange(size)
             epochs, samples = (
                 epoch + numbers // self.samples_per_epoch,
                 numbers % self.samples_per_epoch,
@@ -297,7 +293,7 @@ class Loader:
                     for e in np.unique(epochs[mine])
                 ]
             )
-            behind = taken + self.batch_size
+            behind = taken + size
             self.state = replace(
                 self.state,
                 epoch=epoch + behind // self.samples_per_epoch,
@@ -306,7 +302,15 @@ class Loader:
             yield self.samples.gather(starts, self.mask_documents), self.state
 
 
-def check_world(batch_size: int, world_size: int) -> None:
-    """`UserError` unless every process gets as many samples of a batch."""
-    if batch_size % world_size:
-        raise UserError(f"{batch_size} sequences a step do not divide by {world_size} processes")
+def batch_sizes(batch_size: int | Iterator[int], world_size: int) -> Iterator[int]:
+    """The size of each batch. `UserError` unless every process gets as many samples of it."""
+    if isinstance(batch_size, int):
+        _check_world(batch_size, world_size)
+        return itertools.repeat(batch_size)
+    return (_check_world(size, world_size) for size in batch_size)
+
+
+def _check_world(size: int, world_size: int) -> int:
+    if size % world_size:
+        raise UserError(f"{size} sequences a step do not divide by {world_size} processes")
+    return size

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilellm.data.loader import Batch, DataState, Rows, Samples, SourceState, check_world
+from mobilellm.data.loader import Batch, DataState, Rows, Samples, SourceState, batch_sizes
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import TokenStream
 from mobilellm.errors import UserError, unknown_name
@@ -89,25 +89,25 @@ class Mixture:
         streams: Mapping[str, TokenStream],
         stages: Sequence[Stage],
         sequence_length: int,
-        batch_size: int,
+        batch_size: int | Iterator[int],
         state: DataState,
         rank: int = 0,
         world_size: int = 1,
         mask_documents: bool = False,
     ) -> None:
-        """`batch_size` counts samples over all processes and divides by `world_size`. The last
-        stage goes on for ever.
+        """`batch_size`, of all batches or of each in turn, counts samples over all processes and
+        divides by `world_size`. The last stage goes on for ever.
 
         Only sources that have a weight in some stage need hold a sample. `UserError` for stages
         or weights that make no sense, streams shorter than a sample, and a `state` of other data
         or another sequence length.
         """
         check_stages(stages, list(streams))
-        check_world(batch_size, world_size)
+        self.sizes = batch_sizes(batch_size, world_size)
         used = {name for stage in stages for name, weight in stage.weights.items() if weight > 0}
         self.names = sorted(used)
         self.samples = {name: Samples(streams[name], sequence_length, name) for name in self.names}
-        self.stages, self.length, self.batch_size = list(stages), sequence_length, batch_size
+        self.stages, self.length = list(stages), sequence_length
         self.rank, self.world_size, self.mask_documents = rank, world_size, mask_documents
         self.weights = [self._whole(stage) for stage in self.stages]
         alone = len(streams) == 1
@@ -157,11 +157,11 @@ class Mixture:
                 return number
         return len(self.stages) - 1
 
-    def _choose(self, credits: dict[str, int]) -> list[str]:
-        """The source of each sample of the next batch; what the sources are owed is brought up
-        to date."""
+    def _choose(self, credits: dict[str, int], size: int) -> list[str]:
+        """The source of each of the `size` samples of the next batch; what the sources are owed is
+        brought up to date."""
         chosen = []
-        for i in range(self.batch_size):
+        for i in range(size):
             weights = self.weights[self.stage(self.state.tokens + i * self.length)]
             for name, weight in weights.items():
                 credits[name] += weight
@@ -171,17 +171,16 @@ class Mixture:
         return chosen
 
     def __iter__(self) -> Iterator[tuple[Batch, DataState]]:
-        share = self.batch_size // self.world_size
-        while True:
-            state = self.state
+        for size in self.sizes:
+            share, state = size // self.world_size, self.state
             credits = {name: source.credit for name, source in state.sources.items()}
-            chosen = self._choose(credits)
+            chosen = self._choose(credits, size)
             # Where each sample stands in the batch: shuffled, so that no process and no micro-batch
             # gets one source only.
             total = state.tokens // self.length
-            places = np.arange(self.batch_size)
+            places = np.arange(size)
             if len(self.names) > 1:
-                places = permute(places, self.batch_size, derive_key(state.seed, "places", total))
+                places = permute(places, size, derive_key(state.seed, "places", total))
             names = np.array(chosen)
             masked = any(samples.stream.masked for samples in self.samples.values())
             beside = self.samples[self.names[0]].stream.beside
@@ -211,10 +210,10 @@ class Mixture:
             first = next(iter(sources.values()))
             self.state = replace(
                 state,
-                tokens=state.tokens + self.batch_size * self.length,
+                tokens=state.tokens + size * self.length,
                 sources=sources,
                 epoch=first.epoch if alone else 0,
-                samples=first.samples if alone else state.samples + self.batch_size,
+                samples=first.samples if alone else state.samples + size,
             )
             yield rows.batch(), self.state
 

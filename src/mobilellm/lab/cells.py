@@ -52,10 +52,10 @@ class Cell:
         return ModelCosts.of(self.config).parameters["total"]
 
     @property
-    def flops(self) -> int:
-        """FLOPs of the whole training, attention's among them as PaLM counts them."""
-        each = ModelCosts.of(self.config).flops_per_token(self.recipe.data.sequence_length)["palm"]
-        return each * self.recipe.train.batch_tokens * self.recipe.train.steps
+    def flops_per_token(self) -> int:
+        """Of the training, attention's among them as PaLM counts them."""
+        length = self.recipe.data.sequence_length
+        return ModelCosts.of(self.config).flops_per_token(length)["palm"]
 
     def with_steps(self, steps: int) -> Cell:
         """The cell trained for so many steps."""
@@ -72,8 +72,8 @@ class Cell:
             "heads": config.num_attention_heads,
             "kv_heads": config.num_key_value_heads,
             "parameters": costs.parameters["total"],
-            "tokens": self.recipe.train.batch_tokens * self.recipe.train.steps,
-            "flops": self.flops,
+            "tokens": self.recipe.tokens(),
+            "flops": self.flops_per_token * self.recipe.tokens(),
         }
 
 
@@ -153,14 +153,14 @@ def _config(recipe: Recipe, data: Data) -> ModelConfig:
 
 
 def held_by_steps(lab: LabFile, cells: list[Cell], cost: Callable[[Cell], float]) -> list[Cell]:
-    """The cells with as many steps as hold `cost(cell)`, which grows with the steps, to that of the
-    cell that the others are compared with."""
+    """The cells with as many steps as hold the cost of the whole training, whose tokens take
+    `cost(cell)` each, to that of the cell that the others are compared with."""
     base = next(cell for cell in cells if cell.name == lab.base_name)
-    target, found = cost(base), []
+    target, found = cost(base) * base.recipe.tokens(), []
     for cell in cells:
-        steps = max(1, round(target / cost(cell.with_steps(1))))
+        steps = max(1, cell.recipe.steps_of(target / cost(cell)))
         made = cell.with_steps(steps)
-        off = cost(made) / target - 1
+        off = cost(cell) * made.recipe.tokens() / target - 1
         if abs(off) > TOLERANCE:
             raise UserError(
                 f"cell {cell.name!r}: {steps} steps are off by {off:+.1%} in {lab.equal} (more "

@@ -73,10 +73,7 @@ class LabPlan:
     @property
     def tokens(self) -> int:
         """Trained on in all runs together."""
-        return self.seeds * sum(
-            each.cell.recipe.train.steps * each.cell.recipe.train.batch_tokens
-            for each in self.planned
-        )
+        return self.seeds * sum(each.cell.recipe.tokens() for each in self.planned)
 
     @property
     def shows(self) -> float | None:
@@ -142,10 +139,10 @@ def make_plan(
 
 
 def _cost(lab: LabFile, times: dict[str, CellTime]) -> Callable[[Cell], float]:
-    """What the number of steps holds equal."""
+    """Of a token: what the number of steps holds equal."""
     if lab.equal == "flops":
-        return lambda cell: float(cell.flops)
-    return lambda cell: cell.recipe.train.steps * times[cell.name].step
+        return lambda cell: float(cell.flops_per_token)
+    return lambda cell: times[cell.name].step / cell.recipe.train.batch_tokens
 
 
 def _fitted(
@@ -155,12 +152,12 @@ def _fitted(
     ratio = dict.fromkeys(times, 1.0)
     if lab.equal in ("flops", "time"):
         cost = _cost(lab, times)
-        one = {cell.name: cost(cell.with_steps(1)) for cell in cells}
+        one = {cell.name: cost(cell) * cell.recipe.train.batch_tokens for cell in cells}
         ratio = {name: one[lab.base_name] / value for name, value in one.items()}
     own = {name for name, settings in lab.cell_settings() if "train.steps" in settings}
     count = EVALUATIONS if lab.recipe.get("train", {}).get("evaluate_every", 1) else 1
     fixed = sum(time.start + count * time.evaluation for time in times.values())
-    fixed += sum(c.recipe.train.steps * times[c.name].step for c in cells if c.name in own)
+    fixed += sum(times[c.name].training(c.recipe) for c in cells if c.name in own)
     each = sum(ratio[name] * time.step for name, time in times.items() if name not in own)
     if not each:
         return cells

@@ -33,16 +33,21 @@ class CellTime:
     """Seconds of the parts of a run."""
 
     step: float
+    """Of a step, once its batch has all tokens."""
     evaluation: float
     """Of the whole held-out text."""
     start: float
     """From nothing to the first step, and as much again for the last checkpoint and the report."""
 
+    def training(self, recipe: Recipe) -> float:
+        """Of all steps."""
+        return self.step * recipe.tokens() / recipe.train.batch_tokens
+
     def seconds(self, recipe: Recipe) -> float:
         """Of a whole run."""
         every, steps = recipe.train.evaluate_every, recipe.train.steps
         evaluations = -(-steps // every) if every else 1
-        return self.start + steps * self.step + evaluations * self.evaluation
+        return self.start + self.training(recipe) + evaluations * self.evaluation
 
 
 def measure_cell(cell: Cell, data: Data) -> CellTime:
@@ -52,7 +57,7 @@ def measure_cell(cell: Cell, data: Data) -> CellTime:
     """
     begun = time.perf_counter()
     world = World(device=pick_device())
-    recipe = resolve(cell.recipe, world.device)
+    recipe = resolve(cell.recipe.replace("train", batch_doublings=0), world.device)
     trainer = Trainer(recipe, data, world=world, weights=_weights(recipe, data))
     start = time.perf_counter() - begun
     taken: list[float] = []

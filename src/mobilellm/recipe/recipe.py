@@ -34,9 +34,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from mobilellm.divisors import nearest_multiples
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_regular, write_file
-from mobilellm.plan.batching import Batching, check_batch
+from mobilellm.plan.batching import Batching, check_batch, either
 from mobilellm.recipe.settings import build, check_ranges, plain
 from mobilellm.recipe.tuning import (
     AverageSection,
@@ -121,6 +122,10 @@ class TrainSection:
     batch_tokens: Annotated[int, AtLeast(1)] = 8192
     """Tokens a step, over all gradient accumulation: a multiple of sequence_length x
     micro_batch_size."""
+    batch_doublings: Annotated[int, Between(0, 16)] = 0
+    """Times that the batch doubles before it is batch_tokens: with 2 the first has a quarter."""
+    batch_doubling_steps: Annotated[int, AtLeast(1)] = 100
+    """Steps before each doubling."""
     micro_batch_size: Annotated[int, AtLeast(0)] = 0
     """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the
     device's memory runs out."""
@@ -311,6 +316,20 @@ class Recipe:
         if self.train.seed >= 1 << 63:
             raise UserError(f"train.seed = {self.train.seed}: must be below 2^63")
         check_batch(self.data.sequence_length, self.train.batch_tokens)
+        self._check_doublings(1)
+
+    def _check_doublings(self, world_size: int) -> None:
+        """`UserError` unless the first batch is one of whole sequences for every process."""
+        doublings, length = self.train.batch_doublings, self.data.sequence_length
+        share = world_size << doublings
+        if doublings and self.train.batch_tokens % (length * share):
+            fitting = nearest_multiples(length * share, self.train.batch_tokens)
+            raise UserError(
+                f"train.batch_doublings = {doublings}: a batch of {self.train.batch_tokens} tokens "
+                f"does not divide by {1 << doublings} into sequences of {length}"
+                + (f" for {world_size} processes" if world_size > 1 else ""),
+                hint=f"use fewer, or train.batch_tokens = {either(fitting)}",
+            )
 
     def _check_objective(self) -> None:
         if self.distill.teacher and self.distill.cache:
@@ -359,12 +378,38 @@ class Recipe:
     def batching(self, world_size: int = 1) -> Batching:
         """How a step is divided among so many processes. `UserError` names the nearest numbers that
         divide."""
+        self._check_doublings(world_size)
         return Batching.of(
             sequence_length=self.data.sequence_length,
             batch_tokens=self.train.batch_tokens,
             world_size=world_size,
             micro_batch_size=self.train.micro_batch_size,
         )
+
+    def batch_tokens(self, step: int) -> int:
+        """Tokens of the step after `step` steps."""
+        doubled = step // self.train.batch_doubling_steps
+        return self.train.batch_tokens >> max(0, self.train.batch_doublings - doubled)
+
+    def tokens(self, steps: int | None = None) -> int:
+        """Tokens of the first `steps` steps, or of all."""
+        train = self.train
+        left = train.steps if steps is None else steps
+        total = 0
+        for doublings in range(train.batch_doublings, 0, -1):
+            here = min(left, train.batch_doubling_steps)
+            total += here * (train.batch_tokens >> doublings)
+            left -= here
+        return total + left * train.batch_tokens
+
+    def steps_of(self, tokens: float) -> int:
+        """The steps that take about as many tokens."""
+        train, steps = self.train, 0.0
+        for doublings in range(train.batch_doublings, 0, -1):
+            here = min(train.batch_doubling_steps, tokens / (train.batch_tokens >> doublings))
+            tokens -= here * (train.batch_tokens >> doublings)
+            steps += here
+        return round(steps + tokens / train.batch_tokens)
 
     @property
     def learning_rate_factor(self) -> float:

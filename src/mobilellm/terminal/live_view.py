@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mobilellm.printable import printable
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.records import MetricsRow
 from mobilellm.report.figures import count
 from mobilellm.terminal.output import say
@@ -32,6 +33,11 @@ def live_view(main: bool = True) -> Iterator[Watcher]:
             view.stop()
 
 
+def _batch(recipe: Recipe) -> str:
+    first, last = recipe.batch_tokens(0), recipe.train.batch_tokens
+    return f"{last:,}" if first == last else f"{first:,} to {last:,}"
+
+
 class LiveView(Watcher):
     """Shows a run on standard error."""
 
@@ -48,7 +54,7 @@ class LiveView(Watcher):
         self.steps, self.log_every = train.steps, train.log_every
         say(
             f"training {count(trainer.costs.parameters['total'])} parameters for {train.steps} "
-            f"steps of {train.batch_tokens:,} tokens, {train.precision}, "
+            f"steps of {_batch(recipe)} tokens, {train.precision}, "
             f"{'compiled' if train.compile == 'block' else 'eager'}"
             + (f", from step {step}" if step else "")
         )

@@ -46,7 +46,7 @@ def _picture(run: Path, width: int, height: int) -> str:
 
     last = rows[-1]
     speed, done = last.get("tokens_per_second") or 0.0, last["step"]
-    left = (steps - done) * recipe.train.batch_tokens / max(speed, 1e-9)
+    left = (recipe.tokens() - recipe.tokens(done)) / max(speed, 1e-9)
     state = "ended" if done >= steps else f"{duration(left)} left"
     facts = [
         f"step {done:,}/{steps:,}",

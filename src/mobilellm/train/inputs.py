@@ -7,6 +7,8 @@ for batch, state in batches(recipe, data, state, rank=0, world_size=1): ...
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,20 +95,22 @@ FREE = {
     "max_position_embeddings",
     "initializer_range",
 }
+SHARING = {"layer_repeats", "shared_kv", "layer_order"}
+"""Which blocks are applied when: an override may begin to share the blocks that it starts from."""
 
 
 def _check_shape(recipe: Recipe, config: ModelConfig, started: ModelConfig) -> None:
     """`UserError` when the recipe asks for another network than the one it starts from."""
-    asked = [("model.override", config)]
+    asked = [("model.override", config, FREE | SHARING)]
     if recipe.model.preset:
-        asked.append(("model.preset", ModelConfig.find(recipe.model.preset)))
-    own = started.to_dict()
-    for where, other in asked:
-        values = other.to_dict()
+        asked.append(("model.preset", ModelConfig.find(recipe.model.preset), FREE))
+    own = dataclasses.asdict(started)
+    for where, other, free in asked:
+        values = dataclasses.asdict(other)
         differing = [
-            f"{key} = {values.get(key)!r} where the weights have {own[key]!r}"
-            for key in own.keys() - FREE
-            if values.get(key) != own[key]
+            f"{key} = {values[key]!r} where the weights have {own[key]!r}"
+            for key in own.keys() - free
+            if values[key] != own[key]
         ]
         if differing:
             raise UserError(
@@ -123,15 +127,18 @@ def batches(
     rank: int,
     world_size: int,
     beside: Mapping[str, Beside] | None = None,
+    step: int = 0,
 ) -> Loader | Mixture:
-    """The endless batches of one process from `state` on; `beside` is what lies beside each source.
+    """The endless batches of one process from `state` on, which `step` steps led to; `beside` is
+    what lies beside each source.
 
     `UserError` for data shorter than a sample, and for stages that do not fit the data's sources.
     """
     section = recipe.data
     place = (rank, world_size)
-    sequences = recipe.batching(world_size).sequences
-    common = (section.sequence_length, sequences, state, *place, section.mask_documents)
+    recipe.batching(world_size)  # every process gets as many
+    sizes = (recipe.batch_tokens(i) // section.sequence_length for i in itertools.count(step))
+    common = (section.sequence_length, sizes, state, *place, section.mask_documents)
     sources = getattr(data, "manifest", {}).get("sources", [])
     weighted = any(source.get("weight") is not None for source in sources)
     several = beside is not None and len(beside) > 1  # then each source is cut by itself

@@ -139,7 +139,7 @@ class Trainer:
         """Batches of this process from where the run stands."""
         world = self.world
         place = (self.state.data, world.rank, world.size)
-        return batches(self.recipe, self.data, *place, self.aim.beside)
+        return batches(self.recipe, self.data, *place, self.aim.beside, self.state.step)
 
     def peak_flops(self) -> float:
         """What the devices of all processes could do at best, FLOP/s: from the table of devices, or
@@ -264,7 +264,7 @@ class Fit:
         if trainer.average is not None:
             trainer.average.update(step + 1)
         self.made += 1
-        tokens = trainer.state.tokens + self.recipe.train.batch_tokens
+        tokens = trainer.state.tokens + self.recipe.batch_tokens(step)
         trainer.state = dataclasses.replace(
             trainer.state, step=step + 1, tokens=tokens, data=position
         )

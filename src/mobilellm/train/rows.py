@@ -117,7 +117,7 @@ class Recorder:
             for p in self.pending
         ]
         values = torch.stack(figures).tolist()
-        shared = self._shared(len(values))
+        shared = self._shared()
         rows: list[MetricsRow] = []
         for (loss, norm, skip, *others), step in zip(values, self.pending, strict=True):
             seconds = self.stopwatch.seconds(step.lap)
@@ -133,10 +133,11 @@ class Recorder:
         self.pending = []
         return rows
 
-    def _shared(self, steps: int) -> MetricsRow:
+    def _shared(self) -> MetricsRow:
         """What all pending steps have in common."""
         end = time.perf_counter()
-        speed = steps * self.recipe.train.batch_tokens / max(end - self.clock, 1e-9)
+        tokens = sum(self.recipe.batch_tokens(step.row["step"] - 1) for step in self.pending)
+        speed = tokens / max(end - self.clock, 1e-9)
         peak = self.peak_flops()
         return {
             "tokens_per_second": round(speed, 1),
@@ -156,7 +157,8 @@ class Recorder:
             self.watcher.said(f"{figures}: skipped ({place})")
         if self.skipped_in_a_row >= self.recipe.train.max_skipped_in_a_row:
             self.publish(rows)
-            sequences = self.recipe.train.batch_tokens // self.recipe.data.sequence_length
+            batch_tokens = self.recipe.batch_tokens(row["step"] - 1)
+            sequences = batch_tokens // self.recipe.data.sequence_length
             raise SkippedTooOften(
                 f"{figures}: {self.skipped_in_a_row} steps skipped in a row ({place}, {sequences} "
                 "a step), "

@@ -230,6 +230,10 @@ def _begin(
         "data_fingerprint": data.fingerprint,
         "started": now(),
     }
+    if world.main and weights is not None:
+        applied = [_applied(each) for each in (weights.config, config)]
+        if applied[0] != applied[1]:
+            watcher.said(f"{recipe.start.from_}: {applied[0]}; from here on {applied[1]}")
     if source is not None:
         trainer.restore(source, allow_data_change=False)
         environment["branched_from"] = str(source.resolve())
@@ -246,6 +250,16 @@ def _begin(
     with hold(run) if world.main else contextlib.nullcontext(), StopRequest() as stop:
         world.barrier("the beginning of the run")
         return trainer.fit(run, stop)
+
+
+def _applied(config: ModelConfig) -> str:
+    """How a network's blocks are applied."""
+    if config.layer_repeats == 1:
+        return "each block is applied once"
+    return (
+        f"each block is applied {config.layer_repeats} times ({config.layer_order}, keys and "
+        f"values of {'each' if config.shared_kv == 'own' else 'the first'})"
+    )
 
 
 def _weights(recipe: Recipe, data: Data, path: Path | None) -> Weights | None:
