@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.calls.test_scores import ADD, DIALOGUE, FUNCTIONS, SERVICE, instructed
 from tests.command_line import call
+from tests.conversations.test_prepare_chat import TALK_ALONE
 from tests.interop.networks import checkpoint, network
 from tests.rows import write_rows
 
@@ -127,3 +129,20 @@ def test_dialogues_with_services_are_prepared(
         "--out", tmp_path / "e", status=2,
     )  # fmt: skip
     assert "definitions of services alone; give dialogues, too" in err
+
+
+@pytest.mark.usefixtures("short")
+def test_a_model_whose_template_has_no_tools_is_asked_by_chatml(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "m", tmp_path / "m")
+    (tmp_path / "m/chat_template.jinja").write_text(TALK_ALONE)
+    given = ("eval", tmp_path / "m", "--data", folder, "--tasks", "api", "--limit", 1)
+    _, err = call(capsys, *given)
+    assert "note: m: its chat template does not write tools; asked by ChatML instead\n" in err
+    with open_model(tmp_path / "m") as model:
+        read: list[int] = []
+        feed = model.session.feed
+        model.session.feed = lambda ids: (read.extend(ids), feed(ids))[1]  # type: ignore[method-assign]
+        Asker(model, 2)([{"role": "user", "content": "Add 1 and 2"}], FUNCTIONS[:1])
+        assert FUNCTIONS[0]["name"] in model.tokenizer.decode(read)

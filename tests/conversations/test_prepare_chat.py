@@ -141,3 +141,53 @@ def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFi
     assert err.startswith("mobilellm: --chat needs --tokenizer")
     out, _ = call(capsys, *given, "--tokenizer", tmp_path / "tokenizer")
     assert "20 whole, 0 without" in out
+
+
+TALK_ALONE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WITH_CALL = {
+    "messages": [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "look", "content": "no hen"},
+        SAID,
+    ],
+    "tools": [TOOL],
+}
+
+
+@pytest.mark.parametrize("drop", ["tools", "calls of functions"])
+def test_a_template_that_passes_over_calls_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], drop: str
+) -> None:
+    """SmolLM2's own template is one: a model would learn to say nothing where it should call."""
+    talking = tokenizer.replaced(chat_template=TALK_ALONE)
+    talking.save(tmp_path / "tokenizer")
+    row = dict(WITH_CALL)
+    if drop != "tools":
+        del row["tools"]
+    file = write_rows(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}, *[row] * 20])
+    given = ["prepare", "--chat", file, "--out", tmp_path / "out", "--held-out", "0.3"]
+    given += ["--tokenizer", tmp_path / "tokenizer"]
+    _, err = call(capsys, *given, status=2)
+    assert f"{file}:2: " in err
+    assert f"chat template: does not write {drop}, so that a model would not see them" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    call(capsys, *given, "--template", "chatml")
+    made = Tokenizer.load(tmp_path / "out/tokenizer")
+    assert made.chat_template == CHATML
+    stream = TokenFolder.open(tmp_path / "out").tokens("train")
+    begin = [0, *stream.ends().tolist()][-2]
+    ids, bits = stream.read(begin, len(stream)), stream.trained(begin, len(stream))
+    said = made.decode([i for i, bit in zip(ids.tolist(), bits.tolist(), strict=True) if bit])
+    assert '<tool_call>\n{"name": "look", "arguments": {"for": "hen"}}\n</tool_call>' in said
+
+
+def test_a_template_may_write_no_results_of_no_calls(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """What a conversation does not have, no template has to write."""
+    talking = tokenizer.replaced(chat_template=TALK_ALONE)
+    file = write_rows(tmp_path / "talks.jsonl", [{"messages": [ASKED, SAID]}] * 20)
+    prepare_chat([file], tmp_path / "out", tokenizer=talking, held_out=0.3)

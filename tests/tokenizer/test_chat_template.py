@@ -13,7 +13,14 @@ from tests.conftest import without_data
 
 from mobilellm.errors import UserError
 from mobilellm.tokenizer import template_sandbox
-from mobilellm.tokenizer.chat_template import CHATML, CHATML_TOKENS, ChatTemplate
+from mobilellm.tokenizer.chat_template import (
+    CALLING,
+    CHATML,
+    CHATML_TOKENS,
+    TOOLS,
+    ChatTemplate,
+    passed_over,
+)
 from mobilellm.tokenizer.conversation import (
     encode_conversation,
     encode_prompt,
@@ -413,3 +420,36 @@ def test_a_template_whose_past_changes_is_refused(bpe: Tokenizer) -> None:
 def test_half_of_a_surrogate_pair_is_one_line(bpe: Tokenizer) -> None:
     with pytest.raises(UserError, match="cannot tokenize"):
         encode_prompt(bpe, ChatTemplate(CHATML, {}), [{"role": "user", "content": "\ud800"}])
+
+
+def test_tools_are_asked_about_by_a_template_that_writes_them(
+    bpe: Tokenizer, tmp_path: Path
+) -> None:
+    talking = bpe.replaced(chat_template=SMOLLM2)
+    assert ChatTemplate.of(talking).source == SMOLLM2
+    assert ChatTemplate.for_tools(talking).source == CHATML
+    assert passed_over(talking, ChatTemplate.for_tools(talking))
+    assert not passed_over(bpe, ChatTemplate.for_tools(bpe))  # it has none of its own
+    own = CHATML.replace("You may call functions.", "Functions:")
+    assert ChatTemplate.for_tools(bpe.replaced(chat_template=own)).source == own
+    for written in ("message.tool_calls or []", "tools"):  # calls, or tools, are not written
+        lacking = own.replace(f"in {written} %}}", "in [] %}").replace(
+            f"if {written} %}}", "if 0 %}"
+        )
+        assert lacking != own
+        assert ChatTemplate.for_tools(bpe.replaced(chat_template=lacking)).source == CHATML
+    (tmp_path / "own.jinja").write_text(SMOLLM2)
+    with pytest.raises(UserError, match=r"own.jinja: does not write tools.*--template chatml"):
+        ChatTemplate.for_tools(bpe, tmp_path / "own.jinja")
+    assert ChatTemplate.for_tools(talking, Path("chatml")).source == CHATML
+    raising = "{{ raise_exception('no') }}"
+    assert ChatTemplate.for_tools(bpe.replaced(chat_template=raising)).source == CHATML
+
+
+def test_results_that_are_not_written_are_missed() -> None:
+    source = CHATML.replace(
+        "message.role != 'system' or not tools or not loop.first", "message.role == 'user'"
+    )
+    assert source != CHATML
+    with pytest.raises(UserError, match="does not write results of functions"):
+        ChatTemplate(source, {}).check_written(CALLING, TOOLS)

@@ -169,6 +169,17 @@ def test_control_pieces_of_unknown_characters_are_unknown(tmp_path: Path) -> Non
         assert ours.encode(text) == theirs.encode(text), text
 
 
+def test_a_model_without_a_character(tmp_path: Path) -> None:
+    """Nothing but an unknown piece and control pieces: SentencePiece refuses it, too."""
+    unigram = b"\x12\x02\x18\x01"  # trainer_spec.model_type
+    ends = b"".join(piece(name, 0.0, files.CONTROL) for name in ("<s>", "</s>"))
+    content = piece("<unk>", 0.0, files.UNKNOWN) + ends + unigram
+    with pytest.raises(RuntimeError, match="no pieces are loaded"):
+        spm.SentencePieceProcessor(model_proto=content)
+    with pytest.raises(UserError, match="no piece of text"):
+        load(content, tmp_path)
+
+
 def test_a_damaged_table_of_characters_is_refused_or_leads_nowhere_outside(
     sample_text: str, tmp_path: Path
 ) -> None:

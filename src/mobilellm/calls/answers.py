@@ -27,13 +27,15 @@ class Asker:
     """A model that answers conversations, each by itself."""
 
     def __init__(self, model: RunningModel, max_new_tokens: int) -> None:
-        """The model's own chat template is taken, or ChatML."""
+        """The model's own chat template is taken, or ChatML, and so where tools are given."""
         self.model, self.max_new_tokens = model, max_new_tokens
         self.plain = ChatTemplate.of(model.tokenizer)
-        self.with_tools = ChatTemplate.of(model.tokenizer, name="tool_use")
-        ends = ends_of_turn(model.tokenizer, self.plain)
+        self.with_tools = ChatTemplate.for_tools(model.tokenizer)
+        forms = (self.plain, self.with_tools)
+        ends = {end for form in forms for end in ends_of_turn(model.tokenizer, form)}
         self.stop = sorted({*model.session.end_tokens, *ends})
-        self.stop_texts = missing_tokens(model.tokenizer, self.plain.markers())
+        markers = dict.fromkeys(marker for form in forms for marker in form.markers())
+        self.stop_texts = missing_tokens(model.tokenizer, list(markers))
 
     def __call__(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None

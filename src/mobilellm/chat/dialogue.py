@@ -223,11 +223,13 @@ def dialogue_of(
     tools: Sequence[Mapping[str, Any]] = (),
     schema: str = "",
 ) -> Dialogue:
-    """A dialogue by the model's own template, or the one in a file. `schema` is a file with the
+    """A dialogue by the model's own template, or the one in a file; with tools by ChatML where the
+    model's own does not write them. `schema` is a file with the
     schema that answers are held to, or "tool" for a call of one of the tools."""
     if schema == "tool" and not tools:
         raise UserError("--schema tool: there are no tools", hint="give --tools FILE.py:function")
-    form = ChatTemplate.of(model.tokenizer, template, "tool_use" if tools else "")
+    choose = ChatTemplate.for_tools if tools else ChatTemplate.of
+    form = choose(model.tokenizer, template)
     dialogue = Dialogue(model, form, system, tools)
     if schema:
         dialogue.hold_to(None if schema == "tool" else read_schema(Path(schema)), schema)

@@ -32,7 +32,8 @@ class Chat:
     system: str = ""
     """What the model is told before the first message."""
     template: Path | None = None
-    """Jinja file of a chat template; the model's own when not given, ChatML when it has none."""
+    """Jinja file of a chat template, or "chatml"; the model's own when not given, ChatML when it
+    has none, or one that does not write the tools."""
     tools: tuple[str, ...] = ()
     """Functions that the model may call, FILE.py:function,...; the file is imported. Calls are
     shown, and run when you say so in a terminal."""
@@ -70,6 +71,7 @@ class Chat:
         from mobilellm.chat.line_reader import asked, has_editor, line_reader
         from mobilellm.chat.loop import NAMES, ChatLoop
         from mobilellm.errors import UserError
+        from mobilellm.tokenizer.chat_template import NO_TOOLS, passed_over
 
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: must be 1 or more")
@@ -87,6 +89,8 @@ class Chat:
             )
             if dialogue.stop_texts and not self.json:
                 say(f"note: {self.model} was not made for chat: no token {dialogue.stop_texts[0]}")
+            if passed_over(model.tokenizer, dialogue.template):
+                say(f"note: {self.model}: {NO_TOOLS}")
             if interactive:
                 say(f"{self.model.name}, by {model.runtime}; /help lists the commands")
                 if not has_editor():

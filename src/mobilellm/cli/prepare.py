@@ -90,8 +90,8 @@ class Prepare:
     """The files hold pairs of answers, a line of JSON each: OpenAI's preferred_output and
     non_preferred_output, or chosen and rejected. Needs --tokenizer."""
     template: Path | None = None
-    """With --chat or --preferences: Jinja file of the chat template; when not given the tokenizer's
-    own, or ChatML."""
+    """With --chat or --preferences: Jinja file of the chat template, or "chatml"; when not given,
+    the tokenizer's own, or ChatML."""
     validate: Path | None = None
     """Check this token folder, layout of samples, or .jsonl file of samples instead, and say all
     that is wrong with it."""

@@ -115,6 +115,8 @@ def _fitted(
     """The conversation in tokens, and how many of its last messages had to go for it to fit."""
     messages = talk.messages
     ends = [n for n, m in enumerate(messages, 1) if m["role"] == "assistant"]
+    with located(where):
+        template.check_written(messages, talk.tools)
     for end in [len(messages), *(n for n in reversed(ends) if n < len(messages))]:
         with located(where):
             encoded = encode_conversation(tokenizer, template, messages[:end], talk.tools)

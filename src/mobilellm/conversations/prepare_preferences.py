@@ -158,8 +158,10 @@ def _answer(
     where: str,
 ) -> EncodedConversation:
     """The conversation with an answer, of which the answer alone is trained on."""
+    messages = [*pair.asked, *answer]
     with located(where):
-        encoded = encode_conversation(tokenizer, template, [*pair.asked, *answer], pair.tools)
+        template.check_written(messages, pair.tools)
+        encoded = encode_conversation(tokenizer, template, messages, pair.tools)
         asked = len(encode_prompt(tokenizer, template, pair.asked, pair.tools))
     earlier = any(message["role"] == "assistant" for message in pair.asked)
     if not earlier:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilellm.errors import UserError
-from mobilellm.terminal.output import progress, put
+from mobilellm.terminal.output import progress, put, say
 
 LONGEST = {"api": 192, "bfcl": 256, "ifeval": 1024}
 """Most new tokens of an answer, by task."""
@@ -38,6 +38,7 @@ def score_asked(
     from mobilellm.calls.api import api_items, api_scores, bfcl_scores
     from mobilellm.calls.ifeval import ifeval_scores
     from mobilellm.runtimes.running import open_model
+    from mobilellm.tokenizer.chat_template import NO_TOOLS, passed_over
 
     items = api_items(data, limit) if "api" in tasks else []
     found: dict[str, dict[str, Any]] = {}
@@ -46,6 +47,8 @@ def score_asked(
         with open_model(path, runtime, threads=threads) as model:
             for task in tasks:
                 ask = Asker(model, LONGEST[task])
+                if task != "ifeval" and passed_over(model.tokenizer, ask.with_tools):
+                    say(f"note: {name}: {NO_TOOLS}")
                 with progress(f"{name}: {task}", "items") as update:
                     if task == "api":
                         found[name][task] = api_scores(ask, items, update)

@@ -57,6 +57,33 @@ CHATML = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+# What a template for tools must be able to write.
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "Its name."}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+CALLING: list[dict[str, Any]] = [
+    {"role": "user", "content": "What is the weather in Oslo?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+        ],
+    },
+    {"role": "tool", "name": "weather", "content": "rain"},
+    {"role": "assistant", "content": "It rains."},
+]
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 MARKER = re.compile(r"<\|[\w.:-]{1,60}\|>")  # how most families spell their special tokens
 # Names under which a message's reasoning is passed; templates read the first.
@@ -81,21 +108,75 @@ class ChatTemplate:
         self.source, self.where = source, where
         self.tokens = dict(tokens)
         self._compiled = compile_template(source, where)
+        self._written: set[str] = set()  # what `check_written` found to be written
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, file: Path | None = None, name: str = "") -> ChatTemplate:
         """The template in `file`, else the tokenizer's own, else ChatML.
 
-        With `name` ("tool_use") the tokenizer's own of that name, where it has one. `UserError`
-        for a file that cannot be read.
+        `file` may also be "chatml", or the name of one of the tokenizer's own. With `name`
+        ("tool_use") the tokenizer's own of that name, where it has one. `UserError` for a file that
+        cannot be read.
         """
         tokens = tokens_for_templates(tokenizer)
         if file is not None:
+            known = {"chatml": CHATML, **tokenizer.named_templates}
+            if str(file) in known and not file.exists():
+                return cls(known[str(file)], tokens, str(file))
             return cls(read_template(file), tokens, str(file))
         own = tokenizer.named_templates.get(name, tokenizer.chat_template)
         if own is not None:
             return cls(own, tokens, f"{tokenizer.name}: chat template")
         return cls(CHATML, tokens, "ChatML")
+
+    @classmethod
+    def for_tools(cls, tokenizer: Tokenizer, file: Path | None = None) -> ChatTemplate:
+        """The template for a conversation with tools: the one in `file`, else the tokenizer's own
+        where it writes tools, calls and results, else ChatML.
+
+        `UserError` where the one in `file` does not write them.
+        """
+        own = cls.of(tokenizer, file, "tool_use")
+        try:
+            own.check_written(CALLING, TOOLS)
+        except UserError:
+            if file is not None:
+                raise
+            return cls(CHATML, tokens_for_templates(tokenizer), "ChatML")
+        return own
+
+    def check_written(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> None:
+        """`UserError` where the text is the same without the conversation's tools, without its
+        calls, or without their results: a template made for talk alone passes over them."""
+        called = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+        answered = [m for m in messages if m["role"] != "tool"]
+        without = {
+            "tools": (messages, None) if tools else None,
+            "calls of functions": (called, tools) if called != list(messages) else None,
+            "results of functions": (answered, tools) if len(answered) < len(messages) else None,
+        }
+        asked = {what: given for what, given in without.items() if given is not None}
+        if asked.keys() <= self._written:
+            return
+        whole = self.render(messages, tools).text
+        for what, given in asked.items():
+            if self._text(*given) == whole:
+                raise UserError(
+                    f"{self.where}: does not write {what}, so that a model would not see them",
+                    hint="give another with --template, or --template chatml",
+                )
+        self._written |= asked.keys()
+
+    def _text(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str | None:
+        """The text, or None where the template refuses the conversation."""
+        try:
+            return self.render(messages, tools).text
+        except UserError:
+            return None
 
     @property
     def has_generation(self) -> bool:
@@ -132,6 +213,14 @@ class ChatTemplate:
             return Rendered(self._compiled.render(values), [])
         marks = Marks(*unused_characters([self.source, given, values["tools"]], 2))
         return _unmarked(self._compiled.render(values, marks), marks)
+
+
+NO_TOOLS = "its chat template does not write tools; asked by ChatML instead"
+
+
+def passed_over(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+    """Whether the tokenizer has a template, and `template` is ChatML in its place."""
+    return tokenizer.chat_template is not None and template.where == "ChatML"
 
 
 def read_template(path: Path) -> str:

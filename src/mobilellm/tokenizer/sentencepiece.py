@@ -58,6 +58,7 @@ def check_supported(model: SentencePieceModel, where: str = "tokenizer.model") -
     changes = model.remove_extra_whitespaces or bool(model.charsmap)
     for fault, what in (
         (not by_score and model.model_type != BPE_MODEL, "neither a BPE nor a Unigram model"),
+        (not kinds & {NORMAL, USER_DEFINED, UNUSED}, "no piece of text"),
         (
             USER_DEFINED in kinds and (by_score or changes),
             "user-defined pieces in a Unigram model, or beside a normalization of text",
