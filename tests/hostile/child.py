@@ -149,6 +149,7 @@ def main() -> None:
 def read(kind: str, path: Path) -> int:
     """A reader behind no verb of its own, with the command line's edge around it."""
     from mobilellm.damage import as_user_error
+    from mobilellm.lab.lab_file import read_lab
     from mobilellm.printable import one_line
     from mobilellm.profiling.device_profile import read_profile
     from mobilellm.train import checkpoint
@@ -156,6 +157,8 @@ def read(kind: str, path: Path) -> int:
     try:
         if kind == "profile":
             read_profile(path)
+        elif kind == "lab":
+            read_lab(str(path))
         else:
             checkpoint.verify(path)
             checkpoint.read_state(path)

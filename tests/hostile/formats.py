@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ from tests.hostile.mutation import (
     mutated_bytes,
     mutated_json,
 )
+from tests.lab.labs import LAB
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Command = list[str]
 
@@ -481,7 +488,8 @@ def streams(case: Case) -> list[Command]:
     }[kind]  # fmt: skip
     content = lines(case)
     if rng.random() < 0.15:
-        content = rng.choice([b"a", b" ", b"\n", b'{"text": "' + b"a" * 1000]) * (1 << 21)
+        piece = rng.choice([b"a", b" ", b"\n", b'{"text": "' + b"a" * 1000])
+        content = piece * ((1 << 21) if len(piece) == 1 else (1 << 16))
     packed = pack(content)
     if rng.random() < 0.6:
         packed = mutated_bytes(rng, packed)
@@ -515,15 +523,18 @@ def parquet(case: Case) -> list[Command]:
 
 
 def recipe(case: Case) -> list[Command]:
-    import tomli_w
-
-    try:
-        import tomllib
-    except ImportError:
-        import tomli as tomllib  # type: ignore[no-redef]
-
     values = tomllib.loads((case.base / "run" / "recipe.toml").read_text())
     values["data"]["path"] = str(case.folder / "none")
+    return [["train", str(_changed_toml(case, values)), "--out", str(case.out)]]
+
+
+def lab(case: Case) -> list[Command]:
+    return [["read", "lab", str(_changed_toml(case, tomllib.loads(LAB)))]]
+
+
+def _changed_toml(case: Case, values: dict[str, Any]) -> Path:
+    import tomli_w
+
     changed = mutated_json(case.rng, values)
     try:
         data = tomli_w.dumps(changed).encode()
@@ -533,7 +544,7 @@ def recipe(case: Case) -> list[Command]:
         data = mutated_bytes(case.rng, data)
     path = case.folder / "r.toml"
     path.write_bytes(data)
-    return [["train", str(path), "--out", str(case.out)]]
+    return path
 
 
 def manifest(case: Case) -> list[Command]:
@@ -704,6 +715,7 @@ FORMATS: dict[str, tuple[Make, int]] = {
     "gz, bz2, zst": (streams, 120),
     "Parquet": (parquet, 80),
     "recipe": (recipe, 160),
+    "lab": (lab, 160),
     "manifest": (manifest, 180),
     "layout and its index": (layout_index, 100),
     "train_state": (train_state, 160),

@@ -331,6 +331,7 @@ def changed(path: Path, old: str, new: str) -> None:
         ("[2, 3, 6]", "[2, 3, 3]", "two cells are called '3'"),
         ('compare = "3"', 'compare = "4"', "unknown cell '4'"),
         ('equal = "parameters"', 'equal = "weight"', "unknown equal = 'weight'"),
+        ('column = "accuracy"\n', "", "published.column is missing"),
         ('equal = "parameters"', 'equal = "latency"', "needs a device profile"),
         ("title =", "titel =", "no title"),
         ("title =", "title =", ""),

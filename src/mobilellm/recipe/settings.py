@@ -49,15 +49,20 @@ def key_of(field: str) -> str:
 
 
 def build(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
-    """An instance of a dataclass from a table. `UserError` for an unknown key (naming the nearest)
-    or a wrong type."""
+    """An instance of a dataclass from a table. `UserError` for an unknown key (naming the nearest),
+    a wrong type, or a key without a default that is missing."""
     hints = typing.get_type_hints(cls)
-    known = {key_of(field.name): field.name for field in dataclasses.fields(cls)}
+    fields = {key_of(field.name): field for field in dataclasses.fields(cls)}
+    known = {key: field.name for key, field in fields.items()}
     built: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise unknown_name("key", prefix + key, {prefix + name for name in known}, where)
         built[known[key]] = _convert(hints[known[key]], value, where, prefix + key)
+    absent = dataclasses.MISSING
+    for key, field in fields.items():
+        if field.name not in built and field.default is field.default_factory is absent:
+            raise UserError(f"{where}: {prefix}{key} is missing")
     return cls(**built)
 
 

@@ -290,11 +290,10 @@ def read_state(path: Path) -> TrainState:
             hint="start a new run",
         )
     checked(values, TrainState, str(path / STATE_FILE))
-    if len(values["guard"]) != len(TrainState.guard):
-        raise UserError(f"{path / STATE_FILE}: guard has {len(values['guard'])} numbers")
-    return TrainState(
-        **values | {"data": DataState.from_dict(values["data"]), "guard": tuple(values["guard"])}
-    )
+    guard = tuple(values.get("guard", TrainState.guard))
+    if len(guard) != len(TrainState.guard):
+        raise UserError(f"{path / STATE_FILE}: guard has {len(guard)} numbers")
+    return TrainState(**values | {"data": DataState.from_dict(values["data"]), "guard": guard})
 
 
 def load(
