@@ -383,7 +383,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "tokens not counted", "train/loop.py",
-        "trainer.state.tokens + self.recipe.train.batch_tokens", "self.recipe.train.batch_tokens",
+        "trainer.state.tokens + self.recipe.batch_tokens(step)", "self.recipe.batch_tokens(step)",
         f"{LOOP}::test_a_run_documents_itself",
     ),
     fault(

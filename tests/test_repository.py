@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.test_core_imports import PROJECT
 
-from mobilellm.recipe.recipe import OLD_KEYS
+from mobilellm.recipe.earlier_keys import OLD_KEYS
 from mobilellm.version import __version__
 
 yaml = pytest.importorskip("yaml")  # transformers brings it

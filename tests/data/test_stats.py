@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mobilellm.cli import main
+from mobilellm.data.byte_lengths import byte_lengths
 from mobilellm.data.dataset import open_dataset
 from mobilellm.data.stats import statistics
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
-from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 
 

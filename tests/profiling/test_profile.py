@@ -214,7 +214,9 @@ def test_after_ctrl_c_the_finished_repeats_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: list[Path]
 ) -> None:
     script = f"""echo x >> {tmp_path}/turns
-if [ $(wc -l < {tmp_path}/turns) = 6 ]; then echo $$ > {tmp_path}/pid; kill -INT $PPID; sleep 60; fi
+if [ $(wc -l < {tmp_path}/turns) = 6 ]; then
+    echo $$ > {tmp_path}/pid; sleep 0.5; kill -INT $PPID; sleep 60
+fi
 {GOOD}"""
     monkeypatch.setattr(profiles.sys, "executable", stand_in(tmp_path, script))
     found = profile(models, prompt=8, generate=4, repeats=5)

@@ -7,10 +7,10 @@ import pytest
 
 from mobilellm.divisors import divisors, largest_divisor, nearest_divisors, nearest_multiples
 from mobilellm.errors import UserError
+from mobilellm.recipe.earlier_keys import OldKeyWarning
 from mobilellm.recipe.recipe import (
     DataSection,
     ModelSection,
-    OldKeyWarning,
     OptimizerSection,
     ParallelSection,
     Recipe,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mobilellm.data.byte_lengths import byte_lengths
 from mobilellm.data.dataset import Data, SampleFolder
 from mobilellm.data.manifest import SPLITS
 from mobilellm.data.order import derive_key, permute
 from mobilellm.data.stream import TokenStream
-from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 STEP = 1 << 22  # tokens looked at at once

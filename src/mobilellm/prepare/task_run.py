@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilellm.data.byte_lengths import byte_lengths
 from mobilellm.data.layout import UNNAMED, ends_in
 from mobilellm.data.manifest import ShardEntry
 from mobilellm.data.shard_file import token_dtype
@@ -25,7 +26,6 @@ from mobilellm.prepare.tasks import Job, Part, Task
 from mobilellm.readers.reader import ReadSettings, Record
 from mobilellm.readers.table import records
 from mobilellm.streams.places import Place, place_of, sha256_of, status_of
-from mobilellm.tokenizer.byte_lengths import byte_lengths
 from mobilellm.tokenizer.encoder import Encoder, UnbrokenTextError
 from mobilellm.tokenizer.tokenizer import Tokenizer
 

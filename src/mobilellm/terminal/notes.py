@@ -58,7 +58,7 @@ def renamed_flags(arguments: list[str], silent: bool) -> list[str]:
 
     Overrides of a preset, which were one flag each, become KEY=VALUE of --model.override.
     """
-    from mobilellm.recipe.recipe import OLD_KEYS, OVERRIDES_BEFORE
+    from mobilellm.recipe.earlier_keys import OLD_KEYS, OVERRIDES_BEFORE
 
     now = {flag(section, old): flag(section, new) for (section, old), new in OLD_KEYS.items()}
     overrides = {flag("model", key): key for key in OVERRIDES_BEFORE}
