@@ -313,8 +313,9 @@ def measure(
         with_own_kernels = losses.fused_on_gpu
         sweep.append(run(micro, fused=False))
         losses.fused_on_gpu = with_own_kernels
-    if cuda:
+        # A search for faster products took minutes and found none (docs/log.md).
         sweep.append(run(micro, compile="max-autotune-no-cudagraphs"))
+    if cuda:
         # Samples of eight documents, by FlexAttention: what the mask costs or saves.
         sweep.append(run(micro, documents=8))
     good = [s for s in sweep if "error" not in s]
