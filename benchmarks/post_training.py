@@ -8,7 +8,8 @@
 - trl: TRL's SFTTrainer (pip install trl) on the same model, conversations, masks and optimizer,
   whose losses are compared step by step; useful tokens are those that are trained on, and time is
   the process's own, so that other work on the machine counts for nothing.
-- kd: a student with a teacher's cache and without, with equal tokens, three seeds.
+- kd: a student with a teacher's cache and without, with equal tokens and with equal FLOPs, three
+  seeds.
 
 Sets of weights after training for a grid of integers are in benchmarks/qat.py.
 """
@@ -329,31 +330,6 @@ def kd(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = time.perf_counter() - begun
     tokens = len(data.tokens("train"))
     size = sum(path.stat().st_size for path in cache.glob("*.npy"))
-    scores: dict[str, list[float]] = {"alone": [], "with the teacher": []}
-    for seed in range(3):
-        for name in scores:
-            values = recipe(arguments, 4).to_dict()
-            values["model"] |= {"preset": arguments.student}
-            values["data"] |= {"path": str(data.path), "mask_documents": False}
-            values["train"] |= {
-                "steps": arguments.student_steps,
-                "seed": seed,
-                "evaluate_every": 0,
-                "checkpoint_every": 10**6,
-            }
-            values["optimizer"] |= {
-                "learning_rate": 2e-3,
-                "warmup_steps": max(1, arguments.student_steps // 10),
-                "schedule": "cosine",
-            }
-            if name != "alone":
-                values["distill"] |= {"cache": str(cache), "weight": 0.5}
-            run = arguments.work / f"student-{name.replace(' ', '-')}-{seed}-{time.time_ns()}"
-            outcome = train(run, Recipe.from_dict(values))
-            assert outcome.held_out is not None
-            scores[name].append(outcome.held_out.bits_per_byte)
-    gains = [a - b for a, b in zip(scores["alone"], scores["with the teacher"], strict=True)]
-    spread = statistics.stdev(gains) / math.sqrt(len(gains)) * 4.303  # Student's t, two degrees
     teacher, student = (
         sum(p.numel() for p in network.parameters())
         for network in (
@@ -362,18 +338,52 @@ def kd(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     )
     seen = arguments.student_steps * 4 * arguments.length
+    flops = 6 * student * seen
+    asking = 2 * teacher * tokens
+    contestants = {
+        "alone": arguments.student_steps,
+        "with the teacher": arguments.student_steps,
+        "alone, equal FLOPs": round(arguments.student_steps * (1 + asking / flops)),
+    }
+    scores: dict[str, list[float]] = {name: [] for name in contestants}
+    for seed in range(3):
+        for name, steps in contestants.items():
+            values = recipe(arguments, 4).to_dict()
+            values["model"] |= {"preset": arguments.student}
+            values["data"] |= {"path": str(data.path), "mask_documents": False}
+            values["train"] |= {
+                "steps": steps,
+                "seed": seed,
+                "evaluate_every": 0,
+                "checkpoint_every": 10**6,
+            }
+            values["optimizer"] |= {
+                "learning_rate": 2e-3,
+                "warmup_steps": max(1, steps // 10),
+                "schedule": "cosine",
+            }
+            if name == "with the teacher":
+                values["distill"] |= {"cache": str(cache), "weight": 0.5}
+            run = arguments.work / f"student-{name.replace(' ', '-')}-{seed}-{time.time_ns()}"
+            outcome = train(run, Recipe.from_dict(values))
+            assert outcome.held_out is not None
+            scores[name].append(outcome.held_out.bits_per_byte)
     return {
         "held_out_bits_per_byte": scores,
-        "gain": {"mean": statistics.mean(gains), "half_interval_95": spread},
+        "gain": gain(scores["alone"], scores["with the teacher"]),
+        "gain_at_equal_flops": gain(scores["alone, equal FLOPs"], scores["with the teacher"]),
+        "steps": contestants,
         "tokens": seen,
-        "flops": {
-            "alone": 6 * student * seen,
-            "with the teacher": 6 * student * seen + 2 * teacher * tokens,
-            "steps_of_equal_flops": arguments.student_steps
-            * (1 + teacher * tokens / (3 * student * seen)),
-        },
+        "flops": {"alone": flops, "with the teacher": flops + asking},
         "cache": {"seconds": asked, "bytes_a_token": size / tokens, "tokens": tokens},
     }
+
+
+def gain(without: list[float], with_teacher: list[float]) -> dict[str, float]:
+    """The paired difference's mean and half of its 95 % interval."""
+    gains = [a - b for a, b in zip(without, with_teacher, strict=True)]
+    spread = statistics.stdev(gains) / math.sqrt(len(gains)) * 4.303  # Student's t, two degrees
+    return {"mean": statistics.mean(gains), "half_interval_95": spread}
 
 
 def smoke(arguments: argparse.Namespace) -> None:

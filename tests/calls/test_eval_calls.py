@@ -108,6 +108,24 @@ def test_a_conversation_without_room_has_no_answer(folder: Path) -> None:
         assert ask([{"role": "user", "content": "what " * 3000}], None) is None
 
 
+def test_what_turns_have_in_common_is_read_once(folder: Path) -> None:
+    turns = [
+        [{"role": "user", "content": "what"}],
+        [{"role": "user", "content": "what " * 30}],
+        [{"role": "user", "content": "who"}, {"role": "assistant", "content": "a"},
+         {"role": "user", "content": "what"}],
+    ]  # fmt: skip
+    with open_model(folder / "m") as model:
+        alone = [Asker(model, 5)(turn, FUNCTIONS[:1]) for turn in turns]
+        ask = Asker(model, 5)
+        read: list[int] = []
+        feed = model.session.feed
+        model.session.feed = lambda ids: (read.append(len(ids)), feed(ids))[1]  # type: ignore[method-assign]
+        assert [ask(turn, FUNCTIONS[:1]) for turn in turns] == alone
+        prompts = [n for n in read if n > 1]
+        assert prompts[0] > 3 * max(prompts[2:])  # the functions stand before all of them
+
+
 def test_dialogues_with_services_are_prepared(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

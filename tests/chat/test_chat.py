@@ -53,6 +53,10 @@ class Scripted:
     def reset(self) -> None:
         self.held = []
 
+    def rewind(self, length: int) -> int:
+        del self.held[length:]
+        return len(self.held)
+
     def close(self) -> None:
         pass
 
@@ -103,6 +107,8 @@ def test_what_the_model_holds_is_checked_before_it_goes_on(tokenizer: Tokenizer)
     list(dialogue.answer("and", 50, GREEDY))
     prompt = encode_prompt(tokenizer, ChatTemplate.of(tokenizer), dialogue.messages[:-1])
     assert session.held[: len(prompt)] == prompt
+    assert dialogue.last is not None
+    assert 0 < dialogue.last.read_tokens < dialogue.last.prompt_tokens  # its beginning is the same
 
 
 def test_an_answer_ends_at_the_turns_end_or_the_limit(tokenizer: Tokenizer) -> None:
@@ -142,7 +148,7 @@ def test_a_broken_off_answer_is_kept_and_nothing_of_it_stays_behind(tokenizer: T
     answer = dialogue.answer("what", 50, GREEDY)
     first = next(answer)
     answer.close()
-    assert session.held == dialogue.held == []
+    assert session.held == dialogue.session.held == []
     assert dialogue.messages[-1]["content"] == first != ""
     assert dialogue.last is not None
     assert dialogue.last.ended == "stopped"

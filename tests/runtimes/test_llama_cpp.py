@@ -38,6 +38,8 @@ def test_a_prompt_its_parts_and_single_tokens_give_our_logits(gguf: Path) -> Non
                 logits = session.feed(part)
             # keys, values and the attention between them are F16 there
             assert np.abs(logits - expected).max() < 1e-2 * expected.std()
+        assert session.rewind(40) == 40
+        assert np.abs(session.feed(IDS[40:]) - expected).max() < 1e-2 * expected.std()
         with pytest.raises(UserError, match="65 tokens exceed the file's context of 64"):
             session.feed(IDS[:5])
 

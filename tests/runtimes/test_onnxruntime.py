@@ -55,6 +55,8 @@ def test_chunks_tokens_and_a_second_sequence_give_the_logits_of_the_network(
                 found = session.feed(IDS[at : at + size])
                 at += size
                 assert np.abs(found - expected[at - 1]).max() < 1e-4
+        assert session.rewind(25) == 25
+        assert np.abs(session.feed(IDS[25:33]) - expected[32]).max() < 1e-4
 
 
 def test_a_full_cache_is_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mobilellm.errors import UserError
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.runtimes.remembering import RememberingSession
 from mobilellm.runtimes.table import open_session, runtime_for
 
 
@@ -41,6 +42,30 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_whole(model: tuple[Path
             session.reset()
             for part in parts:
                 logits = session.feed(part)
+            assert np.abs(logits - expected).max() < 1e-5
+        assert session.rewind(9) == 5
+        session.feed([8, 8])
+        assert session.rewind(2) == 2  # what stood behind is read anew
+        assert np.abs(session.feed(ids[2:]) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_of_a_prompt_is_read_what_is_new(window: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kinds = None if window is None else ["sliding_attention"] * 6
+    config = ModelConfig.preset("1M", vocab_size=96, sliding_window=window, layer_types=kinds)
+    save_checkpoint(tmp_path, Network(config).eval(), None, {})
+    with open_session(tmp_path) as inner:
+        session = RememberingSession(inner)
+        for prompt, new in (([1, 2, 3, 4], 4), ([1, 2, 3, 4, 5], 1), ([1, 2, 7], 1), ([1, 2], 1)):
+            fresh = session.fresh(prompt)
+            # A window has lost what stood before it, so that all is read again.
+            all_again = window and prompt != [1, 2, 3, 4, 5]
+            assert fresh == prompt[-(len(prompt) if all_again else new) :]
+            logits = session.feed(fresh)
+            assert session.held == prompt
+            inner.reset()
+            expected = inner.feed(prompt)
             assert np.abs(logits - expected).max() < 1e-5
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from mobilellm.conversations.services import values
 from mobilellm.errors import UserError
 from mobilellm.model.generation import Sampling
+from mobilellm.runtimes.remembering import RememberingSession
 from mobilellm.runtimes.running import RunningModel, generate
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
@@ -24,11 +25,13 @@ RESAMPLES = 1000
 
 
 class Asker:
-    """A model that answers conversations, each by itself."""
+    """A model that answers conversations, each by itself. What a conversation has in common with
+    the one before, as the turns of a dialogue have, is read once."""
 
     def __init__(self, model: RunningModel, max_new_tokens: int) -> None:
         """The model's own chat template is taken, or ChatML, and so where tools are given."""
         self.model, self.max_new_tokens = model, max_new_tokens
+        self.session = RememberingSession(model.session)
         self.plain = ChatTemplate.of(model.tokenizer)
         self.with_tools = ChatTemplate.for_tools(model.tokenizer)
         forms = (self.plain, self.with_tools)
@@ -43,11 +46,11 @@ class Asker:
         """The greedy answer; None where the conversation leaves no room in the context."""
         model, template = self.model, self.with_tools if tools else self.plain
         prompt = encode_prompt(model.tokenizer, template, messages, tools)
-        room = min(self.max_new_tokens, model.session.context - len(prompt))
+        room = min(self.max_new_tokens, self.session.context - len(prompt))
         if room < 1:
             return None
-        model.session.reset()
-        tokens = list(generate(model.session, prompt, room, Sampling(), self.stop))
+        fresh = self.session.fresh(prompt)
+        tokens = list(generate(self.session, fresh, room, Sampling(), self.stop))
         text = model.tokenizer.decode(tokens, skip_special_tokens=True)
         ends = [at for one in self.stop_texts if (at := text.find(one)) >= 0]
         return text[: min(ends)] if ends else text

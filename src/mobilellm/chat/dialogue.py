@@ -6,8 +6,7 @@
     dialogue.messages        # in OpenAI's form, the answer too
     dialogue.last            # tokens, seconds, why it ended
 
-The model reads only what is new in each turn, as long as the tokens before it are those that it
-holds; else it reads the conversation again.
+The model reads what is new in each turn: from the first token on that it does not hold.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from mobilellm.calls.held import CALL, HeldTo, call_schema, read_schema
 from mobilellm.calls.parse import Parsed, parse_calls
 from mobilellm.errors import UserError
 from mobilellm.model.generation import Sampling
+from mobilellm.runtimes.remembering import RememberingSession
 from mobilellm.runtimes.running import RunningModel, next_token
 from mobilellm.tokenizer.chat_template import ChatTemplate
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
@@ -73,8 +73,7 @@ class Dialogue:
         self.grammar: HeldTo | None = None
         """What every answer is held to."""
         self.messages: list[dict[str, Any]] = []
-        self.held: list[int] = []
-        """Tokens that the session holds."""
+        self.session = RememberingSession(model.session)
         self.last: Answer | None = None
         self.parsed: Parsed | None = None
         """The last answer's text and calls, where there are tools."""
@@ -99,9 +98,8 @@ class Dialogue:
     def reset(self) -> None:
         """Begin anew, with the system's message alone."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.held = []
         self.last = None
-        self.model.session.reset()
+        self.session.reset()
 
     def answer(
         self, text: str, max_new_tokens: int, sampling: Sampling
@@ -126,7 +124,7 @@ class Dialogue:
     def _answer(
         self, asked: list[dict[str, Any]], max_new_tokens: int, sampling: Sampling
     ) -> Generator[str, None, None]:
-        session = self.model.session
+        session = self.session
         prompt = encode_prompt(self.model.tokenizer, self.template, asked, self.tools)
         room = session.context - len(prompt)
         if room < 1:
@@ -143,12 +141,11 @@ class Dialogue:
         held = None if self.grammar is None else self.grammar.begin()
         stop_texts = self.stop_texts if held is None else []
         closed, whole = 0, True
-        fresh = self._new_tokens(prompt)
+        fresh = session.fresh(prompt)
         read = len(fresh)
         try:
             for _ in range(min(max_new_tokens, room)):
                 logits = session.feed(fresh)
-                self.held += fresh
                 before = [*prompt, *tokens]
                 token = next_token(logits, sampling, generator, held, before)
                 if token in self.stop:
@@ -181,7 +178,6 @@ class Dialogue:
         finally:
             if ended == "stopped":  # the session may hold a part of the last tokens
                 session.reset()
-                self.held = []
             self.messages = [*asked, self._said(shown)]
             seconds = time.perf_counter() - start
             self.last = Answer(len(tokens), seconds, len(prompt), read, ended, closed, whole)
@@ -193,14 +189,6 @@ class Dialogue:
             return {"role": "assistant", "content": text}
         calls = [call.as_openai() for call in self.parsed.calls]
         return {"role": "assistant", "content": self.parsed.text, "tool_calls": calls}
-
-    def _new_tokens(self, prompt: list[int]) -> list[int]:
-        """What of the prompt the session does not hold; it forgets when it holds something else."""
-        if len(self.held) < len(prompt) and prompt[: len(self.held)] == self.held:
-            return prompt[len(self.held) :]
-        self.model.session.reset()
-        self.held = []
-        return prompt
 
 
 def _before(text: str, ends: Sequence[str]) -> tuple[int, bool]:

@@ -47,7 +47,8 @@ class KVCache:
         }
         """Keys and values of each other slot, (2, B, K, W, D)."""
         self.length = 0
-        """Positions seen. It may be set to 0, which empties the cache."""
+        """Positions seen. It may be set to 0, which empties the cache, and to any smaller number
+        where no slot has a window."""
 
     def append(self, slot: int, key: Tensor, value: Tensor) -> KeyValue:
         """Put new (B, K, T, D) keys and values after the cached ones of `slot`; return all of those

@@ -74,6 +74,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_get_logits_ith": (POINTER(c_float), c_void_p, c_int32),
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_memory_clear": (None, c_void_p, ctypes.c_bool),
+    "llama_memory_seq_rm": (ctypes.c_bool, c_void_p, c_int32, c_int32, c_int32),
 }
 
 
@@ -180,6 +181,16 @@ class LlamaSession:
         """As `Session` says."""
         self.api.memory_clear(self.api.get_memory(self.context_handle), True)
         self.held = 0
+
+    def rewind(self, length: int) -> int:
+        """As `Session` says; llama.cpp keeps no more than the window of a sliding one."""
+        if length < self.held:
+            memory = self.api.get_memory(self.context_handle)
+            if length and self.api.memory_seq_rm(memory, 0, length, -1):
+                self.held = length
+            else:
+                self.reset()
+        return self.held
 
     def close(self) -> None:
         """As `Session` says."""

@@ -127,6 +127,11 @@ class OnnxSession:
         """As `Session` says."""
         self.held = 0
 
+    def rewind(self, length: int) -> int:
+        """As `Session` says."""
+        self.held = min(length, self.held)
+        return self.held
+
     def close(self) -> None:
         """As `Session` says."""
         self.binding = self.session = None

@@ -75,9 +75,14 @@ class GenaiSession:
 
     def reset(self) -> None:
         """As `Session` says."""
-        if self.held:
-            self.generator.rewind_to(0)
-        self.held = 0
+        self.rewind(0)
+
+    def rewind(self, length: int) -> int:
+        """As `Session` says."""
+        if self.held > length:
+            self.generator.rewind_to(length)
+            self.held = length
+        return self.held
 
     def close(self) -> None:
         """As `Session` says."""

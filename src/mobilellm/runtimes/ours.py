@@ -66,8 +66,14 @@ class NetworkSession:
 
     def reset(self) -> None:
         """As `Session` says."""
-        if self.cache is not None:
-            self.cache.length = 0
+        self.rewind(0)
+
+    def rewind(self, length: int) -> int:
+        """As `Session` says; a sliding window has lost what stood before."""
+        if self.cache is None:
+            return 0
+        self.cache.length = 0 if self.cache.windows else min(length, self.cache.length)
+        return self.cache.length
 
     def close(self) -> None:
         """As `Session` says."""

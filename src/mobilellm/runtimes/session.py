@@ -45,6 +45,11 @@ class Session(Protocol):
         """Forget the sequence; the next `feed` begins a new one."""
         ...
 
+    def rewind(self, length: int) -> int:
+        """Forget all but the first `length` tokens of the sequence. Returns how many are held
+        then: 0 where the runtime cannot forget a part."""
+        ...
+
     def close(self) -> None:
         """Give back what the runtime holds. Nothing else may be called after it."""
         ...
