@@ -10,6 +10,7 @@
   the process's own, so that other work on the machine counts for nothing.
 - kd: a student with a teacher's cache and without, with equal tokens and with equal FLOPs, three
   seeds.
+- online: what asking the teacher in each step costs, over what its FLOPs say.
 
 Sets of weights after training for a grid of integers are in benchmarks/qat.py.
 """
@@ -41,8 +42,10 @@ from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.costs import ModelCosts
 from mobilellm.model.loss import IGNORED, NextToken
 from mobilellm.model.network import Network
+from mobilellm.objectives.distillation import Distillation
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
 from mobilellm.train.origin import read_origin
@@ -386,6 +389,45 @@ def gain(without: list[float], with_teacher: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(gains), "half_interval_95": spread}
 
 
+def online(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A student's step with its teacher asked in it, beside its step alone: processor time, over
+    what the FLOPs of both say."""
+    model, data = started(arguments)
+    rows = 4
+    config = ModelConfig.preset(arguments.student, vocab_size=data.vocab_size)
+    teacher = model.network.eval().requires_grad_(False)
+    batches = [
+        b for b in packed(data.tokens("train"), arguments.length, rows, 1) if len(b[0]) == rows
+    ][: arguments.repeats]
+    world = World(device=torch.device("cpu"))
+    objectives = {"alone": NextToken(), "with the teacher": Distillation(teacher, 0.5)}
+    steps = {
+        name: TrainStep(Network(config), recipe(arguments, rows), world, True, objective=objective)
+        for name, objective in objectives.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number, batch in enumerate(batches):
+        inputs, targets, _ = tensors(batch)
+        for name, step in steps.items():
+            begun = time.process_time()
+            step.update(number, step.forward_backward(inputs, targets))
+            seconds[name].append(time.process_time() - begun)
+    median = {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    of_student, of_teacher = (
+        ModelCosts.of(shape).flops_per_token(arguments.length)["palm"]
+        for shape in (config, model.network.config)
+    )
+    flops = 1 + of_teacher / 3 / of_student
+    cost = median["with the teacher"] / median["alone"]
+    return {
+        "cpu_seconds_a_step": median,
+        "cost_over_alone": cost,
+        "flops_over_alone": flops,
+        "cost_over_the_flop_bound": cost / flops,
+        "repeats": len(batches) - 1,
+    }
+
+
 def smoke(arguments: argparse.Namespace) -> None:
     """A tiny model and conversations of its own, in the folder."""
     text = "what is a fox an oak or rye an animal a tree a grass " * 20
@@ -421,7 +463,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--talks", type=Path, help="JSON lines with turns, .gz or not")
     parser.add_argument("--work", type=Path, default=Path("post-training"))
-    parser.add_argument("--only", nargs="+", default=["sft", "trl", "kd"])
+    parser.add_argument("--only", nargs="+", default=["sft", "trl", "kd", "online"])
     parser.add_argument("--conversations", type=int, default=400)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--group", type=int, default=8, help="conversations a step, beside TRL")
@@ -435,7 +477,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.smoke:
         smoke(arguments)
-    benchmarks = {"sft": sft, "trl": trl, "kd": kd}
+    benchmarks = {"sft": sft, "trl": trl, "kd": kd, "online": online}
     results = {}
     for name in arguments.only:
         results[name] = benchmarks[name](arguments)
