@@ -42,7 +42,7 @@ def test_without_a_compiler_a_run_is_eager(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "compiler_works", lambda: pytest.fail("no need to try"))
+    monkeypatch.setattr(decisions, "compiler_works", lambda _: pytest.fail("no need to try"))
     assert resolve(Recipe().replace("train", steps=10), CPU).train.compile == "off"
 
 

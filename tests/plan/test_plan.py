@@ -53,7 +53,7 @@ def test_the_originals_training_times(model: str, capsys: pytest.CaptureFixture[
 def test_a_plan_in_words_and_the_devices(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobilellm.train.resolve.compiler_works", lambda: False)
+    monkeypatch.setattr("mobilellm.train.resolve.compiler_works", lambda _: False)
     for arguments, words in (
         (
             ["--price-per-gpu-hour", "2"],

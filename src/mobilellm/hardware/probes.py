@@ -57,15 +57,16 @@ def bf16_is_fast(device: torch.device) -> bool:
     return bf16 > MIN_BF16_GAIN * fp32
 
 
-def compiler_works() -> bool:
-    """Whether torch.compile builds and runs a trivial kernel here. It needs a C++ compiler and
-    Python's headers."""
+def compiler_works(device: torch.device | None = None) -> bool:
+    """Whether torch.compile builds and runs a trivial kernel on a device, the CPU where none is
+    given. It needs a C++ compiler and Python's headers, on a GPU Triton."""
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
     if not any(shutil.which(name) for name in compilers if name):
         return False
     keep_compiled_code()
     try:
-        return bool(torch.compile(lambda x: x.sin() * 2 + 1)(torch.zeros(4)).sum() == 4)
+        zeros = torch.zeros(4, device=device)
+        return bool(torch.compile(lambda x: x.sin() * 2 + 1)(zeros).sum() == 4)
     except Exception:  # whatever goes wrong inside a compiler is a reason to do without it
         torch._dynamo.reset()
         return False

@@ -225,7 +225,7 @@ def fused_on_gpu() -> bool:
     """Whether the compiler works here, which makes one pass of the loss on a GPU."""
     from mobilellm.hardware.probes import compiler_works
 
-    return compiler_works()
+    return compiler_works(torch.device("cuda"))
 
 
 @functools.cache

@@ -20,7 +20,8 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
         recipe = recipe.replace("train", precision=Precision.fast_on(device).value)
     if recipe.train.compile == "auto":
         worth = recipe.train.steps >= WORTH_COMPILING_STEPS
-        recipe = recipe.replace("train", compile="block" if worth and compiler_works() else "off")
+        works = worth and compiler_works(device)
+        recipe = recipe.replace("train", compile="block" if works else "off")
     return recipe
 
 
