@@ -127,9 +127,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "a dialogue goes on from tokens that are not the conversation's",
-        "chat/dialogue.py",
-        "len(self.held) < len(prompt) and prompt[: len(self.held)] == self.held",
-        "len(self.held) < len(prompt)",
+        "runtimes/remembering.py",
+        "while same < most and self.held[same] == prompt[same]:",
+        "while same < most:",
         "chat/test_chat.py::test_what_the_model_holds_is_checked_before_it_goes_on",
     ),
     # --- conversations ---
@@ -304,7 +304,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "a lab that holds equal the steps of a batch that grows", "recipe/recipe.py",
-        "tokens / (train.batch_tokens >> doublings))", "0.0)",
+        "min(train.batch_doubling_steps, tokens / one)", "0.0",
         "lab/test_lab.py::test_steps_hold_flops_or_time_equal[flops-2]",
     ),
     fault(

@@ -10,6 +10,7 @@ PACKAGE = Path(mobilellm.__file__).parent
 GROUND = {
     "version",
     "divisors",
+    "intervals",
     "errors",
     "damage",
     "printable",
@@ -22,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "divisors": set(),
+    "intervals": set(),
     "damage": set(),
     "printable": set(),
     "schema": set(),

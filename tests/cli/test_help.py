@@ -12,7 +12,8 @@ from tests.command_line import call
 from mobilellm import cli
 from mobilellm.cli.train import Train
 from mobilellm.cli.verbs import VERBS
-from mobilellm.recipe.recipe import OLD_KEYS, OVERRIDES_BEFORE, OptimizerSection, Recipe
+from mobilellm.recipe.earlier_keys import OLD_KEYS, OVERRIDES_BEFORE
+from mobilellm.recipe.recipe import OptimizerSection, Recipe
 from mobilellm.terminal.field_docs import field_docs, type_name
 from mobilellm.terminal.notes import renamed_flags
 

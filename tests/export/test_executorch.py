@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.export.onnx_models import network
@@ -90,6 +91,9 @@ def test_the_file_says_its_context_and_what_ends_a_text(plain: Path) -> None:
         assert (session.context, session.vocab_size, session.end_tokens) == (CONTEXT, 320, (0,))
         with pytest.raises(UserError, match="exceed"):
             session.feed([1] * (CONTEXT + 1))
+        whole = session.feed([5, 6, 7, 8])
+        assert session.rewind(2) == 2
+        assert np.abs(session.feed([7, 8]) - whole).max() < 1e-5
     assert runtime_for(plain / "model.pte").name == "executorch"
 
 

@@ -27,6 +27,6 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def time_of(cell: Cell, _: object) -> CellTime:
         layers = cell.config.num_hidden_layers * cell.config.layer_repeats
-        return CellTime(step=0.005 * layers, evaluation=0.005, start=0.02)
+        return CellTime(step=0.005 * layers, update=0.002, evaluation=0.005, start=0.02)
 
     monkeypatch.setattr(plan, "measure_cell", time_of)

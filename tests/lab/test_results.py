@@ -2,7 +2,7 @@
 
 import pytest
 
-from mobilellm.lab.intervals import paired
+from mobilellm.intervals import paired
 from mobilellm.lab.results import difference
 
 

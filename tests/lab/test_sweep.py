@@ -13,8 +13,8 @@ from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
 from mobilellm.evaluate.held_out import held_out
 from mobilellm.interop.load import load
+from mobilellm.intervals import best_place
 from mobilellm.lab.folder import LabFolder
-from mobilellm.lab.intervals import best_place
 from mobilellm.lab.lab_file import read_lab
 from mobilellm.lab.plan import make_plan
 from mobilellm.lab.session import begin, write_outputs

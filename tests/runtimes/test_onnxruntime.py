@@ -192,6 +192,28 @@ def test_damaged_settings_of_genai_are_one_line(
         pass
 
 
+def test_a_prompt_that_genai_breaks_off_is_forgotten(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    folder = written(tmp_path / "model", "plain", "F32", tokenizer)
+    with open_session(folder, RUNTIMES[1], threads=1) as session:
+        session.reset()  # nothing is held: nothing to do
+        expected = session.feed(IDS[:9])
+        session.reset()
+        real = session.generator
+
+        class BrokenOff:
+            def append_tokens(self, ids: np.ndarray) -> None:
+                real.append_tokens(ids)
+                raise KeyboardInterrupt
+
+        session.generator = BrokenOff()
+        with pytest.raises(KeyboardInterrupt):
+            session.feed(IDS[20:25])
+        session.generator = real
+        session.reset()
+        assert np.abs(session.feed(IDS[:9]) - expected).max() < 1e-5
+
+
 def test_genais_own_words_are_passed_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pytest.importorskip("onnxruntime_genai")
     folder = written(tmp_path / "model", "plain", "F32", tokenizer)

@@ -49,6 +49,28 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_whole(model: tuple[Path
         assert np.abs(session.feed(ids[2:]) - expected).max() < 1e-5
 
 
+def test_what_is_broken_off_is_forgotten(
+    model: tuple[Path, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session(model[0]) as inner:
+        session = RememberingSession(inner)
+        session.feed([1, 2])
+
+        def broken_off(ids: list[int]) -> np.ndarray:
+            feed(ids[:1])
+            raise KeyboardInterrupt
+
+        feed = inner.feed
+        monkeypatch.setattr(inner, "feed", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            session.feed([3, 4])
+        monkeypatch.undo()
+        assert session.fresh([1, 2, 3]) == [1, 2, 3]
+        logits = session.feed([1, 2, 3])
+        inner.reset()
+        assert np.array_equal(logits, inner.feed([1, 2, 3]))
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_of_a_prompt_is_read_what_is_new(window: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -59,8 +81,8 @@ def test_of_a_prompt_is_read_what_is_new(window: int | None, tmp_path: Path) -> 
         session = RememberingSession(inner)
         for prompt, new in (([1, 2, 3, 4], 4), ([1, 2, 3, 4, 5], 1), ([1, 2, 7], 1), ([1, 2], 1)):
             fresh = session.fresh(prompt)
-            # A window has lost what stood before it, so that all is read again.
-            all_again = window and prompt != [1, 2, 3, 4, 5]
+            # A window that is full has lost what stood before it, so that all is read again.
+            all_again = window and prompt == [1, 2, 7]
             assert fresh == prompt[-(len(prompt) if all_again else new) :]
             logits = session.feed(fresh)
             assert session.held == prompt

@@ -17,6 +17,7 @@ from mobilellm.conversations.prepare_chat import prepare_chat
 from mobilellm.conversations.prepare_preferences import prepare_preferences
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.derived import reference
+from mobilellm.derived.parts import network_sha256
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
 from mobilellm.recipe.recipe import Recipe
@@ -76,6 +77,21 @@ def settings(places: Path, **changes: dict[str, Any]) -> Recipe:
 
 def kept(places: Path) -> list[Path]:
     return [p for p in places.glob("pairs.reference-*") if p.is_dir()]
+
+
+def test_blocks_that_are_shared_anew_are_compared_with_the_model_as_it_was(places: Path) -> None:
+    override = {"override": {"layer_repeats": 2}}
+    tables = []
+    for name, model in (("twice", override), ("once", {})):
+        train(places / name, settings(places, model=model, train={"steps": 1}))
+        (folder,) = kept(places)  # one model, one table
+        tables.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        if name == "twice":
+            shutil.rmtree(folder)
+    assert tables[0] == tables[1]
+    once, twice = network(), network(layer_repeats=2)
+    assert network_sha256(once) == network_sha256(network())
+    assert network_sha256(once) != network_sha256(twice)
 
 
 def test_a_run_begins_at_no_margin_learns_and_resumes_to_the_bit(places: Path) -> None:

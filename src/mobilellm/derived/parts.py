@@ -38,6 +38,7 @@ from mobilellm.files import (
     write_file,
     write_json,
 )
+from mobilellm.model.network import Network
 
 FORMAT, VERSION = "mobilellm-derived", 1
 MAKE_AGAIN = "remove it, and it is made again"
@@ -155,9 +156,13 @@ class Folder:
                 raise UserError(f"{self.path}: made for {name} {mine}, not {theirs}", hint=hint)
 
 
-def weights_sha256(network: torch.nn.Module) -> str:
-    """SHA-256 over all weights in float32 with their names: the same for a model in any format."""
+def network_sha256(network: Network) -> str:
+    """SHA-256 over all weights in float32 with their names, and over the order in which blocks are
+    applied where it is not theirs: the same for a model in any format."""
     digest = hashlib.sha256()
+    order = network.config.applications
+    if len(order) != network.config.num_hidden_layers:
+        digest.update(f"{[tuple(one) for one in order]}\n".encode())
     for name, parameter in sorted(network.named_parameters()):
         tensor = parameter.detach().to("cpu", torch.float32)
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

@@ -23,7 +23,7 @@ from torch import Tensor
 from mobilellm.data.loader import Samples
 from mobilellm.data.manifest import SPLITS
 from mobilellm.data.token_folder import TokenFolder
-from mobilellm.derived.parts import ArrayFile, Folder, digest_of, make, weights_sha256
+from mobilellm.derived.parts import ArrayFile, Folder, digest_of, make, network_sha256
 from mobilellm.evaluate.perplexity import ALONE, Processes
 from mobilellm.files import cache_folder, locked
 from mobilellm.model.loss import linear_cross_entropy
@@ -79,7 +79,7 @@ class Reference:
         """Those kept beside the data, or computed now, by `reference` on its device."""
         facts = {
             "kind": KIND,
-            "model": weights_sha256(reference),
+            "model": network_sha256(reference),
             "tokenizer": data.tokenizer().sha256,
             "data": data.fingerprint,
             "precision": precision.value,

@@ -24,7 +24,7 @@ from torch import Tensor
 from mobilellm.data.dataset import Data
 from mobilellm.data.loader import Samples
 from mobilellm.data.shard_file import token_dtype
-from mobilellm.derived.parts import ArrayFile, Folder, Part, make, weights_sha256
+from mobilellm.derived.parts import ArrayFile, Folder, Part, make, network_sha256
 from mobilellm.errors import UserError
 from mobilellm.model.linear import linear
 from mobilellm.model.loss import chunk_rows, products_dtype
@@ -67,7 +67,7 @@ def make_cache(
         raise UserError(f"temperature {temperature:g}: must be above 0")
     facts: dict[str, Any] = {
         "kind": KIND,
-        "teacher": weights_sha256(teacher),
+        "teacher": network_sha256(teacher),
         "tokenizer": data.tokenizer().sha256,
         "data": data.fingerprint,
         "teacher_parameters": sum(p.numel() for p in teacher.parameters()),

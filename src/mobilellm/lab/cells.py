@@ -33,6 +33,8 @@ SHAPE_KEYS = (
     "head_dim",
 )
 MAX_SLUG = 40
+Costs = Callable[["Cell"], tuple[float, float]]
+"""What a token of a cell costs, and what each step costs beside its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +154,20 @@ def _config(recipe: Recipe, data: Data) -> ModelConfig:
     return model_config(recipe, data, read_origin(Path(recipe.start.from_), data).weights.config)
 
 
-def held_by_steps(lab: LabFile, cells: list[Cell], cost: Callable[[Cell], float]) -> list[Cell]:
-    """The cells with as many steps as hold the cost of the whole training, whose tokens take
-    `cost(cell)` each, to that of the cell that the others are compared with."""
-    base = next(cell for cell in cells if cell.name == lab.base_name)
-    target, found = cost(base) * base.recipe.tokens(), []
+def held_by_steps(lab: LabFile, cells: list[Cell], cost: Costs) -> list[Cell]:
+    """The cells with as many steps as hold the cost of the whole training to that of the cell that
+    the others are compared with."""
+
+    def whole(cell: Cell) -> float:
+        token, step = cost(cell)
+        return token * cell.recipe.tokens() + step * cell.recipe.train.steps
+
+    target, found = whole(next(cell for cell in cells if cell.name == lab.base_name)), []
     for cell in cells:
-        steps = max(1, cell.recipe.steps_of(target / cost(cell)))
+        token, step = cost(cell)
+        steps = max(1, cell.recipe.steps_of(target / token, step / token))
         made = cell.with_steps(steps)
-        off = cost(cell) * made.recipe.tokens() / target - 1
+        off = whole(made) / target - 1
         if abs(off) > TOLERANCE:
             raise UserError(
                 f"cell {cell.name!r}: {steps} steps are off by {off:+.1%} in {lab.equal} (more "

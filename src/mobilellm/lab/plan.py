@@ -18,8 +18,8 @@ from typing import Any
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import pick_device
-from mobilellm.lab.cells import Cell, cell_recipe, held_by_steps, solved_cells
-from mobilellm.lab.intervals import smallest_difference
+from mobilellm.intervals import smallest_difference
+from mobilellm.lab.cells import Cell, Costs, cell_recipe, held_by_steps, solved_cells
 from mobilellm.lab.lab_file import LabFile
 from mobilellm.lab.shapes import Measure, parameters_of
 from mobilellm.lab.timing import CellTime, measure_cell
@@ -138,11 +138,11 @@ def make_plan(
     )
 
 
-def _cost(lab: LabFile, times: dict[str, CellTime]) -> Callable[[Cell], float]:
-    """Of a token: what the number of steps holds equal."""
+def _cost(lab: LabFile, times: dict[str, CellTime]) -> Costs:
+    """Of a token, and of a step beside: what the number of steps holds equal."""
     if lab.equal == "flops":
-        return lambda cell: float(cell.flops_per_token)
-    return lambda cell: times[cell.name].step / cell.recipe.train.batch_tokens
+        return lambda cell: (float(cell.flops_per_token), 0.0)
+    return lambda cell: times[cell.name].costs(cell.recipe)
 
 
 def _fitted(
@@ -152,7 +152,8 @@ def _fitted(
     ratio = dict.fromkeys(times, 1.0)
     if lab.equal in ("flops", "time"):
         cost = _cost(lab, times)
-        one = {cell.name: cost(cell) * cell.recipe.train.batch_tokens for cell in cells}
+        both = [(cell, *cost(cell)) for cell in cells]
+        one = {c.name: token * c.recipe.train.batch_tokens + step for c, token, step in both}
         ratio = {name: one[lab.base_name] / value for name, value in one.items()}
     own = {name for name, settings in lab.cell_settings() if "train.steps" in settings}
     count = EVALUATIONS if lab.recipe.get("train", {}).get("evaluate_every", 1) else 1

@@ -15,14 +15,14 @@ from typing import Any, TypedDict
 
 from mobilellm.errors import UserError
 from mobilellm.files import read_json
-from mobilellm.lab.folder import Job, LabFolder
-from mobilellm.lab.intervals import (
+from mobilellm.intervals import (
     best_place,
     paired,
     rank_correlation,
     residual_deviation,
     smallest_difference,
 )
+from mobilellm.lab.folder import Job, LabFolder
 from mobilellm.lab.lab_file import LabFile, MetricEntry
 from mobilellm.report.run_files import read_metrics
 

@@ -34,6 +34,8 @@ class CellTime:
 
     step: float
     """Of a step, once its batch has all tokens."""
+    update: float = 0.0
+    """Of a step, what takes as long whatever its batch: the optimizer's part."""
     evaluation: float
     """Of the whole held-out text."""
     start: float
@@ -41,7 +43,12 @@ class CellTime:
 
     def training(self, recipe: Recipe) -> float:
         """Of all steps."""
-        return self.step * recipe.tokens() / recipe.train.batch_tokens
+        token, step = self.costs(recipe)
+        return token * recipe.tokens() + step * recipe.train.steps
+
+    def costs(self, recipe: Recipe) -> tuple[float, float]:
+        """Of a token, and of a step beside its tokens."""
+        return (self.step - self.update) / recipe.train.batch_tokens, self.update
 
     def seconds(self, recipe: Recipe) -> float:
         """Of a whole run."""
@@ -61,14 +68,17 @@ def measure_cell(cell: Cell, data: Data) -> CellTime:
     trainer = Trainer(recipe, data, world=world, weights=_weights(recipe, data))
     start = time.perf_counter() - begun
     taken: list[float] = []
+    updates: list[float] = []
     fetched = Prefetch(trainer.loader(), world.device)
     try:
         for batch, _ in fetched:
             begun = time.perf_counter()
             loss = trainer.step.forward_backward(*batch)
-            trainer.step.update(0, loss)
             loss.item()  # waits for the device
+            known = time.perf_counter()
+            trainer.step.update(0, loss)[0].item()
             taken.append(time.perf_counter() - begun)
+            updates.append(time.perf_counter() - known)
             enough = len(taken) >= WARM + MEASURED
             if enough or (len(taken) >= WARM + 2 and sum(taken[WARM:]) > MAX_SECONDS):
                 break
@@ -79,7 +89,8 @@ def measure_cell(cell: Cell, data: Data) -> CellTime:
     evaluation = time.perf_counter() - begun
     del trainer
     gc.collect()
-    return CellTime(step=statistics.median(taken[WARM:]), evaluation=evaluation, start=2 * start)
+    step, update = (statistics.median(each[WARM:]) for each in (taken, updates))
+    return CellTime(step=step, update=update, evaluation=evaluation, start=2 * start)
 
 
 def _weights(recipe: Recipe, data: Data) -> Weights | None:

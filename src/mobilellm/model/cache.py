@@ -46,9 +46,11 @@ class KVCache:
             if spec != FULL
         }
         """Keys and values of each other slot, (2, B, K, W, D)."""
+        self.shortest = min((ring.shape[3] for ring in self.windows.values()), default=max_length)
+        """Positions after which a window forgets the first one."""
         self.length = 0
         """Positions seen. It may be set to 0, which empties the cache, and to any smaller number
-        where no slot has a window."""
+        while it is not above `shortest`."""
 
     def append(self, slot: int, key: Tensor, value: Tensor) -> KeyValue:
         """Put new (B, K, T, D) keys and values after the cached ones of `slot`; return all of those

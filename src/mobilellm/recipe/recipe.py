@@ -402,14 +402,16 @@ class Recipe:
             left -= here
         return total + left * train.batch_tokens
 
-    def steps_of(self, tokens: float) -> int:
-        """The steps that take about as many tokens."""
+    def steps_of(self, tokens: float, beside: float = 0.0) -> int:
+        """The steps that take about as many tokens, each of them as many as its batch has and
+        `beside`."""
         train, steps = self.train, 0.0
         for doublings in range(train.batch_doublings, 0, -1):
-            here = min(train.batch_doubling_steps, tokens / (train.batch_tokens >> doublings))
-            tokens -= here * (train.batch_tokens >> doublings)
+            one = (train.batch_tokens >> doublings) + beside
+            here = min(train.batch_doubling_steps, tokens / one)
+            tokens -= here * one
             steps += here
-        return round(steps + tokens / train.batch_tokens)
+        return round(steps + tokens / (train.batch_tokens + beside))
 
     @property
     def learning_rate_factor(self) -> float:

@@ -183,7 +183,8 @@ class LlamaSession:
         self.held = 0
 
     def rewind(self, length: int) -> int:
-        """As `Session` says; llama.cpp keeps no more than the window of a sliding one."""
+        """As `Session` says. llama.cpp keeps every position of a sliding window, unless told not
+        to, and only a recurrent model's memory cannot be cut."""
         if length < self.held:
             memory = self.api.get_memory(self.context_handle)
             if length and self.api.memory_seq_rm(memory, 0, length, -1):

@@ -63,6 +63,7 @@ class GenaiSession:
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """As `Session` says."""
         check_ids(ids, self.held, self)
+        self.held += len(ids)  # before it is so: what breaks off may have appended them
         try:
             self.generator.append_tokens(np.asarray(ids, np.int32))
             logits = self.generator.get_logits()
@@ -70,7 +71,6 @@ class GenaiSession:
             raise UserError(
                 f"{self.path}: onnxruntime-genai stopped ({first_line(error)})"
             ) from None
-        self.held += len(ids)
         return np.array(logits.reshape(-1, self.vocab_size)[-1], np.float32)
 
     def reset(self) -> None:

@@ -69,10 +69,12 @@ class NetworkSession:
         self.rewind(0)
 
     def rewind(self, length: int) -> int:
-        """As `Session` says; a sliding window has lost what stood before."""
+        """As `Session` says; a sliding window that is full has lost what stood before."""
         if self.cache is None:
             return 0
-        self.cache.length = 0 if self.cache.windows else min(length, self.cache.length)
+        if length < self.cache.length:
+            full = self.cache.length > self.cache.shortest
+            self.cache.length = 0 if full else length
         return self.cache.length
 
     def close(self) -> None:

@@ -35,21 +35,26 @@ class RememberingSession:
         return list(prompt[self.rewind(same) :])
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """As `Session` says."""
-        logits = self.session.feed(ids)
+        """As `Session` says. Where it breaks off, all is forgotten: the session may hold a part."""
+        try:
+            logits = self.session.feed(ids)
+        except BaseException:
+            self.reset()
+            raise
         self.held += ids
         return logits
 
     def rewind(self, length: int) -> int:
         """As `Session` says."""
-        kept = self.session.rewind(length) if length < len(self.held) else len(self.held)
-        del self.held[kept:]
+        before, self.held = self.held, []  # so that nothing is held of what is broken off here
+        kept = self.session.rewind(length)
+        self.held = before[:kept]
         return kept
 
     def reset(self) -> None:
         """As `Session` says."""
+        self.held = []
         self.session.reset()
-        self.held.clear()
 
     def close(self) -> None:
         """As `Session` says."""

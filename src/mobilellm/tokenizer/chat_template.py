@@ -78,10 +78,14 @@ CALLING: list[dict[str, Any]] = [
         "role": "assistant",
         "content": "",
         "tool_calls": [
-            {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+            {
+                "id": "weather01",
+                "type": "function",
+                "function": {"name": "weather", "arguments": {"city": "Oslo"}},
+            }
         ],
     },
-    {"role": "tool", "name": "weather", "content": "rain"},
+    {"role": "tool", "name": "weather", "tool_call_id": "weather01", "content": "rain"},
     {"role": "assistant", "content": "It rains."},
 ]
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

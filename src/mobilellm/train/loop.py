@@ -103,7 +103,10 @@ class Trainer:
             load_weights(self.network, weights.named)
         self.network.to(self.device).drop(recipe.train.dropout)
         said = self.watcher.said if self.world.main else lambda _: None
-        started = self.network if weights is not None and weights.named is not None else None
+        started = None  # the network as it was given, while it is
+        if weights is not None and weights.named is not None:
+            shares_anew = weights.config.applications != self.config.applications
+            started = None if shares_anew else self.network
         with self.world.waiting():
             self.aim = build_objective(recipe, self.config, data, self.device, started, said)
         if recipe.quantize.scheme:

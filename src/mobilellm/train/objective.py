@@ -108,7 +108,7 @@ def _preference(
             f"rows for {data.row - 1}",
             hint=f"set data.sequence_length = {data.row - 1}, or prepare them again",
         )
-    if started is None:  # the run goes on: its network is not the reference any more
+    if started is None:  # the run goes on, or shares its blocks anew: its network is another
         started = read_origin(Path(recipe.start.from_), data).network().to(device)
     precision = Precision(recipe.train.precision)
     reference = Reference.of(started, data, precision, say)

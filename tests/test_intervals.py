@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from mobilellm.lab.intervals import (
+from mobilellm.intervals import (
     interval,
     paired,
     rank_correlation,
