@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.command_line import call
+from tests.command_line import call, refused
+from tests.interop.networks import checkpoint, network
 from tests.rows import write_rows
 
 from mobilellm.conversations.forms import read_conversation
@@ -42,6 +43,28 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 )  # fmt: skip
 def test_every_form_is_recognised(row: dict[str, Any]) -> None:
     assert read_conversation(row, "x").messages == [ASKED, SAID]
+
+
+def test_the_tokenizer_can_be_that_of_a_run(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the recipes' first lines say: `--tokenizer runs/base`."""
+    rows = [{"messages": [{**ASKED, "content": f"what is {i}"}, SAID]} for i in range(9)]
+    write_rows(tmp_path / "talks.jsonl", rows)
+    tokenizer.save(tmp_path / "own")
+    newest = tmp_path / "run/checkpoints/step-00000002"
+    newest.parent.mkdir(parents=True)
+    checkpoint(newest, network(vocab_size=tokenizer.vocab_size), tokenizer)
+    for name, held in (("of-a-run", "run"), ("of-a-folder", "own")):
+        given = ("prepare", "--chat", tmp_path / "talks.jsonl", "--held-out", 0.3)
+        call(capsys, *given, "--tokenizer", tmp_path / held, "--out", tmp_path / name)
+    one, two = (TokenFolder.open(tmp_path / name) for name in ("of-a-run", "of-a-folder"))
+    assert one.tokenizer().sha256 == two.tokenizer().sha256
+    assert one.tokens("train").read(0, 50).tolist() == two.tokens("train").read(0, 50).tolist()
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    given = ("prepare", "--chat", tmp_path / "talks.jsonl", "--out", tmp_path / "none")
+    said = refused(capsys, *given, "--tokenizer", tmp_path / "empty")
+    assert "no model here" in said
 
 
 def test_an_input_follows_its_instruction() -> None:

@@ -59,8 +59,8 @@ class Convert:
     approximate: bool = False
     """Write layer sharing of kind "first" to formats that cannot say it, as if it were "own"."""
     tokenizer: Path | None = None
-    """Tokenizer to use instead of the source's own: a folder, a tokenizer.json, a tokenizer.model,
-    or llama2.c's tok*.bin."""
+    """Tokenizer to use instead of the source's own: a run, a folder, a tokenizer.json, a
+    tokenizer.model, a GGUF, or llama2.c's tok*.bin."""
     ignore_keys: tuple[str, ...] = ()
     """Keys of the source's config.json that are not known here and, as you know, do not change the
     network."""

@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,6 +19,9 @@ from mobilellm.errors import UserError
 from mobilellm.files import check_absent
 from mobilellm.printable import one_line
 from mobilellm.terminal.output import print_json, progress, put, say
+
+if TYPE_CHECKING:
+    from mobilellm.tokenizer.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 2048  # of the original's samples
 
@@ -44,8 +47,9 @@ class Prepare:
     out: Path | None = None
     """Folder to make."""
     tokenizer: Path | None = None
-    """Existing tokenizer: a folder with tokenizer.json, or a SentencePiece tokenizer.model. Without
-    one, a byte-level BPE is trained on the training part of the text."""
+    """Existing tokenizer: that of a run, a folder with tokenizer.json, a SentencePiece
+    tokenizer.model or a GGUF. Without one, a byte-level BPE is trained on the training part of the
+    text."""
     vocab_size: int = 4096
     """Tokens of the tokenizer that is trained."""
     held_out: float = 0.01
@@ -105,7 +109,6 @@ class Prepare:
         from mobilellm.prepare.prepare import prepare
         from mobilellm.prepare.sources import parse_sources
         from mobilellm.terminal.data_lines import print_prepared
-        from mobilellm.tokenizer.tokenizer import Tokenizer
 
         if self.out is None:
             raise UserError("no --out given", hint="name the folder to make")
@@ -141,7 +144,7 @@ class Prepare:
             manifest = prepare(
                 sources,
                 self.out,
-                tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+                tokenizer=_tokenizer(self.tokenizer) if self.tokenizer else None,
                 vocab_size=self.vocab_size,
                 held_out=self.held_out,
                 seed=self.seed,
@@ -173,7 +176,6 @@ class Prepare:
         from mobilellm.conversations.prepare_preferences import prepare_preferences
         from mobilellm.streams.places import place_of
         from mobilellm.terminal.conversation_lines import chat_lines, preference_lines
-        from mobilellm.tokenizer.tokenizer import Tokenizer
 
         flag = "--chat" if self.chat else "--preferences"
         if self.chat and self.preferences:
@@ -188,7 +190,7 @@ class Prepare:
         files = [place_of(source) for source in self.sources]
         length = self.sequence_length or SAMPLE_TOKENS
         common: dict[str, Any] = {
-            "tokenizer": Tokenizer.load(self.tokenizer),
+            "tokenizer": _tokenizer(self.tokenizer),
             "template": self.template,
             "held_out": self.held_out,
             "seed": self.seed,
@@ -208,12 +210,11 @@ class Prepare:
     def check(self, path: Path) -> int:
         """Validate, and print every fault; 2 when there is one."""
         from mobilellm.data.validate import validate
-        from mobilellm.tokenizer.tokenizer import Tokenizer
 
         with progress("checking", "bytes") as update:
             report = validate(
                 path,
-                tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+                tokenizer=_tokenizer(self.tokenizer) if self.tokenizer else None,
                 progress=update,
                 sequence_length=self.sequence_length,
                 workers=self.workers or os.cpu_count() or 1,
@@ -230,3 +231,14 @@ class Prepare:
             f"{f'{report.faults_in_all:,} faults' if report.faults_in_all else 'sound'}"
         )
         return 2 if report.faults_in_all else 0
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that a user names. torch is imported for that of a model alone."""
+    if not (path / "checkpoints").is_dir() and path.suffix != ".gguf":
+        from mobilellm.tokenizer.tokenizer import Tokenizer
+
+        return Tokenizer.load(path)
+    from mobilellm.interop.load import named_tokenizer
+
+    return named_tokenizer(path)

@@ -150,11 +150,24 @@ def _own_tokenizer(reader: Reader, where: Path) -> tuple[Tokenizer | None, UserE
 
 
 def _given_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    """A tokenizer that a user names: any that `Tokenizer.load` reads, or llama2.c's."""
+    """A tokenizer that a user names: any that `named_tokenizer` reads, or llama2.c's."""
     with reading(path, "a tokenizer"):
         if path.suffix == ".bin":
             return llama2c.read_tokenizer(path, config.vocab_size)
+        return named_tokenizer(path)
+
+
+def named_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer at `path`: what `Tokenizer.load` reads, or that of a run's newest checkpoint or
+    of a GGUF. `UserError` where there is none."""
+    if not (path / "checkpoints").is_dir() and path.suffix != ".gguf":
         return Tokenizer.load(path)
+    reader, where = recognize(path)
+    with reading(where, "a model's tokenizer"):
+        found = reader.read_tokenizer(where)
+    if found is None:
+        raise UserError(f"{where}: holds no tokenizer")
+    return found
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
