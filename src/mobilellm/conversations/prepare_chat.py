@@ -115,18 +115,34 @@ def _fitted(
     """The conversation in tokens, and how many of its last messages had to go for it to fit."""
     messages = talk.messages
     ends = [n for n, m in enumerate(messages, 1) if m["role"] == "assistant"]
+
+    def encoded(end: int) -> EncodedConversation:
+        with located(where):
+            found = encode_conversation(tokenizer, template, messages[:end], talk.tools)
+        if not any(found.trained):
+            raise UserError(f"{where}: the template marks no token of the assistant")
+        return found
+
     with located(where):
         template.check_written(messages, talk.tools)
-    for end in [len(messages), *(n for n in reversed(ends) if n < len(messages))]:
-        with located(where):
-            encoded = encode_conversation(tokenizer, template, messages[:end], talk.tools)
-        if len(encoded.ids) <= context:
-            if not any(encoded.trained):
-                raise UserError(f"{where}: the template marks no token of the assistant")
-            return encoded, len(messages) - end
-        if end == ends[0]:
-            break
+    whole = encoded(len(messages))
+    if len(whole.ids) <= context:
+        return whole, 0
+    # The text of fewer messages begins that of more, or `encode_conversation` refuses it, so that
+    # more never have fewer tokens.
+    fits: EncodedConversation | None = None
+    low, high, end = 0, len(ends), 0
+    while low < high:
+        middle = (low + high) // 2
+        tried = encoded(ends[middle])
+        if len(tried.ids) <= context:
+            fits, end, low = tried, ends[middle], middle + 1
+        else:
+            high = middle
+    if fits is not None:
+        return fits, len(messages) - end
+    least = len(encoded(ends[0]).ids)
     raise UserError(
-        f"{where}: {len(encoded.ids):,} tokens up to the first answer, the context has {context:,}",
+        f"{where}: {least:,} tokens up to the first answer, the context has {context:,}",
         hint="give a longer --sequence-length, or --on-bad skip",
     )
