@@ -21,7 +21,6 @@ import argparse
 import datetime
 import gzip
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ from mobilellm.hardware.description import describe
 from mobilellm.interop.folder import save_checkpoint
 from mobilellm.interop.load import load
 from mobilellm.interop.loaded import Loaded
+from mobilellm.intervals import paired
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.loss import IGNORED, NextToken
@@ -382,11 +382,10 @@ def kd(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def gain(without: list[float], with_teacher: list[float]) -> dict[str, float]:
+def gain(without: list[float], with_teacher: list[float]) -> dict[str, float | None]:
     """The paired difference's mean and half of its 95 % interval."""
-    gains = [a - b for a, b in zip(without, with_teacher, strict=True)]
-    spread = statistics.stdev(gains) / math.sqrt(len(gains)) * 4.303  # Student's t, two degrees
-    return {"mean": statistics.mean(gains), "half_interval_95": spread}
+    found = paired(with_teacher, without)
+    return {"mean": found.mean, "half_interval_95": found.half}
 
 
 def online(arguments: argparse.Namespace) -> dict[str, Any]:

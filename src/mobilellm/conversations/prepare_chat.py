@@ -9,6 +9,8 @@ is longer than the context loses its last turns as a whole, and is counted.
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,6 +118,7 @@ def _fitted(
     messages = talk.messages
     ends = [n for n, m in enumerate(messages, 1) if m["role"] == "assistant"]
 
+    @functools.cache
     def encoded(end: int) -> EncodedConversation:
         with located(where):
             found = encode_conversation(tokenizer, template, messages[:end], talk.tools)
@@ -130,17 +133,9 @@ def _fitted(
         return whole, 0
     # The text of fewer messages begins that of more, or `encode_conversation` refuses it, so that
     # more never have fewer tokens.
-    fits: EncodedConversation | None = None
-    low, high, end = 0, len(ends), 0
-    while low < high:
-        middle = (low + high) // 2
-        tried = encoded(ends[middle])
-        if len(tried.ids) <= context:
-            fits, end, low = tried, ends[middle], middle + 1
-        else:
-            high = middle
-    if fits is not None:
-        return fits, len(messages) - end
+    fitting = bisect.bisect_right(ends, context, key=lambda end: len(encoded(end).ids))
+    if fitting:
+        return encoded(ends[fitting - 1]), len(messages) - ends[fitting - 1]
     least = len(encoded(ends[0]).ids)
     raise UserError(
         f"{where}: {least:,} tokens up to the first answer, the context has {context:,}",

@@ -34,7 +34,7 @@ class CellTime:
 
     step: float
     """Of a step, once its batch has all tokens."""
-    update: float = 0.0
+    update: float
     """Of a step, what takes as long whatever its batch: the optimizer's part."""
     evaluation: float
     """Of the whole held-out text."""
