@@ -799,6 +799,23 @@ MUTANTS: tuple[Mutant, ...] = (
         "quantize/test_gptq.py::test_integers_are_those_of_the_definition",
     ),
     fault(
+        "what is left in the residual stream is not made up for", "quantize/gptq.py",
+        "                lacking += goal.streams[norm][applied] - stream[applied]\n",
+        "                pass\n",
+        "quantize/test_gptq.py::test_goals_are_those_of_the_network_as_it_was",
+    ),
+    fault(
+        "goals begin at the embedding on the grid", "quantize/methods.py",
+        "calibration, embedded, progress",
+        "calibration, network.embed_tokens(calibration), progress",
+        "quantize/test_gptq.py::test_goals_begin_at_the_embedding_as_it_was",
+    ),
+    fault(
+        "a scale is fitted beyond the best one", "quantize/gptq.py",
+        "step.mul_(step * (2 * slope - step * curvature) > 0)", "step.mul_(2)",
+        "quantize/test_gptq.py::test_scales_are_fitted_to_the_integers",
+    ),
+    fault(
         "later applications of a shared block are not observed", "quantize/gptq.py",
         "            shared = key_value", "            break",
         "quantize/test_gptq.py::test_moments_are_over_every_application_of_the_blocks_on_the_grid",

@@ -92,4 +92,4 @@ def test_the_order_is_in_the_file_and_is_unrolled_for_others(
 
 def test_gptq_says_what_it_cannot_do() -> None:
     with pytest.raises(UserError, match="applies a block again after others"):
-        gptq_blocks(network("all_over"), {}, ids())
+        gptq_blocks(network("all_over"), {}, ids(), torch.zeros(0))

@@ -8,11 +8,10 @@ from tests.model.shapes import WIDTH_64
 from tests.quantize.test_methods import made
 
 from mobilellm.errors import UserError
-from mobilellm.model.linear import Linear
 from mobilellm.model.network import Network
 from mobilellm.quantize import gptq
 from mobilellm.quantize.gptq import gptq_grid
-from mobilellm.quantize.grid import HIGHEST, LOWEST, dequantized
+from mobilellm.quantize.grid import HIGHEST, LOWEST, dequantized, portable
 from mobilellm.quantize.methods import quantized_network
 from mobilellm.quantize.rounding import search_grid
 
@@ -45,10 +44,11 @@ def by_definition(values: torch.Tensor, scales: torch.Tensor, moments: torch.Ten
 def test_integers_are_those_of_the_definition(bits: int, columns: int) -> None:
     torch.manual_seed(0)
     values, x = torch.randn(40, columns), inputs(300, columns)
-    found = gptq_grid(values, bits, x.T @ x)
-    scales = search_grid(values, bits).scales
-    assert torch.equal(found.scales, scales)
-    expected = by_definition(values, scales, x.T @ x, bits)
+    moments = x.T @ x
+    found = gptq_grid(values, bits, moments)
+    importance = moments.diagonal() + gptq.DAMPING * moments.diagonal().mean()
+    scales = search_grid(values, bits, importance).scales
+    expected = by_definition(values, scales, moments, bits)
     # A sum in another order can round another way, once in a long while.
     assert float((found.integers == expected).float().mean()) > 0.995
     products = x @ values.T
@@ -115,19 +115,166 @@ def test_moments_are_over_every_application_of_the_blocks_on_the_grid(
     assert len(seen) == (10 if shape == "sharing first" else 8)
 
 
+def products_error(values: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Squared error of the products of each row, (R,), in float64."""
+    return ((values - weight).double() @ x.T.double()).square().sum(1)
+
+
+@pytest.mark.parametrize(("bits", "columns"), [(4, 96), (8, 70)])
+def test_scales_are_fitted_to_the_integers(bits: int, columns: int) -> None:
+    torch.manual_seed(0)
+    values, x = torch.randn(40, columns), inputs(300, columns)
+    first = search_grid(values, bits)
+    scales = gptq.fitted_scales(values, first.integers, first.scales, x.T @ x)
+    assert torch.equal(portable(scales), scales)
+    errors = [
+        products_error(values, x, dequantized(first.integers, s)) for s in (first.scales, scales)
+    ]
+    assert bool((errors[1] <= errors[0] * (1 + 1e-6)).all())
+    assert errors[1].sum() < (0.98 if bits == 4 else 0.999) * errors[0].sum()
+    for factor in (1 - 2**-7, 1 + 2**-7):  # the neighbors of any scale are no better
+        for group in range(scales.shape[1]):
+            other = scales.clone()
+            other[:, group] = portable(other[:, group] * factor)
+            worse = products_error(values, x, dequantized(first.integers, other))
+            assert bool((worse >= errors[1] * (1 - 1e-4)).all())
+
+
+def test_the_change_towards_a_goal_is_that_of_least_squares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    values, x = torch.randn(6, 32), inputs(500, 32)
+    other = x + 0.3 * torch.randn_like(x)
+    lacking = (other - x) @ values.T
+    moments, owed = x.T @ x, lacking.T @ x
+    half = gptq.towards_goal(values, moments, owed)
+    monkeypatch.setattr(gptq, "SHARE", 1.0)
+    whole = gptq.towards_goal(values, moments, owed)
+    assert torch.allclose(half - values, (whole - values) / 2, atol=1e-6)
+    monkeypatch.setattr(gptq, "DAMPING", 1e-7)
+    expected = torch.linalg.lstsq(x.double(), (other @ values.T).double()).solution.T
+    assert torch.allclose(gptq.towards_goal(values, moments, owed).double(), expected, atol=1e-3)
+
+
+def read_in(
+    network: Network, states: torch.Tensor, path: str, norm: str | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What enters a matrix of the last block as hidden states go through the network, and the
+    stream that a norm of it reads: both application by application."""
+    block = network.layers[-1]
+    entered: list[torch.Tensor] = []
+    streams: list[torch.Tensor] = []
+    matrix = block.get_submodule(path)
+    hooks = [
+        network.embed_tokens.register_forward_hook(lambda *_: states),
+        matrix.register_forward_pre_hook(lambda _, given: entered.append(given[0].flatten(0, 1))),
+    ]
+    if norm is not None:
+        hooks.append(
+            block.get_submodule(norm).register_forward_pre_hook(
+                lambda _, given: streams.append(given[0].flatten(0, 1))
+            )
+        )
+    network(torch.zeros(states.shape[:2], dtype=torch.long))
+    for hook in hooks:
+        hook.remove()
+    return entered, streams
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("path", "norm"),
+    [
+        ("mlp.gate_up_proj", None),
+        ("self_attn.o_proj", "input_layernorm"),
+        ("mlp.down_proj", "post_attention_layernorm"),
+    ],
+)
+def test_goals_are_those_of_the_network_as_it_was(
+    shape: str, path: str, norm: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = Network(SHAPES[shape]).eval()
+    name = f"layers.1.{path}.weight"
+    weight = network.get_parameter(name).detach().clone()
+    tokens = torch.randint(0, WIDTH_64.vocab_size, (6, 16))
+    with torch.no_grad():
+        there = network.embed_tokens(tokens)
+        embedded = there + 0.3 * there.std() * torch.randn_like(there)
+        goal, goal_streams = read_in(network, embedded, path, norm)
+        entered, streams = read_in(network, there, path, norm)
+    assert len(entered) == SHAPES[shape].layer_repeats
+    expected = torch.zeros_like(weight)
+    for i, x in enumerate(entered):
+        lacking = (goal[i] - x) @ weight.T
+        if norm is not None:
+            lacking += goal_streams[i] - streams[i]
+        expected += lacking.T @ x
+    seen: list[torch.Tensor] = []
+    real = gptq.towards_goal
+
+    def watched(values: torch.Tensor, moments: torch.Tensor, owed: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(values, weight)
+        seen.append(owed.clone())
+        return real(values, moments, owed)
+
+    monkeypatch.setattr(gptq, "towards_goal", watched)
+    gptq.gptq_blocks(network, {name: 4}, tokens, embedded)
+    assert torch.allclose(seen[0], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_goals_begin_at_the_embedding_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = made()
+    tokens = torch.randint(0, WIDTH_64.vocab_size, (4, 8))
+    expected = network.embed_tokens(tokens).detach().clone()
+    given: list[torch.Tensor] = []
+
+    def blocks(network, bits, tokens, embedded, progress):
+        given.append(embedded)
+        return {}
+
+    monkeypatch.setattr("mobilellm.quantize.methods.gptq_blocks", blocks)
+    quantized_network(network, "int4", "gptq", calibration=tokens)
+    assert torch.equal(given[0], expected)
+    assert not torch.equal(network.embed_tokens(tokens), expected)
+
+
 def test_rows_that_later_applications_leave_out_have_the_moments_of_the_first() -> None:
     torch.manual_seed(0)
-    matrix = Linear(32, 6)
-    observed = gptq.ObservedLinear(matrix)
-    first, later = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
+    shape = SHAPES["sharing first"]
+    network = Network(shape).eval()
+    block = network.layers[0]
+    count = shape.num_attention_heads * shape.head_dim
+    matrix = block.self_attn.qkv_proj
+    goal, x = torch.randn(3, 2, 5, 64), torch.randn(3, 2, 5, 64)
+    observed = gptq._Observed(block, "self_attn.qkv_proj")
+    readings = gptq.Readings(
+        inputs={"self_attn.qkv_proj": [part.flatten(0, 1) for part in goal]}, streams={}
+    )
+    with torch.no_grad(), observed.beside(readings):
+        module = block.self_attn.qkv_proj
+        assert torch.equal(module(x[0]), matrix(x[0]))
+        assert torch.equal(module.first(x[1], count), matrix.first(x[1], count))
+        with pytest.raises(gptq.ReachedError):  # nothing behind its last application is wanted
+            module.first(x[2], count)
+    assert block.self_attn.qkv_proj is matrix
     with torch.no_grad():
-        assert torch.equal(observed(first), matrix(first))
-        assert torch.equal(observed.first(later, 4), matrix.first(later, 4))
-        found = gptq._fitted(matrix.weight, 4, observed)
-        a, b = first.flatten(0, 1), later.flatten(0, 1)
-        upper = gptq_grid(matrix.weight[:4], 4, a.T @ a + b.T @ b)
-        lower = gptq_grid(matrix.weight[4:], 4, a.T @ a)
-    assert torch.equal(found.integers, torch.cat((upper.integers, lower.integers)))
+        found = observed.fitted(4)
+        first, goals = x.flatten(1, 2), goal.flatten(1, 2)
+        weight = matrix.weight
+
+        def fitted(rows: slice, applications: slice):
+            given = first[applications].flatten(0, 1)
+            moments = given.T @ given
+            lacking = (goals[applications].flatten(0, 1) - given) @ weight[rows].T
+            changed = gptq.towards_goal(weight[rows], moments, lacking.T @ given)
+            return gptq_grid(changed, 4, moments).dequantized()
+
+        upper = fitted(slice(0, count), slice(0, 3))
+        lower = fitted(slice(count, None), slice(0, 1))
+    same = (found.dequantized() - torch.cat((upper, lower))).abs() < 1e-6
+    assert float(same.float().mean()) > 0.99
 
 
 def test_it_wins_over_search_where_inputs_depend_on_each_other() -> None:

@@ -1,48 +1,73 @@
 """GPTQ on the portable grid: integers chosen column by column, each column's error made up for.
 
-    weights = gptq_blocks(network, bits, tokens)     # tokens (N, T) of a calibration text
+    weights = gptq_blocks(network, bits, tokens, embedded)     # tokens (N, T) of a calibration text
 
 The method is that of Frantar, Ashkboos, Hoefler and Alistarh (arXiv 2210.17323): what rounding one
 column does to a matrix's products is compensated in the columns not yet rounded, as far as the
-second moments of its inputs let it. Scales are those of method "search", chosen beforehand, and
-columns come in the order of their inputs' squares.
+second moments of its inputs let it. Columns come in the order of their inputs' squares.
+
+Four things are done beside it, each of which lowers the loss (docs/log.md):
+
+- Scales have the least squared error with each column weighed by its inputs' squares, not by 1.
+- The goal of a matrix is its product in the network as it was, with the inputs that it had there:
+  the least-squares change of the matrix that reaches it from the inputs on the grid is made before
+  rounding (as by Arai and Ichikawa, arXiv 2504.09629, and Li et al., arXiv 2504.02692).
+- Where a product is added to the residual stream, its goal is the stream as it was, so that it
+  makes up for what the matrices before it have left there.
+- Scales are fitted again, by least squares, to the integers that were chosen.
+
+`SHARE` of the change is made: a few thousand tokens do not say what all of it would do to others.
 
 Blocks are worked on one after another, with the hidden states that the blocks before them leave
 once they are on the grid; within a block, too, each matrix sees what those before it became. A
-block that is applied several times is one block: the second moments are those over all its
-applications. With layer sharing of kind "first" the later applications use the query rows alone,
-so that the other rows are fitted to the first application.
+block that is applied several times is one block: sums are taken over all its applications. With
+layer sharing of kind "first" the later applications use the query rows alone, so that the other
+rows are fitted to the first application.
 
-Memory beside the network: the hidden states of the tokens, and a few squares of the widest input.
+Memory beside the network: the hidden states of the tokens, twice, what enters one block's matrices,
+a copy of one block, and a few squares of the widest input.
 
-Shapes: N sequences, T tokens, R rows, C columns.
+Shapes: N sequences, T tokens, R rows, C columns, G groups of a row.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from mobilellm.budget import ask
 from mobilellm.errors import UserError
 from mobilellm.model.cache import KeyValue
 from mobilellm.model.linear import Linear
-from mobilellm.model.network import Block, Network
-from mobilellm.quantize.grid import HIGHEST, LOWEST, GridWeight
+from mobilellm.model.network import Block, Network, RMSNorm
+from mobilellm.quantize.grid import HIGHEST, LOWEST, GridWeight, dequantized, portable
 from mobilellm.quantize.rounding import search_grid
 
 DAMPING = 0.01
 """Share of the mean squared input that is added to every column's, so that moments of few tokens
 have an inverse."""
+SHARE = 0.5
+"""Of the least-squares change towards a matrix's goal, what is made."""
 COLUMNS = 32
 """Columns whose errors are carried together into those behind them."""
 AT_ONCE = 4
 """Sequences that go through a block together."""
-MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-"""Of a block, in the order in which it applies them."""
+SWEEPS = 3
+"""How often each scale is fitted to the integers, given the others."""
+MATRICES = {
+    "self_attn.qkv_proj": None,
+    "self_attn.o_proj": "input_layernorm",
+    "mlp.gate_up_proj": None,
+    "mlp.down_proj": "post_attention_layernorm",
+}
+"""Of a block, in the order in which it applies them; with the norm that reads the residual stream
+to which a matrix's product is added."""
 
 
 class ReachedError(Exception):
@@ -50,36 +75,48 @@ class ReachedError(Exception):
 
 
 class ObservedLinear(Linear):
-    """A matrix that adds up the second moments of its inputs.
+    """A matrix that gives what enters it, (tokens, C), and how many of its rows take it to a
+    function, before it multiplies."""
 
-    With `ends` it raises `ReachedError` instead of multiplying.
-    """
-
-    def __init__(self, matrix: Linear, ends: bool = False) -> None:
+    def __init__(self, matrix: Linear, seen: Callable[[Tensor, int], None]) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = matrix.in_features, matrix.out_features
         self.weight = matrix.weight
         self.register_parameter("bias", None)
-        columns = matrix.weight.shape[1]
-        self.whole = torch.zeros(columns, columns)
-        """(C, C) over inputs of all rows."""
-        self.partial = torch.zeros_like(self.whole)
-        """(C, C) over inputs of the first `partial_rows` rows alone."""
-        self.partial_rows = 0
-        self.ends = ends
+        self.seen = seen
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).float()
-        self.whole.addmm_(rows.T, rows)
-        if self.ends:
-            raise ReachedError
+        self.seen(x.flatten(0, -2), self.out_features)
         return super().forward(x)
 
     def first(self, x: Tensor, rows: int) -> Tensor:
-        inputs = x.flatten(0, -2).float()
-        self.partial.addmm_(inputs.T, inputs)
-        self.partial_rows = rows
+        self.seen(x.flatten(0, -2), rows)
         return super().first(x, rows)
+
+
+class Sums:
+    """What the inputs of some rows of a matrix say of them, summed over tokens."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.moments = torch.zeros(columns, columns)
+        """Second moments of the inputs, (C, C)."""
+        self.owed = torch.zeros(rows, columns)
+        """What the products of the matrix lack of their goals, times the inputs, (R, C)."""
+
+    def add(self, inputs: Tensor, lacking: Tensor) -> None:
+        """Inputs (tokens, C), and what the products lack of their goals, (tokens, R)."""
+        self.moments.addmm_(inputs.T, inputs)
+        self.owed.addmm_(lacking.T, inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """What was read in a block as some sequences went through it, application by application."""
+
+    inputs: dict[str, list[Tensor]]
+    """By the path of a matrix, (tokens, C)."""
+    streams: dict[str, list[Tensor]]
+    """The residual stream, by the name of the norm that reads it, (tokens, width)."""
 
 
 @torch.no_grad()
@@ -87,40 +124,47 @@ def gptq_blocks(
     network: Network,
     bits: Mapping[str, int],
     tokens: Tensor,
+    embedded: Tensor,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, GridWeight]:
     """Put the matrices of the blocks that `bits` names onto the grid, in place; they are returned.
 
-    The embedding must be as it is to stay. `progress(done, total)` counts blocks. `UserError` for a
-    network whose blocks are not applied one after the other: their inputs depend on later blocks.
+    The embedding must be as it is to stay; `embedded` (N, T, width) are the tokens' rows of the one
+    that it was. `progress(done, total)` counts blocks. `UserError` for a network whose blocks are
+    not applied one after the other: their inputs depend on later blocks.
     """
-    if network.config.layer_repeats > 1 and network.config.layer_order != "immediate":
+    config = network.config
+    if config.layer_repeats > 1 and config.layer_order != "immediate":
         raise UserError(
-            f'gptq: layer_order = "{network.config.layer_order}" applies a block again after '
-            "others",
+            f'gptq: layer_order = "{config.layer_order}" applies a block again after others',
             hint="choose --method search, or unroll it first with `mobilellm convert --to hf`",
         )
-    states = network.embed_tokens(tokens)  # (N, T, C)
+    widths = 4 * config.hidden_size + config.num_attention_heads * config.head_dim
+    numbers = tokens.numel() * config.layer_repeats * (widths + config.intermediate_size)
+    ask(4 * numbers, "gptq: what enters the matrices of a block")
+    states = network.embed_tokens(tokens)  # (N, T, width)
     rotation = network.rotation(0, tokens.shape[1])
     found: dict[str, GridWeight] = {}
     for number, layer in enumerate(network.layers):
         block = cast(Block, layer)
+        as_it_was = copy.deepcopy(block)
+        wanted = []
+        goals = []
+        for part in embedded.split(AT_ONCE):
+            with _reading(as_it_was) as readings:
+                wanted.append(_apply(network, as_it_was, part, rotation))
+            goals.append(readings)
+        embedded = torch.cat(wanted)
         for path in MATRICES:
             name = f"layers.{number}.{path}.weight"
             if name not in bits:
                 continue
-            parent, _, leaf = path.rpartition(".")
-            owner = block.get_submodule(parent)
-            matrix = cast(Linear, getattr(owner, leaf))
-            observed = ObservedLinear(matrix, ends=network.config.layer_repeats == 1)
-            setattr(owner, leaf, observed)
-            try:
-                for part in states.split(AT_ONCE):
-                    with contextlib.suppress(ReachedError):
-                        _apply(network, block, part, rotation)
-            finally:
-                setattr(owner, leaf, matrix)
-            found[name] = _fitted(matrix.weight, bits[name], observed)
+            matrix = cast(Linear, block.get_submodule(path))
+            observed = _Observed(block, path)
+            for part, goal in zip(states.split(AT_ONCE), goals, strict=True):
+                with observed.beside(goal), contextlib.suppress(ReachedError):
+                    _apply(network, block, part, rotation)
+            found[name] = observed.fitted(bits[name])
             matrix.weight.copy_(found[name].dequantized())
         states = torch.cat(
             [_apply(network, block, part, rotation) for part in states.split(AT_ONCE)]
@@ -133,7 +177,7 @@ def gptq_blocks(
 def _apply(
     network: Network, block: Block, states: Tensor, rotation: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """A block with its repeats, as `Network.hidden` applies it: (N, T, C) -> the same."""
+    """A block with its repeats, as `Network.hidden` applies it: (N, T, width) -> the same."""
     shared: KeyValue | None = None
     for _ in range(network.config.layer_repeats):
         states, key_value = block(states, rotation, None, True, None, 0, shared)
@@ -142,23 +186,125 @@ def _apply(
     return states
 
 
-def _fitted(values: Tensor, bits: int, observed: ObservedLinear) -> GridWeight:
-    """A matrix on the grid, its rows by the inputs that each of them has."""
-    count = observed.partial_rows
-    if not count:
-        return gptq_grid(values, bits, observed.whole)
-    upper = gptq_grid(values[:count], bits, observed.whole + observed.partial)
-    lower = gptq_grid(values[count:], bits, observed.whole)
-    return GridWeight(
-        integers=torch.cat((upper.integers, lower.integers)),
-        scales=torch.cat((upper.scales, lower.scales)),
-        bits=bits,
+@contextlib.contextmanager
+def _observed(block: Block, path: str, seen: Callable[[Tensor, int], None]) -> Iterator[None]:
+    """Let a matrix of the block tell what enters it."""
+    parent, _, leaf = path.rpartition(".")
+    owner = block.get_submodule(parent)
+    matrix = cast(Linear, getattr(owner, leaf))
+    setattr(owner, leaf, ObservedLinear(matrix, seen))
+    try:
+        yield
+    finally:
+        setattr(owner, leaf, matrix)
+
+
+@contextlib.contextmanager
+def _watched(block: Block, norm: str, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let a norm of the block tell the stream that it reads, (tokens, width)."""
+
+    def before(module: nn.Module, given: tuple[Tensor]) -> None:
+        seen(given[0].flatten(0, -2))
+
+    hook = cast(RMSNorm, block.get_submodule(norm)).register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _reading(block: Block) -> Iterator[Readings]:
+    """Read what enters all matrices of the block, and its streams."""
+    readings = Readings(
+        inputs={path: [] for path in MATRICES},
+        streams={norm: [] for norm in MATRICES.values() if norm is not None},
     )
+    with contextlib.ExitStack() as stack:
+        for path, inputs in readings.inputs.items():
+            stack.enter_context(_observed(block, path, _kept(inputs)))
+        for norm, streams in readings.streams.items():
+            stack.enter_context(_watched(block, norm, streams.append))
+        yield readings
+
+
+def _kept(inputs: list[Tensor]) -> Callable[[Tensor, int], None]:
+    return lambda x, rows: inputs.append(x)
+
+
+class _Observed:
+    """Sums over what enters one matrix of a block, beside what entered it in the block as it was.
+
+    Rows that take the later applications' inputs, too, have sums of their own for these.
+    """
+
+    def __init__(self, block: Block, path: str) -> None:
+        self.block, self.path = block, path
+        self.matrix = cast(Linear, block.get_submodule(path))
+        rows, columns = self.matrix.weight.shape
+        self.whole = Sums(rows, columns)
+        self.partial: Sums | None = None
+
+    @contextlib.contextmanager
+    def beside(self, goal: Readings) -> Iterator[None]:
+        """While sequences go through the block whose `goal` was read before."""
+        norm = MATRICES[self.path]
+        given = goal.inputs[self.path]
+        stream: list[Tensor] = []
+        applied = 0
+
+        def seen(x: Tensor, rows: int) -> None:
+            nonlocal applied
+            lacking = (given[applied] - x) @ self.matrix.weight[:rows].T
+            if norm is not None:
+                lacking += goal.streams[norm][applied] - stream[applied]
+            self._sums(rows).add(x, lacking)
+            applied += 1
+            if applied == len(given):
+                raise ReachedError
+
+        with contextlib.ExitStack() as stack:
+            if norm is not None:
+                stack.enter_context(_watched(self.block, norm, stream.append))
+            stack.enter_context(_observed(self.block, self.path, seen))
+            yield
+
+    def _sums(self, rows: int) -> Sums:
+        if rows == len(self.matrix.weight):
+            return self.whole
+        if self.partial is None:
+            self.partial = Sums(rows, self.matrix.weight.shape[1])
+        return self.partial
+
+    def fitted(self, bits: int) -> GridWeight:
+        """The matrix on the grid, its rows by the inputs that each of them has."""
+        values, whole = self.matrix.weight.detach(), self.whole
+        if self.partial is None:
+            return gptq_grid(towards_goal(values, whole.moments, whole.owed), bits, whole.moments)
+        count = len(self.partial.owed)
+        both = whole.moments + self.partial.moments
+        owed = whole.owed[:count] + self.partial.owed
+        upper = gptq_grid(towards_goal(values[:count], both, owed), bits, both)
+        lower = gptq_grid(
+            towards_goal(values[count:], whole.moments, whole.owed[count:]), bits, whole.moments
+        )
+        return GridWeight(
+            integers=torch.cat((upper.integers, lower.integers)),
+            scales=torch.cat((upper.scales, lower.scales)),
+            bits=bits,
+        )
+
+
+def towards_goal(values: Tensor, moments: Tensor, owed: Tensor) -> Tensor:
+    """Values (R, C) after `SHARE` of the least-squares change towards the goals of their products:
+    moments (C, C) and what is owed (R, C), as in `Sums`."""
+    root = _damped_root(moments)
+    return values + SHARE * torch.cholesky_solve(owed.T.contiguous(), root).T
 
 
 def gptq_grid(values: Tensor, bits: int, moments: Tensor) -> GridWeight:
     """Values (R, C) on the grid, for inputs with these second moments (C, C), not normalized."""
-    scales = search_grid(values, bits).scales
+    scales = search_grid(values, bits, moments.diagonal() + (_damping(moments) or 1.0)).scales
     columns = values.shape[1]
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
     # Columns are rows here, so that each lies together in memory: (C, R).
@@ -178,21 +324,59 @@ def gptq_grid(values: Tensor, bits: int, moments: Tensor) -> GridWeight:
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     integers = torch.empty(left.T.shape, dtype=torch.int8)
     integers[:, order] = chosen.T.to(torch.int8)
-    return GridWeight(integers=integers, scales=scales, bits=bits)
+    return GridWeight(
+        integers=integers, scales=fitted_scales(values, integers, scales, moments), bits=bits
+    )
+
+
+def fitted_scales(values: Tensor, integers: Tensor, scales: Tensor, moments: Tensor) -> Tensor:
+    """Portable scales (R, G) at which the integers' products are nearer to those of the values than
+    at the ones given: one group after another takes its least-squares scale, the others fixed."""
+    groups = scales.shape[1]
+    width = values.shape[1] // groups
+    scales = scales.clone()
+    error = (values.float() - dequantized(integers, scales)) @ moments  # (R, C)
+    for _ in range(SWEEPS):
+        for group in range(groups):
+            own = slice(group * width, (group + 1) * width)
+            numbers = integers[:, own].float()
+            curvature = (numbers @ moments[own, own]).mul_(numbers).sum(1)
+            slope = (error[:, own] * numbers).sum(1)
+            step = portable(scales[:, group] + slope / curvature.clamp_min(1e-30)).sub_(
+                scales[:, group]
+            )
+            # A scale of 8 bits may lie on the far side of the best one.
+            step.mul_(step * (2 * slope - step * curvature) > 0)
+            scales[:, group] += step
+            error.addmm_(step.unsqueeze(1) * numbers, moments[own], alpha=-1)
+    return scales
+
+
+def _damping(moments: Tensor) -> float:
+    return DAMPING * float(moments.diagonal().mean())
+
+
+def _damped_root(moments: Tensor) -> Tensor:
+    """The lower Cholesky triangle of moments (C, C), damped as far as they need it."""
+    moments = moments.clone()
+    damping = _damping(moments)
+    while True:
+        # A column without inputs gets the damping alone; without any inputs all are alike.
+        moments.diagonal().add_(damping or 1.0)
+        root, failed = torch.linalg.cholesky_ex(moments)
+        if not int(failed):
+            return root
+        damping = 10 * (damping or 1.0)
 
 
 def _inverse_root(moments: Tensor) -> Tensor:
     """The upper triangle U with U.T @ U the inverse of the damped moments, (C, C)."""
-    moments = moments.clone()
-    diagonal = moments.diagonal()
-    damping = DAMPING * float(diagonal.mean())
+    damping = 0.0
     while True:
-        # A column without inputs gets the damping alone; without any inputs all are alike.
-        diagonal.add_(damping or 1.0)
-        root, failed = torch.linalg.cholesky_ex(moments)
+        damped = moments.clone()
+        damped.diagonal().add_(damping)
+        root = _damped_root(damped)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
         if not int(failed):
-            inverse = torch.cholesky_inverse(root)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not int(failed):
-                return upper
-        damping = 10 * (damping or 1.0)
+            return upper
+        damping = 10 * damping or float(moments.diagonal().mean())
