@@ -135,6 +135,17 @@ def test_trainer_vs_hf_smoke() -> None:
 
 
 @pytest.mark.long
+def test_search_latency_smoke(tmp_path: Path) -> None:
+    run("search_latency.py", "--smoke", "--only", "ours fp32", "--save", str(tmp_path / "r.json"))
+    (kind,) = json.loads((tmp_path / "r.json").read_text())["kinds"]
+    (shape,) = kind["shapes"]
+    off = shape["predicted_ms"] / shape["measured_ms"] - 1
+    assert (
+        off == pytest.approx(shape["off"]) == pytest.approx(kind["worst"] * (1 if off > 0 else -1))
+    )
+
+
+@pytest.mark.long
 def test_device_smoke(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
