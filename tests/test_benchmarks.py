@@ -135,6 +135,27 @@ def test_trainer_vs_hf_smoke() -> None:
 
 
 @pytest.mark.long
+def test_late_sharing_smoke(tmp_path: Path) -> None:
+    run(
+        "late_sharing.py",
+        "--smoke",
+        "--work",
+        str(tmp_path / "runs"),
+        "--save",
+        str(tmp_path / "r.json"),
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    flops = result["flops_a_token"]
+    plain, late = result["steps"]["never"], result["steps"]["late"]
+    cost = late[0] * flops["plain"] + late[1] * flops["applied twice"]
+    assert cost == pytest.approx(plain[0] * flops["plain"], rel=0.2)
+    for arm, repeats in (("late-0", 2), ("late-plain-0", 1), ("never-0", 1)):
+        (path,) = (tmp_path / "runs" / arm).glob("checkpoints/*/config.json")
+        config = json.loads(path.read_text())
+        assert config.get("layer_repeats", 1) == repeats
+
+
+@pytest.mark.long
 def test_search_latency_smoke(tmp_path: Path) -> None:
     run("search_latency.py", "--smoke", "--only", "ours fp32", "--save", str(tmp_path / "r.json"))
     (kind,) = json.loads((tmp_path / "r.json").read_text())["kinds"]

@@ -313,10 +313,19 @@ def test_a_dialogue_with_services_is_one_with_tools() -> None:
             "role": "assistant",
             "content": "",
             "tool_calls": [
-                {"type": "function", "function": {"name": "Send", "arguments": {"amount": "5"}}}
+                {
+                    "id": "call00000",
+                    "type": "function",
+                    "function": {"name": "Send", "arguments": {"amount": "5"}},
+                }
             ],
         },
-        {"role": "tool", "name": "Send", "content": '{"found":1,"first":{"amount":"5"}}'},
+        {
+            "role": "tool",
+            "name": "Send",
+            "content": '{"found":1,"first":{"amount":"5"}}',
+            "tool_call_id": "call00000",
+        },
         {"role": "assistant", "content": "Sent."},
         {"role": "user", "content": "Thanks"},
     ]

@@ -364,6 +364,40 @@ def test_a_call_that_may_be_run_goes_back_as_a_tools_message(
     assert prompt.count(end) == 4  # system, user, assistant, tool: none of the result's
 
 
+NEEDS_IDS = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + ' ' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {%- if call.id is undefined or call.id | length != 9 %}
+            {{- raise_exception('ids of nine characters') }}
+        {%- endif %}
+        {{- call.id + call.function.name }}
+    {%- endfor %}
+    {%- if message.role == 'tool' %}
+        {%- if message.tool_call_id is undefined %}{{ raise_exception('whose?') }}{% endif %}
+        {{- ' of ' + message.tool_call_id }}
+    {%- endif %}
+    {{- '<|im_end|>' }}
+{%- endfor %}"""
+
+
+def test_a_template_may_ask_for_ids_of_calls(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(NEEDS_IDS)
+    dialogue, session = dialogue_of(tokenizer, CALL, "it rains", context=3000)
+    dialogue.template = ChatTemplate.for_tools(tokenizer, file)
+    tool = tool_of(weather)
+    dialogue.tools = [tool.as_openai()]
+    loop = ChatLoop(dialogue, 300, GREEDY, tools={"weather": tool}, run_tools=True)
+    loop.run(typed("what"))
+    assert [m["role"] for m in dialogue.messages] == ["user", "assistant", "tool", "assistant"]
+    assert "call00000weather" in tokenizer.decode(session.held)
+    assert "of call00000" in tokenizer.decode(session.held)
+
+
 def test_who_is_asked_can_say_no(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     dialogue, _ = talk_with_tools(tokenizer, CALL, confirm=lambda: False)
     assert not ASKED

@@ -20,6 +20,7 @@ from mobilellm.tokenizer.chat_template import (
     TOOLS,
     ChatTemplate,
     passed_over,
+    with_call_ids,
 )
 from mobilellm.tokenizer.conversation import (
     encode_conversation,
@@ -453,3 +454,26 @@ def test_results_that_are_not_written_are_missed() -> None:
     assert source != CHATML
     with pytest.raises(UserError, match="does not write results of functions"):
         ChatTemplate(source, {}).check_written(CALLING, TOOLS)
+
+
+def test_calls_and_their_results_get_ids_where_they_have_none() -> None:
+    given = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL}, {**CALL, "id": "mine"}]},
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL}]},
+        {"role": "tool", "content": "3"},
+        {"role": "tool", "content": "of nothing"},
+    ]
+    for message in given:
+        for call in message.get("tool_calls", []):
+            call["id"] = None if call["id"] == "1" else call["id"]
+    before = json.dumps(given)
+    found = with_call_ids(given)
+    assert json.dumps(given) == before
+    assert [call["id"] for call in found[1]["tool_calls"]] == ["call00000", "mine"]
+    assert found[4]["tool_calls"][0]["id"] == "call00002"
+    ids = [message.get("tool_call_id") for message in found if message["role"] == "tool"]
+    assert ids == ["call00000", "mine", "call00002", None]
+    assert with_call_ids(found) == found

@@ -25,7 +25,7 @@ from mobilellm.errors import UserError
 from mobilellm.model.generation import Sampling
 from mobilellm.runtimes.remembering import RememberingSession
 from mobilellm.runtimes.running import RunningModel, next_token
-from mobilellm.tokenizer.chat_template import ChatTemplate
+from mobilellm.tokenizer.chat_template import ChatTemplate, with_call_ids
 from mobilellm.tokenizer.conversation import encode_prompt, ends_of_turn
 from mobilellm.tokenizer.special_tokens import missing_tokens
 
@@ -125,7 +125,8 @@ class Dialogue:
         self, asked: list[dict[str, Any]], max_new_tokens: int, sampling: Sampling
     ) -> Generator[str, None, None]:
         session = self.session
-        prompt = encode_prompt(self.model.tokenizer, self.template, asked, self.tools)
+        given = with_call_ids(asked)
+        prompt = encode_prompt(self.model.tokenizer, self.template, given, self.tools)
         room = session.context - len(prompt)
         if room < 1:
             raise UserError(

@@ -227,6 +227,29 @@ def passed_over(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     return tokenizer.chat_template is not None and template.where == "ChatML"
 
 
+def with_call_ids(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages, with an id for each call that has none, and for each result the id of its call:
+    some templates (Mistral's) refuse a conversation without. Ids are nine letters and digits."""
+    found: list[dict[str, Any]] = []
+    waiting: list[Any] = []
+    number = 0
+    for message in messages:
+        made = dict(message)
+        if calls := message.get("tool_calls"):
+            made["tool_calls"] = [
+                call if call.get("id") is not None else {**call, "id": f"call{number + i:05d}"}
+                for i, call in enumerate(calls)
+            ]
+            number += len(calls)
+            waiting = [call["id"] for call in made["tool_calls"]]
+        elif message["role"] == "tool" and waiting:
+            first = waiting.pop(0)
+            if made.get("tool_call_id") is None:
+                made["tool_call_id"] = first
+        found.append(made)
+    return found
+
+
 def read_template(path: Path) -> str:
     """The text of a template. `UserError` for what cannot be read."""
     try:
