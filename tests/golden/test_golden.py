@@ -1,5 +1,5 @@
 """The golden runs compute what they computed when their files were written: to the bit on that
-machine, to 1e-6 elsewhere."""
+machine, their losses to 1e-6 elsewhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tests.golden.cases import CASES, FOLDER, STEPS, has_fast_bf16, machine, make_data, run_case
 
-# float32 sums may be ordered differently on another processor; a bf16 product rounds at 2^-8.
-ELSEWHERE = {"losses": 1e-6, "held_out_losses": 1e-6, "grad_norms": 1e-5, "learning_rates": 1e-12}
+# float32 sums may be ordered differently on another processor; a bf16 product rounds at 2^-8. On an
+# Intel Xeon one of all the norms lay 1.12e-5 from its file, which an AMD EPYC wrote.
+ELSEWHERE = {"losses": 1e-6, "held_out_losses": 1e-6, "grad_norms": 3e-5, "learning_rates": 1e-12}
 BF16 = 2e-3
 
 
