@@ -109,6 +109,32 @@ def test_it_is_a_sound_operator() -> None:
         torch.library.opcheck(causal_attention, (q, k, v))
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_with_tiles_and_without_is_float32s_but_for_its_rounding(
+    shape: tuple[int, ...], tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "has_tiles", lambda: tiles)
+    blocks: list[int] = []
+    real = attention._blocks
+    monkeypatch.setattr(attention, "_blocks", lambda length: blocks.append(length) or real(length))
+    exact = draw(shape)
+    short = [t.detach().bfloat16().requires_grad_() for t in exact[:3]]
+    ours, log_total = causal_attention(*short)
+    assert len(blocks) == (not tiles)  # torch's own forward pass, or ours
+    mine = torch.autograd.grad((ours * exact[3].bfloat16()).sum(), short)
+    q, k, v = (t.detach().float().requires_grad_() for t in short)
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    expected = torch.autograd.grad((theirs * exact[3].bfloat16().float()).sum(), (q, k, v))
+    for a, b in zip((ours, *mine), (theirs, *expected), strict=True):
+        assert (a - b).norm() < 0.02 * b.norm() + 1e-2
+    B, H, K, T, D = shape
+    scores = q @ k.repeat_interleave(H // K, 1).transpose(2, 3) * D**-0.5
+    hidden = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+    assert (log_total.reshape(B, H, T) - hidden.logsumexp(-1)).abs().max() < 0.02
+    torch.library.opcheck(causal_attention, tuple(short))
+
+
 def test_training_in_bf16_uses_it_and_stays_close_to_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
