@@ -147,14 +147,20 @@ def test_the_change_towards_a_goal_is_that_of_least_squares(
     values, x = torch.randn(6, 32), inputs(500, 32)
     other = x + 0.3 * torch.randn_like(x)
     lacking = (other - x) @ values.T
-    moments, owed = x.T @ x, lacking.T @ x
-    half = gptq.towards_goal(values, moments, owed)
+    sums = gptq.Sums(6, 32)
+    sums.add(x, lacking)
+    assert sums.tokens == 500
+    half = gptq.towards_goal(values, sums)
     monkeypatch.setattr(gptq, "SHARE", 1.0)
-    whole = gptq.towards_goal(values, moments, owed)
+    whole = gptq.towards_goal(values, sums)
     assert torch.allclose(half - values, (whole - values) / 2, atol=1e-6)
+    sums.tokens = 32  # as many as columns
+    few = gptq.towards_goal(values, sums)
+    assert torch.allclose((few - values) * 2, (whole - values) * 532 / 500, atol=1e-5)
+    sums.tokens = 10**9
     monkeypatch.setattr(gptq, "DAMPING", 1e-7)
     expected = torch.linalg.lstsq(x.double(), (other @ values.T).double()).solution.T
-    assert torch.allclose(gptq.towards_goal(values, moments, owed).double(), expected, atol=1e-3)
+    assert torch.allclose(gptq.towards_goal(values, sums).double(), expected, atol=1e-3)
 
 
 def read_in(
@@ -214,10 +220,11 @@ def test_goals_are_those_of_the_network_as_it_was(
     seen: list[torch.Tensor] = []
     real = gptq.towards_goal
 
-    def watched(values: torch.Tensor, moments: torch.Tensor, owed: torch.Tensor) -> torch.Tensor:
+    def watched(values: torch.Tensor, sums: gptq.Sums) -> torch.Tensor:
         assert torch.equal(values, weight)
-        seen.append(owed.clone())
-        return real(values, moments, owed)
+        assert sums.tokens == tokens.numel() * SHAPES[shape].layer_repeats
+        seen.append(sums.owed.clone())
+        return real(values, sums)
 
     monkeypatch.setattr(gptq, "towards_goal", watched)
     gptq.gptq_blocks(network, {name: 4}, tokens, embedded)
@@ -266,10 +273,10 @@ def test_rows_that_later_applications_leave_out_have_the_moments_of_the_first() 
 
         def fitted(rows: slice, applications: slice):
             given = first[applications].flatten(0, 1)
-            moments = given.T @ given
-            lacking = (goals[applications].flatten(0, 1) - given) @ weight[rows].T
-            changed = gptq.towards_goal(weight[rows], moments, lacking.T @ given)
-            return gptq_grid(changed, 4, moments).dequantized()
+            sums = gptq.Sums(len(weight[rows]), 64)
+            sums.add(given, (goals[applications].flatten(0, 1) - given) @ weight[rows].T)
+            changed = gptq.towards_goal(weight[rows], sums)
+            return gptq_grid(changed, 4, sums.moments).dequantized()
 
         upper = fitted(slice(0, count), slice(0, 3))
         lower = fitted(slice(count, None), slice(0, 1))

@@ -16,7 +16,8 @@ Four things are done beside it, each of which lowers the loss (docs/log.md):
   makes up for what the matrices before it have left there.
 - Scales are fitted again, by least squares, to the integers that were chosen.
 
-`SHARE` of the change is made: a few thousand tokens do not say what all of it would do to others.
+`SHARE` of the change is made, and less the fewer tokens there are for each column: they do not say
+what all of it would do to others.
 
 Blocks are worked on one after another, with the hidden states that the blocks before them leave
 once they are on the grid; within a block, too, each matrix sees what those before it became. A
@@ -53,7 +54,7 @@ DAMPING = 0.01
 """Share of the mean squared input that is added to every column's, so that moments of few tokens
 have an inverse."""
 SHARE = 0.5
-"""Of the least-squares change towards a matrix's goal, what is made."""
+"""Of the least-squares change towards a matrix's goal, what many tokens let be made."""
 COLUMNS = 32
 """Columns whose errors are carried together into those behind them."""
 AT_ONCE = 4
@@ -102,11 +103,26 @@ class Sums:
         """Second moments of the inputs, (C, C)."""
         self.owed = torch.zeros(rows, columns)
         """What the products of the matrix lack of their goals, times the inputs, (R, C)."""
+        self.tokens = 0
+        """How many there were."""
 
     def add(self, inputs: Tensor, lacking: Tensor) -> None:
         """Inputs (tokens, C), and what the products lack of their goals, (tokens, R)."""
         self.moments.addmm_(inputs.T, inputs)
         self.owed.addmm_(lacking.T, inputs)
+        self.tokens += len(inputs)
+
+    def rows(self, start: int, stop: int | None) -> Sums:
+        """Those of some of the rows alone, without copying."""
+        part = copy.copy(self)
+        part.owed = self.owed[start:stop]
+        return part
+
+    def __add__(self, other: Sums) -> Sums:
+        both = copy.copy(self)
+        both.moments, both.owed = self.moments + other.moments, self.owed + other.owed
+        both.tokens = self.tokens + other.tokens
+        return both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,16 +294,12 @@ class _Observed:
 
     def fitted(self, bits: int) -> GridWeight:
         """The matrix on the grid, its rows by the inputs that each of them has."""
-        values, whole = self.matrix.weight.detach(), self.whole
+        values = self.matrix.weight.detach()
         if self.partial is None:
-            return gptq_grid(towards_goal(values, whole.moments, whole.owed), bits, whole.moments)
+            return _fitted(values, bits, self.whole)
         count = len(self.partial.owed)
-        both = whole.moments + self.partial.moments
-        owed = whole.owed[:count] + self.partial.owed
-        upper = gptq_grid(towards_goal(values[:count], both, owed), bits, both)
-        lower = gptq_grid(
-            towards_goal(values[count:], whole.moments, whole.owed[count:]), bits, whole.moments
-        )
+        upper = _fitted(values[:count], bits, self.whole.rows(0, count) + self.partial)
+        lower = _fitted(values[count:], bits, self.whole.rows(count, None))
         return GridWeight(
             integers=torch.cat((upper.integers, lower.integers)),
             scales=torch.cat((upper.scales, lower.scales)),
@@ -295,11 +307,16 @@ class _Observed:
         )
 
 
-def towards_goal(values: Tensor, moments: Tensor, owed: Tensor) -> Tensor:
-    """Values (R, C) after `SHARE` of the least-squares change towards the goals of their products:
-    moments (C, C) and what is owed (R, C), as in `Sums`."""
-    root = _damped_root(moments)
-    return values + SHARE * torch.cholesky_solve(owed.T.contiguous(), root).T
+def _fitted(values: Tensor, bits: int, sums: Sums) -> GridWeight:
+    return gptq_grid(towards_goal(values, sums), bits, sums.moments)
+
+
+def towards_goal(values: Tensor, sums: Sums) -> Tensor:
+    """Values (R, C) after a share of the least-squares change towards the goals of their
+    products."""
+    share = SHARE * sums.tokens / (sums.tokens + values.shape[1])
+    root = _damped_root(sums.moments)
+    return values + share * torch.cholesky_solve(sums.owed.T.contiguous(), root).T
 
 
 def gptq_grid(values: Tensor, bits: int, moments: Tensor) -> GridWeight:
