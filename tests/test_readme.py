@@ -103,6 +103,7 @@ def shell(command: str, folder: Path) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # some forty programs, each with its imports
 def test_every_command_runs(folder: Path) -> None:
     # What `make demo` leaves.
     shell("mobilellm quickstart --text book.txt --steps 10 --preset 1M --vocab-size 400", folder)
