@@ -228,24 +228,20 @@ def passed_over(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
 
 
 def with_call_ids(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages, with an id for each call that has none, and for each result the id of its call:
-    some templates (Mistral's) refuse a conversation without. Ids are nine letters and digits."""
+    """The messages, with an id of nine letters and digits for each call that has none, and for each
+    result the id of its call: some templates (Mistral's) refuse a conversation without."""
     found: list[dict[str, Any]] = []
     waiting: list[Any] = []
     number = 0
     for message in messages:
         made = dict(message)
         if calls := message.get("tool_calls"):
-            made["tool_calls"] = [
-                call if call.get("id") is not None else {**call, "id": f"call{number + i:05d}"}
-                for i, call in enumerate(calls)
-            ]
-            number += len(calls)
-            waiting = [call["id"] for call in made["tool_calls"]]
+            ids = [call.get("id") or f"call{number + i:05d}" for i, call in enumerate(calls)]
+            made["tool_calls"] = [{**call, "id": i} for call, i in zip(calls, ids, strict=True)]
+            number, waiting = number + len(calls), ids
         elif message["role"] == "tool" and waiting:
-            first = waiting.pop(0)
-            if made.get("tool_call_id") is None:
-                made["tool_call_id"] = first
+            made["tool_call_id"] = made.get("tool_call_id") or waiting[0]
+            waiting = waiting[1:]
         found.append(made)
     return found
 
