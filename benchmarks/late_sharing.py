@@ -69,10 +69,8 @@ def recipe(
 def whole(arguments: argparse.Namespace, name: str, steps: int, seed: int) -> float:
     """One run: held-out bits a byte."""
     schedule = {"schedule": "wsd", "decay_steps": steps // 2, "warmup_steps": WARMUP}
-    run = arguments.work / f"{name}-{seed}".replace(" ", "-").replace(",", "")
-    outcome = train(run, recipe(arguments, steps, seed, name == "from the beginning", schedule))
-    assert outcome.held_out is not None
-    return outcome.held_out.bits_per_byte
+    values = recipe(arguments, steps, seed, name == "from the beginning", schedule)
+    return scored(arguments, name, seed, values)
 
 
 def halves(arguments: argparse.Namespace, name: str, steps: tuple[int, int], seed: int) -> float:
@@ -87,8 +85,13 @@ def halves(arguments: argparse.Namespace, name: str, steps: tuple[int, int], see
     values["train"]["seed"] = seed + 1000
     values["start"]["from"] = str(first)
     values["model"]["preset"] = ""
+    return scored(arguments, name, seed, Recipe.from_dict(values))
+
+
+def scored(arguments: argparse.Namespace, name: str, seed: int, values: Recipe) -> float:
+    """An arm's last run: held-out bits a byte."""
     run = arguments.work / f"{name}-{seed}".replace(" ", "-").replace(",", "")
-    outcome = train(run, Recipe.from_dict(values))
+    outcome = train(run, values)
     assert outcome.held_out is not None
     return outcome.held_out.bits_per_byte
 
@@ -129,20 +132,18 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         for repeats in (1, 2)
     )
     half = arguments.steps // 2
-    later = round(half * plain / shared)
+    later, shared_steps = (round(n * plain / shared) for n in (half, 2 * half))
     scores: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         found = {
             BASE: whole(arguments, BASE, 2 * half, seed),
-            "from the beginning": whole(
-                arguments, "from the beginning", round(2 * half * plain / shared), seed
-            ),
+            "from the beginning": whole(arguments, "from the beginning", shared_steps, seed),
             "late": halves(arguments, "late", (half, later), seed),
             "late, plain": halves(arguments, "late, plain", (half, half), seed),
         }
         for name, bits in found.items():
             scores.setdefault(name, []).append(bits)
-    steps = {BASE: [2 * half], "from the beginning": [round(2 * half * plain / shared)]}
+    steps = {BASE: [2 * half], "from the beginning": [shared_steps]}
     steps |= {"late": [half, later], "late, plain": [half, half]}
     compared = {}
     for name, values in scores.items():

@@ -352,12 +352,15 @@ def fitted_scales(values: Tensor, integers: Tensor, scales: Tensor, moments: Ten
     groups = scales.shape[1]
     width = values.shape[1] // groups
     scales = scales.clone()
+    owns = [slice(group * width, (group + 1) * width) for group in range(groups)]
+    curvatures = []
+    for own in owns:
+        numbers = integers[:, own].float()
+        curvatures.append((numbers @ moments[own, own]).mul_(numbers).sum(1))
     error = (values.float() - dequantized(integers, scales)) @ moments  # (R, C)
     for _ in range(SWEEPS):
-        for group in range(groups):
-            own = slice(group * width, (group + 1) * width)
+        for group, (own, curvature) in enumerate(zip(owns, curvatures, strict=True)):
             numbers = integers[:, own].float()
-            curvature = (numbers @ moments[own, own]).mul_(numbers).sum(1)
             slope = (error[:, own] * numbers).sum(1)
             step = portable(scales[:, group] + slope / curvature.clamp_min(1e-30)).sub_(
                 scales[:, group]

@@ -65,12 +65,14 @@ def quantized_network(
     rounding = ROUNDINGS["search" if method == "gptq" else method]
     weights: dict[str, GridWeight] = {}
     with torch.no_grad():
-        embedded = None if calibration is None else network.embed_tokens(calibration)
+        embedded = None
+        if method == "gptq" and calibration is not None:
+            embedded = network.embed_tokens(calibration)
         for name, parameter in network.named_parameters():
             if name in bits and (method != "gptq" or name in VOCABULARY):
                 weights[name] = rounding(parameter, bits[name])
                 parameter.copy_(weights[name].dequantized())
-    if method == "gptq" and calibration is not None and embedded is not None:
+    if calibration is not None and embedded is not None:
         weights |= gptq_blocks(network, bits, calibration, embedded, progress)
     facts = {"embedding": embedding, "made_by": f"mobilellm {__version__}"}
     return Quantized(scheme=scheme, method=method, weights=weights, facts=facts)
