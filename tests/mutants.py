@@ -545,6 +545,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "kernels/test_attention.py::test_documents_and_windows_are_kept_to",
     ),
     fault(
+        "a gradient passes to the key behind in tiles", "kernels/attention.cpp",
+        "hidden = tile.key + c - tile.row;", "hidden = tile.key + c - tile.row - 1;",
+        "kernels/test_attention.py::test_tiles_give_values_and_gradients_of_torch_in_any_layout",
+    ),
+    fault(
+        "parts of a head are forgotten in tiles", "kernels/attention.cpp",
+        "p = none; p < parts; ++p", "p = none; p < none + 1; ++p",
+        "kernels/test_attention.py::test_tiles_divide_few_heads_among_threads",
+    ),
+    fault(
+        "tiles take a mask of one row for all", "kernels/attention.cpp",
+        "tile.rows && call.mask[b * call.mask_batch", "tile.rows && call.mask[0 * call.mask_batch",
+        "kernels/test_attention.py::test_tiles_divide_few_heads_among_threads",
+    ),
+    fault(
         "ParetoQ's two bits are rounded to even levels", "families/paretoq.py",
         "(1.5, 0.0) if bits == 0 else (2.0, 0.5)", "(1.5, 0.0) if bits == 0 else (2.0, 0.0)",
         "interop/test_paretoq.py::test_values_are_those_of_the_published_quantizer[2]",

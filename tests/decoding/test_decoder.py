@@ -2,7 +2,6 @@
 
 import copy
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,54 +257,6 @@ def test_matrices_that_torchs_kernel_does_not_take_are_named(
     assert unfit == ["layers.0.self_attn.qkv_proj", "layers.1.self_attn.qkv_proj"]
     found = torch.from_numpy(NetworkSession(network).feed(IDS[:1]))
     assert (found - expected[0]).std() < 0.03 * expected.std()
-
-
-def test_a_library_is_compiled_once_and_again_when_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compile_, compiled = library._compile, []
-
-    def counted(compiler: str, path: Path) -> None:
-        compiled.append(path)
-        compile_(compiler, path)
-
-    monkeypatch.setattr(library, "_compile", counted)
-    try:
-        library.build.cache_clear()
-        assert library.library() is not None
-        (kept,) = (tmp_path / "mobilellm" / "decoding").iterdir()
-        library.build.cache_clear()
-        assert library.library() is not None
-        assert compiled == [kept]
-        damaged = tmp_path / "other" / kept.relative_to(tmp_path)
-        damaged.parent.mkdir(parents=True)
-        damaged.write_bytes(b"no library")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-        library.build.cache_clear()
-        assert library.library() is not None
-        assert compiled == [kept, damaged]
-    finally:
-        library.build.cache_clear()
-
-
-def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "broken"
-    compiler.write_text("#!/bin/sh\necho 'step.cpp:1: no such thing' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", str(compiler))
-    library.build.cache_clear()
-    try:
-        assert library.library() is None
-        assert library.fault() == f"{compiler} did not compile it (step.cpp:1: no such thing)"
-        assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
-        monkeypatch.delenv("CXX")
-        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        library.build.cache_clear()
-        assert library.fault() == "there is no C++ compiler (g++ or clang++)"
-    finally:
-        library.build.cache_clear()
 
 
 def test_the_description_is_as_long_as_in_c() -> None:

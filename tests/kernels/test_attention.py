@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mobilellm.hardware.native_library import native_library
 from mobilellm.hardware.probes import compiler_works
-from mobilellm.kernels import attention
+from mobilellm.kernels import attention, flash
 from mobilellm.kernels.attention import causal_attention
 from mobilellm.model.attention_mask import document_mask, masked_attention
 from mobilellm.model.attention_spec import AttentionSpec
@@ -155,3 +156,89 @@ def test_training_in_bf16_uses_it_and_stays_close_to_float32(
         assert bool(calls) == (precision is Precision.BF16)
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999
+
+
+def test_tiles_give_values_and_gradients_of_torch_in_any_layout() -> None:
+    """Odd lengths, more than one tile of keys, grouped heads, rows or heads first in memory."""
+    if not flash.ready(torch.float32):
+        pytest.skip("no C++ compiler, or no AVX-512, here")
+    for shape in [*SHAPES, (2, 3, 1, 77, 32), (1, 4, 2, 600, 64), (3, 2, 2, 65, 2)]:
+        q, k, v, weight = draw(shape)
+        q, k, v = (t.detach().requires_grad_() for t in (q.contiguous(), k, v.contiguous()))
+        out, log_total = flash.attend(q.detach(), k.detach(), v.detach(), None)
+        theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        found = flash.gradients(weight, q.detach(), k.detach(), v.detach(), out, log_total, None)
+        expected = torch.autograd.grad((theirs * weight).sum(), (q, k, v))
+        for a, b in zip((out, *found), (theirs, *expected), strict=True):
+            assert (a - b).abs().max() < 1e-5 * max(1.0, b.abs().max().item()), shape
+        _, H, K, T, D = shape
+        scores = q @ k.repeat_interleave(H // K, 1).transpose(2, 3) * D**-0.5
+        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+        assert (log_total - scores.logsumexp(-1)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_tiles_divide_few_heads_among_threads(threads: int) -> None:
+    """Parts of one head add up, and a mask that differs by row of the batch is kept to: tiles that
+    it hides whole are left out."""
+    if not flash.ready(torch.float32):
+        pytest.skip("no C++ compiler, or no AVX-512, here")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        compare((1, 2, 1, 400, 8), None, compiled=True)
+        ends = torch.tensor([[7, 300, 301], [1, 64, 399]])
+        numbers = (torch.arange(400)[None, :, None] >= ends[:, None]).sum(-1)
+        for spec in (AttentionSpec(None), AttentionSpec(30)):
+            compare((2, 2, 1, 400, 8), document_mask(numbers, spec=spec), compiled=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_compiled_float32_takes_the_tiles_and_evaluation_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not flash.ready(torch.float32):
+        pytest.skip("no C++ compiler, or no AVX-512, here")
+    runs: list[int] = []
+    real = flash._run
+    monkeypatch.setattr(flash, "_run", lambda *given: runs.append(1) or real(*given))
+    q, k, v, weight = draw((2, 4, 2, 100, 16))
+    call = torch.compile(masked_attention, backend="aot_eager")
+    ours = call(q, k, v, None, True)
+    assert len(runs) == 1
+    (ours * weight).sum().backward()
+    assert len(runs) == 2
+    with torch.no_grad():
+        call(q, k, v, None, True)
+        masked_attention(q, k, v, None, True)
+    assert len(runs) == 2
+    torch._dynamo.reset()
+
+
+def test_odd_heads_and_other_types_are_left_to_torch() -> None:
+    assert not flash.ready(torch.float64)
+    q, k, v, _ = draw((1, 2, 1, 20, 5))
+    ours = causal_attention(q, k, v, None, True)[0]
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_torch_without_these_products_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "RELEASE", "_ZN5other4nameEv")
+    flash._library.cache_clear()
+    try:
+        assert not flash.ready(torch.float32)
+    finally:
+        flash._library.cache_clear()
+
+
+def test_it_compiles_where_there_is_a_compiler() -> None:
+    fault = native_library(flash.SOURCE, "-fopenmp").fault
+    assert fault in ("", "there is no C++ compiler (g++ or clang++)")
+
+
+def test_the_description_is_as_long_as_in_c() -> None:
+    """A field that is on one side alone would shift all that follow."""
+    sizes = {kind.__name__: flash.ctypes.sizeof(kind) for kind in (flash._Array, flash._Attention)}
+    assert sizes == {"_Array": 32, "_Attention": 384}

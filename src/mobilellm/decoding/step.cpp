@@ -5,23 +5,16 @@
 // scale a row, or int4 in groups of 32 with a scale each (quantize/grid.py): their values are
 // exactly those of the grid. A row's sum does not depend on the number of threads, nor on which
 // thread computes it, so that one prompt gives one text.
-//
-// Vectors have 16 numbers; the compiler makes of them what the processor has.
 
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 extern "C" {
 
@@ -70,61 +63,10 @@ struct Token {
 
 namespace {
 
-constexpr int64_t LANES = 16, GROUP = 32;
+constexpr int64_t GROUP = 32;
 constexpr int SUMS = 4; // of a row at once, so that no addition waits for the one before
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int8_t Bytes __attribute__((vector_size(16)));
-typedef uint8_t Nibbles __attribute__((vector_size(16)));
-typedef float Floats8 __attribute__((vector_size(32)));
-typedef float Floats4 __attribute__((vector_size(16)));
-
-template <class T> inline T load(const void *from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T> inline void store(void *to, T value) { std::memcpy(to, &value, sizeof value); }
-
-template <class To, class From> inline To bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "the same bits");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-inline float widened(uint16_t half) { return bits<float>(uint32_t(half) << 16); }
-
-inline float total(Floats v) {
-  Floats8 eight[2];
-  std::memcpy(eight, &v, sizeof v);
-  const Floats8 sum8 = eight[0] + eight[1];
-  Floats4 four[2];
-  std::memcpy(four, &sum8, sizeof sum8);
-  const Floats4 sum = four[0] + four[1];
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
-// The exponential of numbers that are at most about 80; below -87 it is about 1e-38, not 0.
-inline Floats exponential(Floats x) {
-  const Floats lowest = Floats{} - 87.0f;
-  x = x > lowest ? x : lowest;
-  const Floats magic = Floats{} + 12582912.0f; // adding it rounds to an integer
-  const Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats p = Floats{} + 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return bits<Floats>(bits<Ints>(p) + (bits<Ints>(shifted) << 23));
-}
+typedef int8_t SignedBytes __attribute__((vector_size(16)));
 
 // 16 numbers in memory as 16 of 32 bits. Compilers take the generic form apart.
 inline Words of_bytes(const uint8_t *from) {
@@ -135,7 +77,7 @@ inline Words of_bytes(const uint8_t *from) {
                              _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8)))};
   return load<Words>(halves);
 #else
-  return __builtin_convertvector(load<Nibbles>(from), Words);
+  return __builtin_convertvector(load<Bytes>(from), Words);
 #endif
 }
 
@@ -148,20 +90,7 @@ inline Floats of_integers(const int8_t *from) {
                              _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8)))};
   return __builtin_convertvector(load<Ints>(halves), Floats);
 #else
-  return __builtin_convertvector(__builtin_convertvector(load<Bytes>(from), Ints), Floats);
-#endif
-}
-
-inline Floats of_halves(const uint16_t *from) {
-#if defined(__AVX512F__)
-  return bits<Floats>(bits<Words>(_mm512_cvtepu16_epi32(
-             _mm256_loadu_si256((const __m256i *)from))) << 16);
-#elif defined(__AVX2__)
-  const __m256i halves[2] = {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)),
-                             _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(from + 8)))};
-  return bits<Floats>(load<Words>(halves) << 16);
-#else
-  return bits<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+  return __builtin_convertvector(__builtin_convertvector(load<SignedBytes>(from), Ints), Floats);
 #endif
 }
 
@@ -197,8 +126,8 @@ struct OfFloat {
 
 struct OfHalf {
   const uint16_t *w;
-  inline Floats vector(int64_t c) const { return of_halves(w + c); }
-  inline float one(int64_t c) const { return widened(w[c]); }
+  inline Floats vector(int64_t c) const { return read(w + c); }
+  inline float one(int64_t c) const { return single(w[c]); }
 };
 
 struct OfByte {
@@ -243,7 +172,7 @@ inline void row_of(const Matrix &m, int64_t row, float *out) {
   const int64_t n = m.columns;
   for (int64_t c = 0; c < n; ++c) switch (m.kind) {
     case FLOAT32: out[c] = ((const float *)m.data)[row * n + c]; break;
-    case BFLOAT16: out[c] = widened(((const uint16_t *)m.data)[row * n + c]); break;
+    case BFLOAT16: out[c] = single(((const uint16_t *)m.data)[row * n + c]); break;
     case INT8: out[c] = ((const int8_t *)m.data)[row * n + c] * m.scales[row]; break;
     default: {
       const int64_t g = (row * n + c) / GROUP, j = c % GROUP;

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.kernels.attention import causal_attention
+from mobilellm.kernels.flash import ready
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 
@@ -115,9 +116,9 @@ def masked_attention(
         (causal or (compiled and _within_causality(mask, query, key)))
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
+        and (torch.is_autocast_enabled("cpu") or (compiled and ready(query.dtype)))
     ):
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         allowed = mask.view(-1, 1, *mask.shape[-2:]) if isinstance(mask, Tensor) else None
         return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype), allowed, compiled)[
             0

@@ -14,7 +14,7 @@ its running mean square, and gives the whole the length that it had. Cautious we
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -32,14 +32,16 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Push the singular values of each matrix (N, rows, columns), rows <= columns, towards 1."""
+    """Push the singular values of each matrix (N, rows, columns) towards 1."""
     a, b, c = COEFFICIENTS
     x = matrices / matrices.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(
         matrices.dtype
     )
+    wide = x.shape[1] <= x.shape[2]
     for _ in range(ITERATIONS):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = torch.bmm(x, x.mT) if wide else torch.bmm(x.mT, x)  # the smaller of the two
+        powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, powers, x, beta=a) if wide else torch.baddbmm(x, x, powers, beta=a)
     return x
 
 
@@ -81,52 +83,61 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients; with `found_inf` 1 nothing changes."""
+        given = [
+            (group, parameter, group["parts"] or [parameter.shape[0]])
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        for _, parameter, _ in given:
+            if not self.state[parameter]:
+                self.state[parameter].update(self.empty_state(parameter))
         keep = None if self.found_inf is None else 1 - self.found_inf
-        apart: list[tuple[Tensor, Tensor, float | Tensor]] = []
+        if keep is not None and keep.device.type == "cpu":  # whose word is known without waiting
+            if not keep:
+                return
+            keep = None
+        # Parts of one shape are orthogonalized together: their directions lie in one tensor.
         shapes: dict[tuple[int, int], list[_Part]] = defaultdict(list)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(self.empty_state(parameter))
-                gradient, momentum, weight = (
-                    local(parameter.grad),
-                    local(state["momentum"]),
-                    local(parameter),
-                )
-                if keep is not None:
-                    gradient.masked_fill_(keep == 0, 0.0)  # NaN times 0 would stay NaN
-                amount, decay = 1 - group["momentum"], group["lr"] * group["weight_decay"]
-                decay = decay if keep is None else decay * keep
-                momentum.lerp_(gradient, amount if keep is None else amount * keep)
-                direction = gradient.lerp(momentum, group["momentum"])  # Nesterov
-                sharded = weight is not parameter
-                if sharded:  # orthogonalizing needs whole matrices
-                    direction = whole(direction, parameter)
-                if not self.cautious:
-                    weight.mul_(1 - decay)
-                if sharded or self.cautious:
-                    weight = torch.zeros_like(direction)
-                    apart.append((parameter, weight, decay))
-                parts = group["parts"] or [parameter.shape[0]]
-                squares = (
-                    state["row_squares"].split(parts) if self.row_decay else [None] * len(parts)
-                )
-                for part, update, rows in zip(
-                    weight.split(parts), direction.split(parts), squares, strict=True
-                ):
-                    wide = part.shape[0] <= part.shape[1]
-                    shapes[min(part.shape), max(part.shape)].append(
-                        _Part(part, update if wide else update.mT, group["lr"], wide, rows)
-                    )
-        for entries in shapes.values():
-            updates = orthogonalize(torch.stack([entry.update for entry in entries]).to(self.dtype))
+        counts = Counter((rows, p.shape[1]) for _, p, parts in given for rows in parts)
+        directions = {
+            shape: torch.empty(count, *shape, dtype=self.dtype, device=given[0][1].device)
+            for shape, count in counts.items()
+        }
+        apart: list[tuple[Tensor, Tensor, float | Tensor]] = []
+        for group, parameter, parts in given:
+            state = self.state[parameter]
+            gradient, momentum, weight = (
+                local(parameter.grad),
+                local(state["momentum"]),
+                local(parameter),
+            )
+            amount, decay = 1 - group["momentum"], group["lr"] * group["weight_decay"]
+            if keep is not None:
+                gradient.masked_fill_(keep == 0, 0.0)  # NaN times 0 would stay NaN
+                decay = decay * keep
+            momentum.lerp_(gradient, amount if keep is None else amount * keep)
+            moved = gradient.lerp(momentum, group["momentum"])  # Nesterov
+            sharded = weight is not parameter
+            if sharded:  # orthogonalizing needs whole matrices
+                moved = whole(moved, parameter)
+            if not self.cautious:
+                weight.mul_(1 - decay)
+            if sharded or self.cautious:
+                weight = torch.zeros_like(moved)
+                apart.append((parameter, weight, decay))
+            squares = state["row_squares"].split(parts) if self.row_decay else [None] * len(parts)
+            for part, direction, row_squares in zip(
+                weight.split(parts), moved.split(parts), squares, strict=True
+            ):
+                entries = shapes[part.shape[0], part.shape[1]]
+                directions[part.shape][len(entries)].copy_(direction)
+                entries.append(_Part(part, group["lr"], row_squares))
+        for shape, entries in shapes.items():
+            updates = orthogonalize(directions.pop(shape))
             if keep is not None:
                 updates.mul_(keep)
-            for entry, found in zip(entries, updates, strict=True):
-                update = found if entry.wide else found.mT
+            for entry, update in zip(entries, updates, strict=True):
                 # Moonlight: the RMS of AdamW's updates
                 scale = -entry.lr * 0.2 * max(update.shape) ** 0.5
                 if entry.squares is not None:
@@ -154,9 +165,5 @@ class _Part(NamedTuple):
 
     weight: Tensor
     """Where its update goes, (rows, columns)."""
-    update: Tensor
-    """Its direction, no taller than wide."""
     lr: float
-    wide: bool
-    """Whether it is so as it stands, and not transposed."""
     squares: Tensor | None

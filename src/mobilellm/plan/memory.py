@@ -115,4 +115,5 @@ def _orthogonalizing_scratch(config: ModelConfig, precision: Precision) -> int:
     e = precision.bytes
     inside = ModelCosts.of(config).parameters
     feed_forward = inside["feed_forward"]
-    return 4 * (inside["attention"] + feed_forward) + 4 * e * feed_forward
+    gate_and_up = 2 * feed_forward // 3
+    return e * (inside["attention"] + feed_forward) + 2 * e * gate_and_up
