@@ -341,8 +341,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "muon takes skipped steps", "optimizers/muon.py",
-        "                updates.mul_(keep)\n", "                pass\n",
+        "            if not keep:\n", "            if False:\n",
         f"{LOOP}::test_a_bad_step_is_skipped_and_counted[muon-False-10000.0]",
+    ),
+    fault(
+        "muon takes skipped steps of a device", "optimizers/muon.py",
+        "                updates.mul_(keep)\n", "                pass\n",
+        "train/test_optimizer.py::test_a_step_is_skipped_as_well_where_the_host_would_have_to_wait",
     ),
     fault(
         "adamw takes skipped steps", "optimizers/optimizer.py",

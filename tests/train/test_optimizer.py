@@ -8,6 +8,7 @@ import torch
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
+from mobilellm.optimizers import muon as muon_module
 from mobilellm.optimizers.cautious import CautiousAdamW
 from mobilellm.optimizers.muon import Muon, orthogonalize
 from mobilellm.optimizers.optimizer import build, set_learning_rate
@@ -193,3 +194,24 @@ def test_cautious_decay_is_only_where_the_update_does_not_make_a_weight_larger(k
         wanted = before * (1 - 0.01 * 0.5 * shrinks) + update
         torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
         assert [group["weight_decay"] for group in decayed.param_groups] == [0.5]
+
+
+def test_a_step_is_skipped_as_well_where_the_host_would_have_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device's word is multiplied in: the same weights as here, where it is read."""
+    found = []
+    for waits in (False, True):
+        monkeypatch.setattr(muon_module, "known_at_once", lambda _, waits=waits: not waits)
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(6, 4))
+        optimizer = Muon([{"params": [parameter], "parts": [4, 2]}], lr=0.1)
+        for bad in (False, True, False):
+            parameter.grad = torch.full((6, 4), float("nan")) if bad else torch.randn(6, 4)
+            before = parameter.detach().clone()
+            optimizer.found_inf = torch.tensor(float(bad))
+            optimizer.step()
+            assert torch.equal(before, parameter) == bad
+        found.append((parameter.detach(), optimizer.state[parameter]["momentum"]))
+    for here, there in zip(*found, strict=True):
+        assert torch.allclose(here, there, rtol=1e-5, atol=1e-6)

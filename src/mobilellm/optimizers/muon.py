@@ -45,6 +45,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x
 
 
+def known_at_once(t: Tensor) -> bool:
+    """Whether the host can read a tensor without waiting for a device."""
+    return t.device.type == "cpu"
+
+
 class Muon(torch.optim.Optimizer):
     """Muon over 2-D parameters. A group's `parts` lists the row counts its parameters are stacked
     from.
@@ -93,7 +98,7 @@ class Muon(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter].update(self.empty_state(parameter))
         keep = None if self.found_inf is None else 1 - self.found_inf
-        if keep is not None and keep.device.type == "cpu":  # whose word is known without waiting
+        if keep is not None and known_at_once(keep):
             if not keep:
                 return
             keep = None
