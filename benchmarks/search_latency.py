@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import math
 import os
 import random
 import statistics
@@ -129,12 +130,22 @@ def measure(
     sizes = [abs(each["off"]) for each in compared]
     return {
         "kind": kind,
-        "prices": model.prices,
+        "prices": model.prices.terms,
+        "near_parameters": model.prices.near if math.isfinite(model.prices.near) else None,
         "left_out_mean": model.error,
         "left_out_worst": model.worst,
         "mean": statistics.fmean(sizes),
         "worst": max(sizes),
         "shapes": compared,
+        "seen": [
+            {
+                "shape": name_of(shape),
+                "bytes": row["bytes"],
+                "facts": row["model"],
+                "measured_ms": row["figures"]["token_ms_p50"]["median"],
+            }
+            for shape, row in zip(seen, rows, strict=False)
+        ],
     }
 
 

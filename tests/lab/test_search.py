@@ -58,7 +58,8 @@ def profile(off: tuple[float, ...] = (0.0,), device: str = "a phone") -> DeviceP
 
 def test_prices_are_found_and_predict_shapes_that_were_not_measured() -> None:
     model = LatencyModel.fit(profile())
-    assert list(model.prices.values()) == pytest.approx(PRICES, rel=1e-4)
+    assert list(model.prices.terms.values()) == pytest.approx((*PRICES, 0.0), rel=1e-4)
+    assert model.prices.near == float("inf")
     assert model.error < 1e-6
     unseen = dataclasses.replace(BASE, num_hidden_layers=17, layer_repeats=3)
     assert model.milliseconds(unseen) == pytest.approx(cost(unseen), rel=1e-4)
@@ -66,12 +67,29 @@ def test_prices_are_found_and_predict_shapes_that_were_not_measured() -> None:
     assert (model.device, model.runtime) == ("a phone", "x")
 
 
+def test_weights_that_no_cache_holds_have_a_price_of_their_own() -> None:
+    found = profile()
+    read = sorted(r["model"]["read_parameters"] for r in found["rows"] if r["model"] is not None)
+    near, price = read[len(read) // 2], 2e-4
+    for each in found["rows"]:
+        assert each["model"] is not None
+        far = max(0, each["model"]["read_parameters"] - near)
+        each["figures"]["token_ms_p50"]["median"] += price * far
+    model = LatencyModel.fit(found)
+    assert model.prices.near == near
+    assert model.prices.terms["far_parameters"] == pytest.approx(price, rel=1e-3)
+    unseen = dataclasses.replace(BASE, num_hidden_layers=40, hidden_size=256)
+    far = model_facts(unseen)["read_parameters"] - near
+    assert far > 0
+    assert model.milliseconds(unseen) == pytest.approx(cost(unseen) + price * far, rel=1e-3)
+
+
 def test_the_error_is_that_of_files_left_out() -> None:
     model = LatencyModel.fit(profile((0.1, -0.1, 0.05)))
     assert 0.03 < model.error < 0.3
     assert model.worst >= model.error
     assert len(model.left_out) == 13
-    assert min(model.prices.values()) >= 0
+    assert min(model.prices.terms.values()) >= 0
 
 
 def test_plan_says_what_the_model_will_take_on_a_device(

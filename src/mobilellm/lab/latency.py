@@ -4,9 +4,10 @@
     model.milliseconds(config), model.error         # how far it is off on unseen shapes
 
 A token costs a constant, something for each applied block, something for each weight that is read,
-and something for each weight that is applied (a shared block is read once and applied twice). The
-four prices are fitted to the files of a profile; none is below zero. How far the model is off is
-measured by leaving out each file in turn and predicting it from the others.
+and something for each weight that is applied (a shared block is read once and applied twice).
+Weights beyond what the caches hold cost more: a fifth price, where the profile shows that there is
+such a place. The prices are fitted to the files of a profile; none is below zero. How far the model
+is off is measured by leaving out each file in turn and predicting it from the others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ from mobilellm.profiling.bytes_read import model_facts
 from mobilellm.profiling.device_profile import DeviceProfile, read_profile
 
 TERMS = ("constant", "executed_layers", "read_parameters", "applied_parameters")
+FAR = "far_parameters"
+"""Weights that are read from behind the caches, once more priced."""
+MIN_FAR = 2
+"""Shapes that must lie on either side of the place where this begins."""
+MIN_GAIN = 0.5
+"""What that price must leave of the squared errors, or less, to be taken."""
 MIN_SHAPES = 4
 """Different shapes that a profile must hold."""
 
@@ -42,14 +49,28 @@ class Measured:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What a token costs."""
+
+    terms: dict[str, float]
+    """Milliseconds for each of TERMS and of FAR."""
+    near: float = math.inf
+    """Weights from which on further ones are FAR."""
+
+    def predicted(self, facts: dict[str, Any]) -> float:
+        """Milliseconds a token of a network of these facts."""
+        amounts = _amounts(facts, self.near)
+        return math.fsum(self.terms[term] * n for term, n in zip(_NAMES, amounts, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyModel:
     """Prices of one runtime on one device."""
 
     device: str
     runtime: str
-    prices: dict[str, float]
-    """Milliseconds for each of TERMS."""
+    prices: Prices
     bytes_per_parameter: float
     """Of the measured files."""
     left_out: dict[str, float]
@@ -88,7 +109,7 @@ class LatencyModel:
         off = {}
         for row in rows:
             others = [other for other in rows if other.facts != row.facts]
-            off[row.name] = predicted(_prices(others), row.facts) / row.milliseconds - 1
+            off[row.name] = _prices(others).predicted(row.facts) / row.milliseconds - 1
         return cls(
             device=str(profile["machine"].get("device", "an unknown device")),
             runtime=runtime or names[0],
@@ -99,7 +120,7 @@ class LatencyModel:
 
     def milliseconds(self, config: ModelConfig) -> float:
         """A token of a network of this shape."""
-        return predicted(self.prices, model_facts(config))
+        return self.prices.predicted(model_facts(config))
 
     def megabytes(self, config: ModelConfig) -> float:
         """Its file, in 10^6 bytes, stored as the measured ones."""
@@ -163,31 +184,46 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
-def _amounts(facts: dict[str, Any]) -> list[float]:
-    """How much of each of TERMS a shape has."""
-    return [1.0, *(float(facts[key]) for key in TERMS[1:])]
+_NAMES = (*TERMS, FAR)
 
 
-def predicted(prices: dict[str, float], facts: dict[str, Any]) -> float:
-    """Milliseconds a token."""
-    return sum(prices[term] * n for term, n in zip(TERMS, _amounts(facts), strict=True))
+def _amounts(facts: dict[str, Any], near: float) -> list[float]:
+    """How much of each of TERMS, and of FAR, a shape has."""
+    far = max(0.0, float(facts["read_parameters"]) - near)
+    return [1.0, *(float(facts[key]) for key in TERMS[1:]), far]
 
 
-def _prices(rows: Sequence[Measured]) -> dict[str, float]:
-    """Least squares of the relative errors; a price that would be below zero is zero."""
+def _prices(rows: Sequence[Measured]) -> Prices:
+    """Prices with the least squared relative errors. The place from which weights are far is that
+    of a measured shape, and there is none where that explains little."""
+    best, error = _fitted(rows, math.inf)
+    weights = sorted({row.facts["read_parameters"] for row in rows})
+    limit = MIN_GAIN * error
+    for near in weights[MIN_FAR - 1 : -MIN_FAR] if len(weights) > len(_NAMES) else []:
+        found, off = _fitted(rows, near)
+        if off < min(limit, error):
+            best, error = found, off
+    return best
+
+
+def _fitted(rows: Sequence[Measured], near: float) -> tuple[Prices, float]:
+    """The prices where weights beyond `near` are far, and the squared relative errors of them; a
+    price that would be below zero is zero."""
     time = np.array([row.milliseconds for row in rows])
-    amounts = np.array([_amounts(row.facts) for row in rows]) / time[:, None]
-    kept = list(range(len(TERMS)))
+    amounts = np.array([_amounts(row.facts, near) for row in rows]) / time[:, None]
+    kept = [place for place in range(len(_NAMES)) if amounts[:, place].any()]
     solution = _solved(amounts, kept)
     while kept and solution.min() < 0:
         del kept[int(solution.argmin())]
         solution = _solved(amounts, kept)
-    found = dict.fromkeys(TERMS, 0.0)
+    terms = dict.fromkeys(_NAMES, 0.0)
     for place, price in zip(kept, solution, strict=True):
-        found[TERMS[place]] = float(price)
-    if not any(found.values()):  # a profile of nothing but noise
-        found["constant"] = math.fsum(time) / len(time)
-    return found
+        terms[_NAMES[place]] = float(price)
+    if not any(terms.values()):  # a profile of nothing but noise
+        terms["constant"] = math.fsum(time) / len(time)
+    prices = Prices(terms, near)
+    off = [prices.predicted(row.facts) / row.milliseconds - 1 for row in rows]
+    return prices, math.fsum(each**2 for each in off)
 
 
 def _solved(amounts: NDArray[np.float64], kept: list[int]) -> NDArray[np.float64]:
