@@ -370,7 +370,7 @@ def main() -> None:
             if left_out:
                 print(f"left out, since less than their time was left: {', '.join(left_out)}")
             print(f"{time.perf_counter() - begun:,.0f} s")
-            if arguments.save:
+            if arguments.save and rows:
                 record: dict[str, Any] = {
                     "benchmark": "bench",
                     "date": datetime.date.today().isoformat(),

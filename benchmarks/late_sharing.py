@@ -4,21 +4,25 @@
     python benchmarks/late_sharing.py --data data/wiki --work FOLDER
     python benchmarks/late_sharing.py --smoke
 
-All arms of a seed see the text in one order and take as many FLOPs as `--steps` of the plain
-network. The rate rises, stays, and falls over the last half of the FLOPs. "late" trains the plain
-network for the first half, starts a run from it whose blocks are applied twice (`--start.from` with
-`--model.override layer_repeats=2`), and lets the rate fall there. Its second run begins with fresh
-moments of the optimizer. "late, plain" does the same without applying blocks twice, so that what
-the fresh start does is told from what the sharing does.
+All arms of a seed take as many FLOPs as `--steps` of the plain network; those that start anew see
+the text in another order from there on, the same for both. The rate rises, stays, and falls over
+the last half of the FLOPs. "late" trains the plain network for the first half, starts a run from it
+whose blocks are applied twice (`--start.from` with `--model.override layer_repeats=2`), and lets
+the rate fall there. Its second run begins with fresh moments of the optimizer. "late, plain" does
+the same without applying blocks twice, so that what the fresh start does is told from what the
+sharing does.
 
 Prints held-out bits a byte with paired intervals over the seeds, and writes
-benchmarks/results/late_sharing.json.
+benchmarks/results/late_sharing.json. Runs that `--work` holds finished are read, not trained again;
+what was begun there is begun anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
+import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -76,12 +80,11 @@ def whole(arguments: argparse.Namespace, name: str, steps: int, seed: int) -> fl
 def halves(arguments: argparse.Namespace, name: str, steps: tuple[int, int], seed: int) -> float:
     """A plain run, and a second one that starts from it: held-out bits a byte of the latter."""
     first = arguments.work / f"half-{seed}"
-    if not first.exists():
-        kept = {"schedule": "constant", "warmup_steps": WARMUP}
-        train(first, recipe(arguments, steps[0], seed, False, kept))
+    kept = {"schedule": "constant", "warmup_steps": WARMUP}
+    bits_of(first, recipe(arguments, steps[0], seed, False, kept))
     falling = {"schedule": "linear", "warmup_steps": 0}
     values = recipe(arguments, steps[1], seed, name == "late", falling).to_dict()
-    # The text goes on where the first half ended: another seed, the same for both arms.
+    # Another order of the text, the same for both arms.
     values["train"]["seed"] = seed + 1000
     values["start"]["from"] = str(first)
     values["model"]["preset"] = ""
@@ -90,10 +93,19 @@ def halves(arguments: argparse.Namespace, name: str, steps: tuple[int, int], see
 
 def scored(arguments: argparse.Namespace, name: str, seed: int, values: Recipe) -> float:
     """An arm's last run: held-out bits a byte."""
-    run = arguments.work / f"{name}-{seed}".replace(" ", "-").replace(",", "")
-    outcome = train(run, values)
-    assert outcome.held_out is not None
-    return outcome.held_out.bits_per_byte
+    return bits_of(arguments.work / f"{name}-{seed}".replace(" ", "-").replace(",", ""), values)
+
+
+def bits_of(run: Path, values: Recipe) -> float:
+    """Held-out bits a byte of a run, which is trained where it is not finished."""
+    known = run / "held_out.json"
+    if known.is_file():
+        return float(json.loads(known.read_text()))
+    shutil.rmtree(run, ignore_errors=True)
+    held_out = train(run, values).held_out
+    assert held_out is not None
+    write_json(known, held_out.bits_per_byte)
+    return held_out.bits_per_byte
 
 
 def main() -> None:

@@ -112,6 +112,9 @@ def measure(
             say=lambda text: print(text, file=sys.stderr),
         )
     by_path = {row["file"]: row for row in found["rows"]}
+    failed = [path for path in paths if "token_ms_p50" not in by_path[str(path)]["figures"]]
+    if failed:
+        raise SystemExit(f"{kind}: {len(failed)} of {len(paths)} files were not measured")
     rows = [by_path[str(path)] for path in paths]
     model = LatencyModel.fit({**found, "rows": rows[: len(seen)]}, KINDS[kind])
     compared = []
@@ -146,6 +149,20 @@ def measure(
             }
             for shape, row in zip(seen, rows, strict=False)
         ],
+    }
+
+
+def record(arguments: argparse.Namespace, kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written, after each kind."""
+    return {
+        "benchmark": "search_latency",
+        "date": datetime.date.today().isoformat(),
+        "machine": {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"},
+        "settings": {
+            key: getattr(arguments, key) for key in ("prompt", "generate", "repeats", "threads")
+        },
+        "load": os.getloadavg()[0],
+        "kinds": kinds,
     }
 
 
@@ -184,6 +201,8 @@ def main() -> None:
             continue
         found = measure(kind, seen, others, tokenizer, arguments)
         kinds.append(found)
+        if not arguments.smoke or arguments.save != RESULT:
+            write_json(arguments.save, record(arguments, kinds))
         print(
             f"{kind}: off by {found['mean']:.1%} on average and {found['worst']:.1%} at most on "
             f"{len(others)} unseen shapes; {found['left_out_mean']:.1%} where each of the "
@@ -194,18 +213,6 @@ def main() -> None:
                 f"  {each['shape']:<24}{each['bytes'] / 1e6:7.1f} MB{each['predicted_ms']:9.2f} ms"
                 f" predicted{each['measured_ms']:9.2f} measured{each['off']:+8.1%}"
             )
-    record = {
-        "benchmark": "search_latency",
-        "date": datetime.date.today().isoformat(),
-        "machine": {k: v for k, v in describe(torch.device("cpu")).items() if k != "command"},
-        "settings": {
-            key: getattr(arguments, key) for key in ("prompt", "generate", "repeats", "threads")
-        },
-        "load": os.getloadavg()[0],
-        "kinds": kinds,
-    }
-    if not arguments.smoke or arguments.save != RESULT:
-        write_json(arguments.save, record)
 
 
 if __name__ == "__main__":

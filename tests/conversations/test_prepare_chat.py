@@ -76,7 +76,8 @@ def test_calls_have_their_arguments_as_objects() -> None:
     row = {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}
     message = read_conversation(row | {"tools": [TOOL]}, "x").messages[1]
     function = {"name": "look", "arguments": {"for": "hen"}}
-    assert message["tool_calls"] == [{"type": "function", "function": function}]
+    called = {"type": "function", "function": function, "id": "call00000"}
+    assert message["tool_calls"] == [called]
 
 
 def calling(**function: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ BASE: dict[str, dict[str, Any]] = {
         "precision": "fp32",
         "compile": "off",
         "products": "torch",
+        "attention": "torch",
         "evaluate_every": 4,
         "checkpoint_every": 100,
         "log_every": 4,

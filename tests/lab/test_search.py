@@ -11,6 +11,7 @@ from mobilellm import cli
 from mobilellm.cli.plan import Plan
 from mobilellm.errors import UserError
 from mobilellm.interop.load import load
+from mobilellm.interop.repeats import unrolled_config
 from mobilellm.lab.latency import LatencyModel
 from mobilellm.lab.search import Limits, candidates, name_of, rungs, sample_shapes, write_shapes
 from mobilellm.lab.shapes import ShapeRule, shaped
@@ -82,6 +83,18 @@ def test_weights_that_no_cache_holds_have_a_price_of_their_own() -> None:
     far = model_facts(unseen)["read_parameters"] - near
     assert far > 0
     assert model.milliseconds(unseen) == pytest.approx(cost(unseen) + price * far, rel=1e-3)
+
+
+def test_a_file_that_holds_shared_blocks_several_times_costs_as_much() -> None:
+    """GGUF's llama has no blocks that are applied several times."""
+    found = profile()
+    shapes = [unrolled_config(shape) for shape in sample_shapes(BASE, RULE)]
+    found["rows"] = [row(f"{n}", shape, cost(shape), "llama.cpp") for n, shape in enumerate(shapes)]  # type: ignore[misc]
+    model = LatencyModel.fit(found)
+    shared = dataclasses.replace(BASE, num_hidden_layers=11, layer_repeats=2)
+    plain = dataclasses.replace(BASE, num_hidden_layers=22)
+    assert model.milliseconds(shared) == pytest.approx(cost(plain), rel=1e-3)
+    assert model.megabytes(shared) == model.megabytes(plain)
 
 
 def test_the_error_is_that_of_files_left_out() -> None:

@@ -18,6 +18,7 @@ import orjson
 
 from mobilellm.conversations.services import DIALOGUE, Services
 from mobilellm.errors import UserError
+from mobilellm.tokenizer.chat_template import with_call_ids
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT = {
@@ -33,7 +34,7 @@ SHAREGPT = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, in OpenAI's form."""
+    """What was said, in OpenAI's form; calls and their results have ids."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -68,7 +69,7 @@ def read_conversation(row: Any, where: str, services: Services | None = None) ->
         for number, message in enumerate(messages, start=1)
     ]
     _check_order(checked, where)
-    return Conversation(checked, tools or None)
+    return Conversation(with_call_ids(checked), tools or None)
 
 
 def _check_order(messages: list[dict[str, Any]], where: str) -> None:

@@ -20,7 +20,6 @@ import orjson
 from mobilellm.errors import UserError
 from mobilellm.readers.table import rows
 from mobilellm.streams.places import Place
-from mobilellm.tokenizer.chat_template import with_call_ids
 
 DEFINITION = ("service_name", "intents", "slots")
 DIALOGUE = ("services", "turns")
@@ -79,7 +78,7 @@ class Services:
                 raise UserError(
                     f"{where}: turn {number}: no turn ({type(error).__name__}: {error})"
                 ) from None
-        return {"messages": with_call_ids(messages), "tools": self.tools(names)}
+        return {"messages": messages, "tools": self.tools(names)}
 
     def names(self, services: Sequence[str]) -> dict[tuple[str, str], str]:
         """(service, intent) -> the tool's name."""

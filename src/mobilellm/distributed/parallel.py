@@ -20,6 +20,7 @@ from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.compiled_code import keep_compiled_code
 from mobilellm.kernels.compiling import compiled_steps, keep_little
+from mobilellm.kernels.flash import fault, using_tiles
 from mobilellm.kernels.products import Products, using
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
@@ -37,11 +38,12 @@ class Step(nn.Module):
         objective: Objective,
         products: Products = "torch",
         compiled: bool = False,
+        tiles: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.precision, self.objective = network, precision, objective
         self.products: Products = products
-        self.compiled = compiled
+        self.compiled, self.tiles = compiled, tiles
 
     def forward(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None, *beside: Tensor
@@ -51,8 +53,22 @@ class Step(nn.Module):
             self.precision.autocast(inputs.device),
             using(self.products),
             compiled_steps(self.compiled),
+            using_tiles(self.tiles),
         ):
             return self.objective(self.network, inputs, targets, documents, *beside)
+
+
+def attention_in_tiles(recipe: Recipe) -> bool:
+    """Whether the recipe has attention computed in tiles on a CPU. `UserError` where it has, and
+    this machine cannot."""
+    if recipe.train.attention != "tiles":
+        return False
+    if reason := fault(Precision(recipe.train.precision).dtype):
+        raise UserError(
+            f'train.attention = "tiles": {reason}',
+            hint='"torch" computes the same to rounding, where other last digits will do',
+        )
+    return True
 
 
 class Parallel:
@@ -71,6 +87,7 @@ class Parallel:
             objective,
             "torch" if products == "auto" else products,  # of a recipe that was never resolved
             compiled,
+            world.device.type == "cpu" and attention_in_tiles(recipe),
         )
         self.sharded = self.kind == "fsdp" and world.size > 1
         if compiled:

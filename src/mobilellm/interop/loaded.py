@@ -22,7 +22,7 @@ from mobilellm.model.network import Network
 from mobilellm.quantize.activations import rounded_activations
 from mobilellm.quantize.packed import pack
 from mobilellm.quantize.quantized import Quantized
-from mobilellm.tokenizer.chat_template import ChatTemplate, Message
+from mobilellm.tokenizer.chat_template import ChatTemplate, Message, with_call_ids
 from mobilellm.tokenizer.conversation import Tools, encode_prompt, ends_of_turn
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
@@ -139,7 +139,7 @@ class Loaded:
         own chat template or ChatML; greedy unless `sampling` says otherwise."""
         tokenizer = self.require_tokenizer()
         template = ChatTemplate.of(tokenizer)
-        ids = encode_prompt(tokenizer, template, messages, tools)
+        ids = encode_prompt(tokenizer, template, with_call_ids(messages), tools)
         stop = [*self.config.end_tokens, *ends_of_turn(tokenizer, template)]
         tokens = self._continue(ids, max_new_tokens, sampling, stop)
         return tokenizer.decode(tokens, skip_special_tokens=True)

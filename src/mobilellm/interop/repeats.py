@@ -12,6 +12,7 @@ import dataclasses
 import torch
 
 from mobilellm.errors import UserError
+from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
 
 
@@ -39,24 +40,25 @@ def plain(network: Network, approximate: bool = False) -> Network:
 
 def unrolled(network: Network) -> Network:
     """The same function with every application a block of its own; the weights are copied."""
-    config = network.config
-    repeats, order, kinds = config.layer_repeats, config.application_order, config.layer_types
-    plain = Network(
-        dataclasses.replace(
-            config,
-            num_hidden_layers=config.num_hidden_layers * repeats,
-            layer_repeats=1,
-            shared_kv="own",
-            layer_order="immediate",
-            layer_types=None if kinds is None else [kinds[i] for i in order],
-        ),
-        initialized=False,
-    )
+    plain = Network(unrolled_config(network.config), initialized=False)
     with torch.no_grad():
         _copy_outside(network, plain)
-        for number, layer in zip(order, plain.layers, strict=True):
+        for number, layer in zip(network.config.application_order, plain.layers, strict=True):
             layer.load_state_dict(network.layers[number].state_dict())
     return plain
+
+
+def unrolled_config(config: ModelConfig) -> ModelConfig:
+    """The configuration of `unrolled`."""
+    kinds = config.layer_types
+    return dataclasses.replace(
+        config,
+        num_hidden_layers=config.num_hidden_layers * config.layer_repeats,
+        layer_repeats=1,
+        shared_kv="own",
+        layer_order="immediate",
+        layer_types=None if kinds is None else [kinds[i] for i in config.application_order],
+    )
 
 
 def folded(network: Network) -> Network:

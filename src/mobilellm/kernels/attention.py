@@ -12,9 +12,8 @@ It is an operator of its own, which torch.compile takes as a whole: traced as a 
 the scores of the forward pass would be kept for the backward pass, in which they are the same
 product (38 MB a layer at 2,048 tokens).
 
-Where the processor has tiles for bf16 (AMX), torch's flash attention packs its keys and values for
-them: the forward pass is its then, three times as fast as ours, and the backward pass, which has no
-such form, stays here."""
+With `tiles` all of it is kernels/flash.py's, twice as fast or more, and what stands here is for
+machines that have no compiler."""
 
 from __future__ import annotations
 
@@ -30,39 +29,34 @@ from mobilellm.kernels import flash
 MASKED = float("-inf")
 
 
-@functools.cache
-def has_tiles() -> bool:
-    """Whether this processor multiplies tiles of bf16."""
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
 def rows_at_once(length: int) -> int:
-    """Query rows a product: measured on two cores with AVX-512 BF16, and on two with AMX
-    (docs/log.md)."""
-    return (64 if length <= 1024 else 128) * (1 + has_tiles())
+    """Query rows a product: measured on two cores with AVX-512 BF16 (docs/log.md)."""
+    return 64 if length <= 1024 else 128
 
 
 @torch.library.custom_op("mobilellm::causal_attention", mutates_args=())
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, compiled: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    compiled: bool = False,
+    tiles: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """query (B, H, T, D), key and value (B, K, T, D) -> attended (B, H, T, D), log of its softmax's
     sum (B, K, H/K, T, 1).
 
     `mask` (B or 1, 1, T, T), bool, allows less than causality does; each token must see itself.
-    `compiled` has the steps between the products compiled at their first use.
+    `compiled` has the steps between the products compiled at their first use; with `tiles` it is
+    kernels/flash.py's, which must be there, where heads have an even width.
     """
     B, H, T, D = query.shape
     K, scale = key.shape[1], D**-0.5
     G = H // K
-    if _in_tiles(query, compiled):
+    if tiles and query.shape[3] % 2 == 0:
         attended, log_total = flash.attend(query, key, value, mask)
         return attended, log_total.view(B, K, G, T, 1)
     out = _rows_first(query)
-    if mask is None and query.dtype == torch.bfloat16 and has_tiles():
-        of_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        attended, log_total = of_torch(query, key, value, 0.0, True)
-        return out.copy_(attended), log_total.contiguous().view(B, K, G, T, 1)
     q, k, v = query.reshape(B * K, G, T, D), _whole(key), _whole(value)
     log_total = torch.empty(B * K, G, T, 1, dtype=torch.float32)
     softmax = _steps(compiled)[0]
@@ -80,11 +74,6 @@ def causal_attention(
             out=out.view(B, K, G, T, D)[:, :, :, start:end],
         )
     return out, log_total.view(B, K, G, T, 1)
-
-
-def _in_tiles(query: Tensor, compiled: bool) -> bool:
-    """Whether the library computes it: pairs of numbers are what it reads."""
-    return compiled and query.shape[3] % 2 == 0 and flash.ready(query.dtype)
 
 
 def _whole(t: Tensor) -> Tensor:
@@ -160,7 +149,12 @@ def _steps(compiled: bool) -> Steps:
 
 @causal_attention.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, compiled: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    compiled: bool = False,
+    tiles: bool = False,
 ) -> tuple[Tensor, Tensor]:
     B, H, T, _ = query.shape
     K = key.shape[1]
@@ -177,8 +171,9 @@ def _backward(
     log_total: Tensor,
     mask: Tensor | None,
     compiled: bool,
+    tiles: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _in_tiles(query, compiled):
+    if tiles and query.shape[3] % 2 == 0:
         return flash.gradients(grad, query, key, value, out, log_total, mask)
     B, H, T, D = query.shape
     K, scale = key.shape[1], D**-0.5
@@ -225,13 +220,15 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, mask, ctx.compiled = inputs
+    query, key, value, mask, ctx.compiled, ctx.tiles = inputs
     ctx.save_for_backward(query, key, value, *output, mask)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
-    found: tuple[Tensor, Tensor, Tensor] = _backward(grad, *ctx.saved_tensors, ctx.compiled)
-    return *found, None, None
+def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    found: tuple[Tensor, Tensor, Tensor] = _backward(
+        grad, *ctx.saved_tensors, ctx.compiled, ctx.tiles
+    )
+    return *found, None, None, None
 
 
 causal_attention.register_autograd(_gradients, setup_context=_keep)

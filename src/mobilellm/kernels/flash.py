@@ -1,6 +1,6 @@
 """attention.cpp, compiled for this machine: causal attention in tiles, and its gradients.
 
-    if ready(torch.bfloat16):
+    if not fault(torch.bfloat16):
         out, log_total = attend(query, key, value, None)
         by_query, by_key, by_value = gradients(grad, query, key, value, out, log_total, None)
 
@@ -8,13 +8,19 @@ The products of tiles are oneDNN's, which torch's own attention calls too (`cpub
 library asks torch for their addresses by names that say their arguments, so that a torch which has
 none, or others, leaves the attention to attention.py. So do processors without AVX-512, on which
 torch's attention is the faster one in float32 (docs/log.md), and machines without a C++ compiler.
+
+What a run takes is decided when it begins and recorded with its recipe, as its bits depend on it:
+
+    with using_tiles(True):
+        tiles_are_used()        # True
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -71,13 +77,15 @@ class _Attention(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> tuple[ctypes.CDLL, _Products, bool] | None:
-    """The library, torch's products, and whether those of bfloat16 are among them."""
+def _library() -> tuple[ctypes.CDLL, _Products, bool] | str:
+    """The library, torch's products, and whether those of bfloat16 are among them; or why it cannot
+    be had."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return None
-    found = native_library(SOURCE, "-fopenmp").library
+        return "this processor has no AVX-512"
+    build = native_library(SOURCE, "-fopenmp")
+    found = build.library
     if found is None:
-        return None
+        return build.fault
     try:
         ours = ctypes.CDLL("libtorch_cpu.so")  # as it is loaded already
         could_pack = getattr(ours, COULD_PACK)
@@ -85,7 +93,7 @@ def _library() -> tuple[ctypes.CDLL, _Products, bool] | None:
         names = (HALF_PRODUCT, SINGLE_PRODUCT, RELEASE)
         products = _Products(*(ctypes.cast(getattr(ours, name), pointer) for name in names))
     except (OSError, AttributeError):
-        return None
+        return f"torch {torch.__version__} has not the products that it wants"
     found.mobilellm_attention_space.argtypes = [pointer, number]
     found.mobilellm_attention_space.restype = number
     for call in (found.mobilellm_attention, found.mobilellm_attention_gradients):
@@ -93,11 +101,33 @@ def _library() -> tuple[ctypes.CDLL, _Products, bool] | None:
     return found, products, could_pack(BFLOAT16)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def ready(dtype: torch.dtype) -> bool:
-    """Whether attention of this type can be computed here."""
+def fault(dtype: torch.dtype) -> str:
+    """Why attention of this type cannot be computed here; empty where it can."""
     found = _library()
-    return found is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and found[2]))
+    if isinstance(found, str):
+        return found
+    if dtype == torch.float32 or (dtype == torch.bfloat16 and found[2]):
+        return ""
+    return f"no products of {str(dtype).removeprefix('torch.')} for it here"
+
+
+_used = False
+
+
+@contextlib.contextmanager
+def using_tiles(on: bool) -> Iterator[None]:
+    """In this block `tiles_are_used` gives `on`."""
+    global _used
+    before, _used = _used, on
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def tiles_are_used() -> bool:
+    """Whether attention with gradients is to be computed here."""
+    return _used
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,7 +169,7 @@ def _run(
 ) -> None:
     """Call the library: the output, or with `by` the gradients."""
     found = _library()
-    assert found is not None
+    assert not isinstance(found, str)
     library, products, _ = found
     query, key, value = (_in_pairs(t) for t in inputs)
     out, log_total = _in_pairs(out), log_total.contiguous()

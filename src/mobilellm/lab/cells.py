@@ -100,6 +100,8 @@ def cell_recipe(lab: LabFile, settings: Mapping[str, Any], data: Path, where: st
     if recipe.train.products == "auto":
         # Measured anew for every run it could differ between seeds, and with it the last bits.
         recipe = recipe.replace("train", products="torch")
+    if recipe.train.attention == "auto":
+        recipe = recipe.replace("train", attention="torch")
     recipe.check()
     return recipe
 

@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilellm.errors import UserError, unknown_name
+from mobilellm.interop.repeats import unrolled_config
 from mobilellm.model.config import ModelConfig
 from mobilellm.profiling.bytes_read import model_facts
 from mobilellm.profiling.device_profile import DeviceProfile, read_profile
+from mobilellm.runtimes.table import RUNTIMES
 
 TERMS = ("constant", "executed_layers", "read_parameters", "applied_parameters")
 FAR = "far_parameters"
@@ -120,11 +122,17 @@ class LatencyModel:
 
     def milliseconds(self, config: ModelConfig) -> float:
         """A token of a network of this shape."""
-        return self.prices.predicted(model_facts(config))
+        return self.prices.predicted(model_facts(self._as_stored(config)))
 
     def megabytes(self, config: ModelConfig) -> float:
         """Its file, in 10^6 bytes, stored as the measured ones."""
-        return self.bytes_per_parameter * model_facts(config)["parameters"] / 1e6
+        return self.bytes_per_parameter * model_facts(self._as_stored(config))["parameters"] / 1e6
+
+    def _as_stored(self, config: ModelConfig) -> ModelConfig:
+        """The configuration that a file for this runtime has: shared blocks unrolled where it
+        cannot hold them once."""
+        known = RUNTIMES.get(self.runtime)
+        return config if known is None or known.keeps_repeats else unrolled_config(config)
 
 
 class Forecast(TypedDict):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.kernels.attention import causal_attention
-from mobilellm.kernels.flash import ready
+from mobilellm.kernels.flash import tiles_are_used
 from mobilellm.model.attention_spec import FULL, AttentionSpec
 
 
@@ -111,18 +111,19 @@ def masked_attention(
 ) -> Tensor:
     """softmax(query key^T / sqrt(D)) value where the mask allows: (B, H, T, D), with keys and
     values (B, K, S, D)."""
-    compiled = torch.compiler.is_compiling()
+    compiled, tiles = torch.compiler.is_compiling(), tiles_are_used()
+    autocast = torch.is_autocast_enabled("cpu")
     if (
-        (causal or (compiled and _within_causality(mask, query, key)))
+        (causal or ((compiled or tiles) and _within_causality(mask, query, key)))
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
-        and (torch.is_autocast_enabled("cpu") or (compiled and ready(query.dtype)))
+        and (autocast or tiles)
     ):
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
         allowed = mask.view(-1, 1, *mask.shape[-2:]) if isinstance(mask, Tensor) else None
-        return causal_attention(query.to(dtype), key.to(dtype), value.to(dtype), allowed, compiled)[
-            0
-        ]
+        return causal_attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), allowed, compiled, tiles
+        )[0]
     grouped = query.shape[1] != key.shape[1]
     if mask is None or isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(

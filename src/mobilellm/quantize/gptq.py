@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from mobilellm.budget import ask
 from mobilellm.errors import UserError
+from mobilellm.model.attention_mask import DocumentMask, attention_mask
 from mobilellm.model.cache import KeyValue
 from mobilellm.model.linear import Linear
 from mobilellm.model.network import Block, Network, RMSNorm
@@ -146,29 +147,22 @@ def gptq_blocks(
     """Put the matrices of the blocks that `bits` names onto the grid, in place; they are returned.
 
     The embedding must be as it is to stay; `embedded` (N, T, width) are the tokens' rows of the one
-    that it was. `progress(done, total)` counts blocks. `UserError` for a network whose blocks are
-    not applied one after the other: their inputs depend on later blocks.
+    that it was. `progress(done, total)` counts blocks. `UserError` as `check_gptq`.
     """
-    config = network.config
-    if config.layer_repeats > 1 and config.layer_order != "immediate":
-        raise UserError(
-            f'gptq: layer_order = "{config.layer_order}" applies a block again after others',
-            hint="choose --method search, or unroll it first with `mobilellm convert --to hf`",
-        )
-    widths = 4 * config.hidden_size + config.num_attention_heads * config.head_dim
-    numbers = tokens.numel() * config.layer_repeats * (widths + config.intermediate_size)
-    ask(4 * numbers, "gptq: what enters the matrices of a block")
+    check_gptq(network, tokens)
     states = network.embed_tokens(tokens)  # (N, T, width)
     rotation = network.rotation(0, tokens.shape[1])
     found: dict[str, GridWeight] = {}
     for number, layer in enumerate(network.layers):
         block = cast(Block, layer)
+        spec = network.config.attention_specs[number].within(tokens.shape[1])
+        mask = attention_mask(spec, 0, tokens.shape[1], tokens.device)
         as_it_was = copy.deepcopy(block)
         wanted = []
         goals = []
         for part in embedded.split(AT_ONCE):
             with _reading(as_it_was) as readings:
-                wanted.append(_apply(network, as_it_was, part, rotation))
+                wanted.append(_apply(network, as_it_was, part, rotation, mask))
             goals.append(readings)
         embedded = torch.cat(wanted)
         for path in MATRICES:
@@ -179,24 +173,44 @@ def gptq_blocks(
             observed = _Observed(block, path)
             for part, goal in zip(states.split(AT_ONCE), goals, strict=True):
                 with observed.beside(goal), contextlib.suppress(ReachedError):
-                    _apply(network, block, part, rotation)
+                    _apply(network, block, part, rotation, mask)
             found[name] = observed.fitted(bits[name])
             matrix.weight.copy_(found[name].dequantized())
         states = torch.cat(
-            [_apply(network, block, part, rotation) for part in states.split(AT_ONCE)]
+            [_apply(network, block, part, rotation, mask) for part in states.split(AT_ONCE)]
         )
         if progress is not None:
             progress(number + 1, len(network.layers))
     return found
 
 
+def check_gptq(network: Network, tokens: Tensor) -> None:
+    """`UserError` for a network whose blocks are not applied one after the other, since their
+    inputs depend on later blocks, and where what gptq holds of `tokens` (N, T) does not fit into
+    memory."""
+    config = network.config
+    if config.layer_repeats > 1 and config.layer_order != "immediate":
+        raise UserError(
+            f'gptq: layer_order = "{config.layer_order}" applies a block again after others',
+            hint="choose --method search, or unroll it first with `mobilellm convert --to hf`",
+        )
+    readings = 4 * config.hidden_size + config.num_attention_heads * config.head_dim
+    numbers = config.layer_repeats * (readings + config.intermediate_size)
+    numbers += 4 * config.hidden_size  # hidden states on the grid and as they were, old and new
+    ask(4 * tokens.numel() * numbers, "gptq: what enters the matrices of a block")
+
+
 def _apply(
-    network: Network, block: Block, states: Tensor, rotation: tuple[Tensor, Tensor]
+    network: Network,
+    block: Block,
+    states: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    mask: tuple[DocumentMask | None, bool],
 ) -> Tensor:
     """A block with its repeats, as `Network.hidden` applies it: (N, T, width) -> the same."""
     shared: KeyValue | None = None
     for _ in range(network.config.layer_repeats):
-        states, key_value = block(states, rotation, None, True, None, 0, shared)
+        states, key_value = block(states, rotation, *mask, None, 0, shared)
         if network.config.shared_kv == "first":
             shared = key_value
     return states
@@ -348,7 +362,10 @@ def gptq_grid(values: Tensor, bits: int, moments: Tensor) -> GridWeight:
 
 def fitted_scales(values: Tensor, integers: Tensor, scales: Tensor, moments: Tensor) -> Tensor:
     """Portable scales (R, G) at which the integers' products are nearer to those of the values than
-    at the ones given: one group after another takes its least-squares scale, the others fixed."""
+    at the ones given: one group after another takes its least-squares scale, the others fixed.
+    Moments are damped, so that a group whose inputs were next to nothing keeps its scale."""
+    moments = moments.clone()
+    moments.diagonal().add_(_damping(moments) or 1.0)
     groups = scales.shape[1]
     width = values.shape[1] // groups
     scales = scales.clone()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobilellm.errors import UserError, unknown_name
 from mobilellm.model.network import Network
-from mobilellm.quantize.gptq import gptq_blocks
+from mobilellm.quantize.gptq import check_gptq, gptq_blocks
 from mobilellm.quantize.grid import GROUP, GridWeight, groups_of
 from mobilellm.quantize.quantized import Quantized
 from mobilellm.quantize.rounding import ROUNDINGS
@@ -44,7 +44,8 @@ def quantized_network(
     "gptq" needs `calibration`, token ids (N, T), and gives the vocabulary's matrices to "search";
     `progress(done, total)` counts its blocks.
 
-    `UserError` for a width that the scheme's groups do not divide, before anything is changed.
+    `UserError` for a width that the scheme's groups do not divide, and as `check_gptq`, before
+    anything is changed.
     """
     if scheme not in SCHEMES:
         raise unknown_name("scheme", scheme, SCHEMES)
@@ -62,6 +63,8 @@ def quantized_network(
         raise UserError(
             "method gptq chooses integers by a text", hint="give a calibration text, or use search"
         )
+    if method == "gptq" and calibration is not None:
+        check_gptq(network, calibration)
     rounding = ROUNDINGS["search" if method == "gptq" else method]
     weights: dict[str, GridWeight] = {}
     with torch.no_grad():

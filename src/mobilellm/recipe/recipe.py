@@ -145,6 +145,9 @@ class TrainSection:
     """The library of float32 matrix products on a CPU: torch's own choice, oneDNN, or mixed, which
     is oneDNN but in the gradients of weights; auto measures which is fastest at the run's shapes.
     """
+    attention: Literal["auto", "torch", "tiles"] = "auto"
+    """How a CPU computes attention with its gradients: by torch's operators, or in tiles by a
+    library that a C++ compiler makes once (AVX-512 alone); auto takes tiles for a compiled run."""
     evaluate_every: Annotated[int, AtLeast(0)] = 100
     """Steps between held-out evaluations; 0 is only at the end."""
     checkpoint_every: Annotated[int, AtLeast(1)] = 500

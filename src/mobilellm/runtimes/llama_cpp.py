@@ -210,4 +210,5 @@ RUNTIME = Runtime(
     recognizes=recognizes,
     open=LlamaSession,
     read_tokenizer=read_tokenizer,
+    keeps_repeats=False,
 )

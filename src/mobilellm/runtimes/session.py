@@ -75,6 +75,8 @@ class Runtime:
     """The tokenizer in the file or beside it, or None."""
     file_of: Callable[[Path], Path] = lambda path: path
     """The file that is run for a path: that of a folder where one holds several."""
+    keeps_repeats: bool = True
+    """Whether its files hold blocks once that are applied several times."""
     imports: tuple[str, ...] = ()
     """Modules beside `package` that opening a file imports when it is the first, in their order."""
 

@@ -240,8 +240,8 @@ def with_call_ids(messages: Sequence[Message]) -> list[dict[str, Any]]:
             made["tool_calls"] = [{**call, "id": i} for call, i in zip(calls, ids, strict=True)]
             number, waiting = number + len(calls), ids
         elif message["role"] == "tool" and waiting:
-            made["tool_call_id"] = made.get("tool_call_id") or waiting[0]
-            waiting = waiting[1:]
+            made["tool_call_id"] = answered = made.get("tool_call_id") or waiting[0]
+            waiting = [i for i in waiting if i != answered]
         found.append(made)
     return found
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels.flash import fault
 from mobilellm.kernels.products import Products, fastest_products
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.precision import Precision
@@ -22,6 +23,10 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
         worth = recipe.train.steps >= WORTH_COMPILING_STEPS
         works = worth and compiler_works(device)
         recipe = recipe.replace("train", compile="block" if works else "off")
+    if recipe.train.attention == "auto":
+        compiled = recipe.train.compile == "block" and device.type == "cpu"
+        tiles = compiled and not fault(Precision(recipe.train.precision).dtype)
+        recipe = recipe.replace("train", attention="tiles" if tiles else "torch")
     return recipe
 
 

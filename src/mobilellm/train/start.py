@@ -57,6 +57,7 @@ CHANGEABLE = {
         "threads",
         "profile_steps",
         "max_skipped_in_a_row",
+        "attention",
         "compile",
         "products",
     },
@@ -225,6 +226,7 @@ def _begin(
     environment = describe(trainer.device) | {
         "precision": recipe.train.precision,
         "compile": recipe.train.compile,
+        "attention": recipe.train.attention,
         "products": recipe.train.products,
         "processes": world.size,
         "data_fingerprint": data.fingerprint,
