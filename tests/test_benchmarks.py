@@ -180,6 +180,44 @@ def test_search_latency_smoke(tmp_path: Path) -> None:
     )
 
 
+def test_search_latency_predicts_from_the_seen_shapes_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The unseen shapes take twice their price here, which the prediction must not know."""
+    module = program("search_latency", monkeypatch)
+    config = module.ModelConfig.preset("1M", vocab_size=300)
+    seen = module.sample_shapes(config, module.RULE)
+    others = module.unseen_shapes(config, seen, 3)
+    widest = max(shape.hidden_size for shape in seen)
+    assert all(shape not in seen and shape.hidden_size <= widest for shape in others)
+
+    def measured(paths: list[Path], **_: Any) -> dict[str, Any]:
+        rows = []
+        for number, shape in enumerate(seen + others):
+            facts = module_facts(shape)
+            price = 0.1 + 1e-6 * facts["read_parameters"]
+            figure = {"median": price * (1 if number < len(seen) else 2)}
+            rows.append(
+                {
+                    "file": str(paths[number]), "name": str(number), "runtime": "mobilellm",
+                    "error": None, "model": facts, "bytes": 4 * facts["parameters"],
+                    "figures": {"token_ms_p50": figure},
+                }
+            )  # fmt: skip
+        return {"rows": rows, "machine": {"device": "a test"}}
+
+    from mobilellm.profiling.bytes_read import model_facts as module_facts
+
+    monkeypatch.setattr(module, "profile", measured)
+    monkeypatch.setattr(
+        module, "files_of", lambda shapes, *_: [Path(str(n)) for n in range(len(shapes))]
+    )
+    arguments = module.argparse.Namespace(prompt=1, generate=1, repeats=1, threads=1)
+    found = module.measure("ours fp32", seen, others, None, arguments)
+    assert [shape["off"] for shape in found["shapes"]] == pytest.approx([-0.5] * 3, abs=1e-6)
+    assert len(found["seen"]) == len(seen)
+
+
 @pytest.mark.long
 def test_device_smoke(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
