@@ -101,7 +101,7 @@ def test_the_error_is_that_of_files_left_out() -> None:
     model = LatencyModel.fit(profile((0.1, -0.1, 0.05)))
     assert 0.03 < model.error < 0.3
     assert model.worst >= model.error
-    assert len(model.left_out) == 13
+    assert len(model.left_out) == 17
     assert min(model.prices.terms.values()) >= 0
 
 
@@ -173,7 +173,7 @@ def test_shapes_to_profile_are_models_that_load(tmp_path: Path) -> None:
     shapes = sample_shapes(BASE, RULE)[:2]
     for path, shape in zip(write_shapes(tmp_path, shapes), shapes, strict=True):
         assert load(path).config == shape
-    assert len({tuple(model_facts(s).values()) for s in sample_shapes(BASE, RULE)}) == 13
+    assert len({tuple(model_facts(s).values()) for s in sample_shapes(BASE, RULE)}) == 17
 
 
 def recipe_file(folder: Path) -> Path:

@@ -39,6 +39,9 @@ MIN_GAIN = 0.5
 MIN_SHAPES = 4
 """Different shapes that a profile must hold."""
 
+EXACT = 1e-4
+"""Relative error below which there is nothing left to explain."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -206,8 +209,10 @@ def _prices(rows: Sequence[Measured]) -> Prices:
     of a measured shape, and there is none where that explains little."""
     best, error = _fitted(rows, math.inf)
     weights = sorted({row.facts["read_parameters"] for row in rows})
+    if len(weights) <= len(_NAMES) or error < len(rows) * EXACT**2:
+        return best
     limit = MIN_GAIN * error
-    for near in weights[MIN_FAR - 1 : -MIN_FAR] if len(weights) > len(_NAMES) else []:
+    for near in weights[MIN_FAR - 1 : -MIN_FAR]:
         found, off = _fitted(rows, near)
         if off < min(limit, error):
             best, error = found, off

@@ -241,11 +241,13 @@ def search(
 
 
 def sample_shapes(config: ModelConfig, rule: ShapeRule) -> list[ModelConfig]:
-    """Shapes to profile a device with: depths and widths apart, with and without repeats."""
+    """Shapes to profile a device with: depths and widths apart, with and without repeats. The
+    largest are as large as a search asks for, since weights behind the caches cost more."""
     found = []
     for depth, heads, repeats in (
         (2, 4, 1), (2, 10, 1), (6, 4, 1), (6, 8, 1), (6, 12, 1), (12, 4, 1), (12, 8, 1),
-        (20, 3, 1), (20, 6, 1), (30, 4, 1), (6, 6, 2), (12, 5, 2), (20, 3, 2),
+        (20, 3, 1), (20, 6, 1), (20, 9, 1), (20, 12, 1), (30, 4, 1), (30, 9, 1), (30, 12, 1),
+        (6, 6, 2), (12, 5, 2), (20, 3, 2),
     ):  # fmt: skip
         base = dataclasses.replace(config, num_hidden_layers=depth, layer_repeats=repeats)
         found.append(shaped(base, heads * rule.head_dim, rule))
