@@ -66,7 +66,7 @@ def attention_in_tiles(recipe: Recipe) -> bool:
     if reason := fault(Precision(recipe.train.precision).dtype):
         raise UserError(
             f'train.attention = "tiles": {reason}',
-            hint='"torch" computes the same to rounding, where other last digits will do',
+            hint="--train.attention torch computes the same but for the last digits",
         )
     return True
 
