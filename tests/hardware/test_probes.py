@@ -47,5 +47,5 @@ def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_given_is_kept() -> None:
-    recipe = Recipe().replace("train", precision="fp32", compile="off")
+    recipe = Recipe().replace("train", precision="fp32", compile="off", attention="torch")
     assert resolve(recipe, CPU) == recipe

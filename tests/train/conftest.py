@@ -39,6 +39,7 @@ def recipe(small_data: Path) -> Recipe:
             precision="fp32",
             compile="off",
             products="torch",
+            attention="torch",
             evaluate_every=8,
             checkpoint_every=5,
             log_every=3,
