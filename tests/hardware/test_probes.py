@@ -1,5 +1,7 @@
 """Probing: precision and compiler are measured, and what was found is what the recipe then says."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_the_probe_agrees_with_itself() -> None:
 
 
 def test_without_a_compiler_a_run_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not probes.compiler_works()
     resolved = resolve(Recipe(), CPU)
     assert resolved.train.compile == "off"

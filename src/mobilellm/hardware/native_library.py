@@ -43,12 +43,17 @@ class Build:
     """Why there is no library; empty where there is one."""
 
 
+def cpp_compiler() -> str | None:
+    """Where the C++ compiler of CXX lies, or else the first of `COMPILERS` that is there."""
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
 @functools.cache
 def native_library(source: Path, *options: str) -> Build:
     """The library of a source with these options of the compiler beside `FLAGS`, compiled where the
     cache does not hold it."""
-    given = os.environ.get("CXX", "")
-    compiler = next((found for name in (given, *COMPILERS) if (found := shutil.which(name))), None)
+    compiler = cpp_compiler()
     if compiler is None:
         return Build(None, "there is no C++ compiler (g++ or clang++)")
     flags = (*FLAGS, *options)

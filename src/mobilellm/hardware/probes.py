@@ -11,14 +11,13 @@ faster. So each question that a run asks of the machine is answered by trying:
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 
 import torch
 
 from mobilellm.hardware.compiled_code import keep_compiled_code
 from mobilellm.hardware.devices import recognize
+from mobilellm.hardware.native_library import cpp_compiler
 
 MIN_BF16_GAIN = 1.5
 """How many times as fast bf16 products must be to be worth their rounding."""
@@ -60,8 +59,7 @@ def bf16_is_fast(device: torch.device) -> bool:
 def compiler_works(device: torch.device | None = None) -> bool:
     """Whether torch.compile builds and runs a trivial kernel on a device, the CPU where none is
     given. It needs a C++ compiler and Python's headers, on a GPU Triton."""
-    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    if not any(shutil.which(name) for name in compilers if name):
+    if cpp_compiler() is None:
         return False
     keep_compiled_code()
     try:

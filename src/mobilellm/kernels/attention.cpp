@@ -219,7 +219,7 @@ struct Tile {
   int64_t row, rows, key, keys; // the first and how many
 };
 
-// Whether a mask hides all of a tile; where it does not, its transpose or itself as bytes.
+// Whether a mask hides all of a tile.
 bool all_hidden(const Attention &call, int64_t b, const Tile &tile) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     const uint8_t *seen = call.mask + b * call.mask_batch + (tile.row + r) * call.mask_row;
@@ -228,14 +228,6 @@ bool all_hidden(const Attention &call, int64_t b, const Tile &tile) {
       if (seen[c]) return false;
   }
   return true;
-}
-
-int64_t threads_of(const Attention &call) {
-#if defined(_OPENMP)
-  return call.threads;
-#else
-  return 1;
-#endif
 }
 
 // Sets scores (rows, width) that a query may not see to -inf.
@@ -338,7 +330,7 @@ template <class T> struct Forward {
 
   void run() const {
     const int64_t blocks = (T_ + ROWS - 1) / ROWS, heads = call.batch * call.heads;
-#pragma omp parallel num_threads(threads_of(call))
+#pragma omp parallel num_threads(call.threads)
     {
       std::vector<float> space;
 #pragma omp for schedule(dynamic)
@@ -368,7 +360,7 @@ template <class T> struct Backward {
   // A head's queries are divided where there are fewer heads than would keep all threads at work.
   static int64_t parts_of(const Attention &call) {
     const int64_t heads = call.batch * call.heads, blocks = (call.length + ROWS - 1) / ROWS;
-    return std::clamp<int64_t>((2 * threads_of(call) + heads - 1) / heads, 1, blocks);
+    return std::clamp<int64_t>((2 * call.threads + heads - 1) / heads, 1, blocks);
   }
 
   // The first block of queries of a part: parts have about equal areas under the diagonal.
@@ -489,18 +481,16 @@ template <class T> struct Backward {
       Floats sums = {};
       for (int64_t g = 0; g < G; ++g)
         for (int64_t p = none; p < parts; ++p)
-          sums += bits<Floats>(part_of(of + ((first + g * parts + p) * T_ + t) * D + d, lanes));
+          sums += bits<Floats>(::part(words(of + ((first + g * parts + p) * T_ + t) * D + d), lanes));
       T found[LANES];
       write(found, sums);
       std::memcpy(to + d, found, lanes * sizeof(T));
     }
   }
 
-  static Words part_of(const float *from, int64_t count) { return ::part(words(from), count); }
-
   void run() const {
     const int64_t units = call.batch * call.heads * parts;
-#pragma omp parallel num_threads(threads_of(call))
+#pragma omp parallel num_threads(call.threads)
     {
       Space space;
 #pragma omp for schedule(dynamic)

@@ -56,7 +56,7 @@ def causal_attention(
     if tiles and query.shape[3] % 2 == 0:
         attended, log_total = flash.attend(query, key, value, mask)
         return attended, log_total.view(B, K, G, T, 1)
-    out = _rows_first(query)
+    out = flash.rows_first(query)
     q, k, v = query.reshape(B * K, G, T, D), _whole(key), _whole(value)
     log_total = torch.empty(B * K, G, T, 1, dtype=torch.float32)
     softmax = _steps(compiled)[0]
@@ -79,13 +79,6 @@ def causal_attention(
 def _whole(t: Tensor) -> Tensor:
     """(B, K, T, D) as (B K, T, D) without gaps: each block of rows would copy it otherwise."""
     return t.flatten(0, 1).contiguous()
-
-
-def _rows_first(like: Tensor) -> Tensor:
-    """An empty (B, H, T, D) that lies in memory as (B, T, H, D), as the projections around
-    attention have it."""
-    B, H, T, D = like.shape
-    return like.new_empty(B, T, H, D).transpose(1, 2)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
@@ -158,7 +151,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     B, H, T, _ = query.shape
     K = key.shape[1]
-    return _rows_first(query), query.new_empty(B, K, H // K, T, 1, dtype=torch.float32)
+    return flash.rows_first(query), query.new_empty(B, K, H // K, T, 1, dtype=torch.float32)
 
 
 @torch.library.custom_op("mobilellm::causal_attention_backward", mutates_args=())
@@ -181,7 +174,7 @@ def _backward(
     q, k, v = query.reshape(N, G, T, D), _whole(key), _whole(value)
     go, totals = grad.reshape(N, G, T, D), log_total.reshape(N, G, T)
     delta = (go.float() * out.reshape(N, G, T, D).float()).sum(-1)
-    grad_query = _rows_first(query)
+    grad_query = flash.rows_first(query)
     grad_key, grad_value = (torch.zeros(N, T, D, dtype=torch.float32) for _ in range(2))
     gradient_ = _steps(compiled)[1]
     spaces = [query.new_empty(N * G * rows_at_once(T) * T) for _ in range(2)]
@@ -216,7 +209,7 @@ def _backward(
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _rows_first(query), key.new_empty(key.shape), value.new_empty(value.shape)
+    return flash.rows_first(query), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -130,13 +130,20 @@ def tiles_are_used() -> bool:
     return _used
 
 
+def rows_first(like: Tensor) -> Tensor:
+    """An empty (B, H, T, D) that lies in memory as (B, T, H, D), as the projections around
+    attention have it."""
+    B, H, T, D = like.shape
+    return like.new_empty(B, T, H, D).transpose(1, 2)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """query (B, H, T, D), key and value (B, K, T, D), D even -> attended (B, H, T, D), which
     lies in memory as (B, T, H, D), and the log of its softmax's sum (B, H, T), float32.
 
     `mask` (B or 1, 1, T, T), bool, allows less than causality does; each token must see itself."""
-    B, H, T, D = query.shape
-    out = query.new_empty(B, T, H, D).transpose(1, 2)
+    B, H, T, _ = query.shape
+    out = rows_first(query)
     log_total = torch.empty(B, H, T)
     _run((query, key, value), out, log_total, mask, ())
     return out, log_total
@@ -153,8 +160,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those by query, key and value, given that by `out`, which with `log_total` is what `attend`
     gave. That by query lies in memory as (B, T, H, D)."""
-    B, H, T, D = query.shape
-    by_query = query.new_empty(B, T, H, D).transpose(1, 2)
+    by_query = rows_first(query)
     by_key, by_value = (t.new_empty(t.shape) for t in (key, value))
     _run((query, key, value), out, log_total, mask, (grad, by_query, by_key, by_value))
     return by_query, by_key, by_value
