@@ -1,4 +1,5 @@
-"""float32 products by oneDNN: the same numbers, where they are asked for, chosen by measuring."""
+"""float32 products by other libraries: the same numbers, where they are asked for, chosen by
+measuring."""
 
 from __future__ import annotations
 
@@ -8,24 +9,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobilellm.distributed.parallel import Parallel
+from mobilellm.distributed.parallel import Parallel, products_of
 from mobilellm.distributed.world import World
+from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
-from mobilellm.kernels import products
-from mobilellm.kernels.products import fastest_products, onednn_linear, using
+from mobilellm.kernels import bf16x6, products
+from mobilellm.kernels.products import (
+    Products,
+    fastest_products,
+    onednn_linear,
+    products_fault,
+    using,
+)
+from mobilellm.model import loss
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.linear import linear
+from mobilellm.model.loss import linear_cross_entropy
 from mobilellm.model.network import Network
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.resolve import resolve_products
 
 pytestmark = pytest.mark.skipif(onednn_linear() is None, reason="no oneDNN here")
-KINDS = ["mixed", "onednn"]
+OTHERS: tuple[Products, ...] = ("mixed", "onednn", "bf16x6")
+KINDS = [kind for kind in OTHERS if not products_fault(kind)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(7, 24, 40), (2, 65, 40, 24), (1, 8, 8)])
-def test_value_and_gradients_are_those_of_torch(kind: str, shape: tuple[int, ...]) -> None:
+def test_value_and_gradients_are_those_of_torch(kind: Products, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     *rows, inputs, outputs = shape
     x, weight = torch.randn(*rows, inputs), torch.randn(outputs, inputs)
@@ -34,7 +45,7 @@ def test_value_and_gradients_are_those_of_torch(kind: str, shape: tuple[int, ...
             x = torch.randn(inputs, *rows).movedim(0, -1)
         a, b = x.detach().requires_grad_(), weight.detach().requires_grad_()
         grad = torch.randn(outputs, *rows).movedim(0, -1)
-        with using(kind):  # type: ignore[arg-type]
+        with using(kind):
             found = linear(a, b)
         mine = torch.autograd.grad(found, (a, b), grad)
         expected = F.linear(a, b)
@@ -54,7 +65,7 @@ def test_only_what_needs_a_gradient_is_computed() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operator_is_sound(kind: str) -> None:
     x, weight = torch.randn(3, 5, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
-    torch.library.opcheck(products._product, (x, weight, kind == "onednn"))
+    torch.library.opcheck(products._product, (x, weight, kind))
 
 
 def test_other_types_and_autocast_keep_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +94,7 @@ def test_a_step_has_the_gradients_of_torchs_products(compiled: str) -> None:
     ids = torch.randint(0, 300, (2, 65))
     gradients = {}
     weights: dict[str, torch.Tensor] = {}
-    for kind in ("torch", "mixed", "onednn"):
+    for kind in ("torch", *KINDS):
         network = Network(config)
         weights = weights or {n: t.clone() for n, t in network.state_dict().items()}
         network.load_state_dict(weights)
@@ -140,3 +151,32 @@ def test_bf16_and_given_kinds_are_not_measured(monkeypatch: pytest.MonkeyPatch) 
         ({"precision": "fp32", "products": "onednn"}, "onednn"),
     ):
         assert resolve_products(recipe.replace("train", **given), config, cpu, 1) == expected
+
+
+def test_a_kind_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe().replace("train", products="bf16x6")
+    monkeypatch.setattr(bf16x6, "fault", lambda: "this processor has no AMX")
+    with pytest.raises(UserError, match=r'train\.products = "bf16x6": this processor has no AMX'):
+        products_of(recipe)
+    assert products_of(recipe.replace("train", products="torch")) == "torch"
+    assert products_of(recipe.replace("train", products="auto")) == "torch"
+
+
+@pytest.mark.skipif("bf16x6" not in KINDS, reason="no AMX here")
+def test_the_output_layer_is_of_the_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 48), torch.randn(300, 48)
+    targets, found, called = torch.randint(300, (40,)), [], []
+    real = bf16x6.multiply
+    monkeypatch.setattr(bf16x6, "multiply", lambda *a, **k: called.append(1) or real(*a, **k))
+    monkeypatch.setattr(loss, "CHUNK_NUMBERS", 300 * 16)  # three chunks, whose gradients add up
+    kinds: tuple[Products, ...] = ("torch", "bf16x6")
+    for kind in kinds:
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with using(kind):
+            value = linear_cross_entropy(h, w, targets)
+        value.backward()
+        found.append((value, h.grad, w.grad))
+    assert len(called) == 9
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

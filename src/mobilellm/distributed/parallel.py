@@ -21,7 +21,7 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.compiled_code import keep_compiled_code
 from mobilellm.kernels.compiling import compiled_steps, keep_little
 from mobilellm.kernels.flash import fault, using_tiles
-from mobilellm.kernels.products import Products, using
+from mobilellm.kernels.products import Products, products_fault, using
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
@@ -71,6 +71,20 @@ def attention_in_tiles(recipe: Recipe) -> bool:
     return True
 
 
+def products_of(recipe: Recipe) -> Products:
+    """The kind of the recipe's float32 products on a CPU. `UserError` where this machine has not
+    these."""
+    kind = recipe.train.products
+    if kind == "auto":
+        return "torch"  # of a recipe that was never resolved
+    if reason := products_fault(kind):
+        raise UserError(
+            f'train.products = "{kind}": {reason}',
+            hint="--train.products torch computes the same but for the last digits",
+        )
+    return kind
+
+
 class Parallel:
     """The loss of a micro-batch, whose gradients end up the same in every process."""
 
@@ -80,14 +94,14 @@ class Parallel:
         """`objective` is the cross-entropy of the next token when not given."""
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
         objective = objective or NextToken(recipe.optimizer.z_loss)
-        compiled, products = recipe.train.compile == "block", recipe.train.products
+        compiled, on_cpu = recipe.train.compile == "block", world.device.type == "cpu"
         self.step: nn.Module = Step(
             network,
             Precision(recipe.train.precision),
             objective,
-            "torch" if products == "auto" else products,  # of a recipe that was never resolved
+            products_of(recipe) if on_cpu else "torch",
             compiled,
-            world.device.type == "cpu" and attention_in_tiles(recipe),
+            on_cpu and attention_in_tiles(recipe),
         )
         self.sharded = self.kind == "fsdp" and world.size > 1
         if compiled:

@@ -100,6 +100,35 @@ inline Floats exponential(Floats x) {
   return bits<Floats>(bits<Words>(p) + (bits<Words>(shifted) << 23));
 }
 
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (Words){__VA_ARGS__})
+#endif
+#define EACH_LANE(of) of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), \
+    of(11), of(12), of(13), of(14), of(15)
+
+template <int distance> void exchange(Words *rows) {
+#define FIRST(lane) ((lane) & distance ? LANES + (lane) - distance : (lane))
+#define SECOND(lane) ((lane) & distance ? LANES + (lane) : (lane) + distance)
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & distance)) {
+      const Words a = rows[i], b = rows[i + distance];
+      rows[i] = PICK(a, b, EACH_LANE(FIRST));
+      rows[i + distance] = PICK(a, b, EACH_LANE(SECOND));
+    }
+#undef FIRST
+#undef SECOND
+}
+
+// (16, 16) numbers of 32 bits.
+inline void transpose(Words *rows) {
+  exchange<8>(rows);
+  exchange<4>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
+}
+
 inline float largest(Floats v) {
   float peak = v[0];
   for (int i = 1; i < LANES; ++i) peak = std::max(peak, v[i]);

@@ -1,13 +1,14 @@
-"""float32 matrix products of a training step on a CPU by oneDNN, where that is the faster library.
+"""float32 matrix products of a training step on a CPU by oneDNN or by AMX, where that is faster.
 
 torch's `F.linear` takes MKL in float32. On one AMD machine MKL reached 200 GFLOP/s where oneDNN
 reached 280 to 500; on the next oneDNN was a tenth ahead in the output and the gradient by the
 input, and behind in the gradient by the weight; on others they are equal (docs/log.md). So it is
-measured, on the very shapes, when a run begins. The run's recipe records what was chosen, so that
-a resumed run computes the same bits; and the user's cache folder does for this machine, so that a
-second run of the same recipe does too.
+measured, on the very shapes, when a run begins. Where a processor has AMX, its bfloat16 units do
+float32's products by bf16x6.py. The run's recipe records what was chosen, so that a resumed run
+computes the same bits; and the user's cache folder does for this machine, so that a second run of
+the same recipe does too.
 
-    kind = fastest_products([(2048, 576, 960)])     # "torch", "mixed" or "onednn"
+    kind = fastest_products([(2048, 576, 960)])     # "torch", "mixed", "onednn" or "bf16x6"
     with using(kind):
         y = product(x, weight)                      # x @ weight.T, with gradients
 """
@@ -29,10 +30,11 @@ from torch import Tensor, nn
 from mobilellm.errors import UserError
 from mobilellm.files import cache_folder, read_json, write_json
 from mobilellm.hardware.description import cpu_name
+from mobilellm.kernels import bf16x6
 
-Products = Literal["torch", "mixed", "onednn"]
+Products = Literal["torch", "mixed", "onednn", "bf16x6"]
 """torch: its own choice in all. onednn: oneDNN in all. mixed: oneDNN but in the gradient by the
-weight."""
+weight. bf16x6: six products of bfloat16 parts in all."""
 
 MIN_GAIN = 1.03
 """How many times as fast as torch's own all products of the measured shapes must be together."""
@@ -57,12 +59,21 @@ def onednn_linear() -> Callable[..., Tensor] | None:
     return product
 
 
+def products_fault(kind: Products) -> str:
+    """Why products cannot be those of `kind` here; empty where they can."""
+    if kind == "torch":
+        return ""
+    if kind == "bf16x6":
+        return bf16x6.fault()
+    return "" if onednn_linear() is not None else "torch has no oneDNN here"
+
+
 @contextlib.contextmanager
 def using(kind: Products) -> Iterator[None]:
     """In this block products with gradients are those of `kind`; their backward passes are too,
-    wherever they run."""
+    wherever they run. `products_fault` says whether these can be had."""
     global _used
-    before, _used = _used, kind if onednn_linear() is not None else "torch"
+    before, _used = _used, kind
     try:
         yield
     finally:
@@ -70,8 +81,9 @@ def using(kind: Products) -> Iterator[None]:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor | None:
-    """x (..., in) times the transpose of weight (out, in), (..., out), by oneDNN; None where
-    another library is to do it: other types and devices, under autocast, and outside of `using`."""
+    """x (..., in) times the transpose of weight (out, in), (..., out), by the kind that is used;
+    None where torch is to do it: other types and devices, under autocast, and outside of `using`.
+    """
     if (
         _used == "torch"
         or x.device.type != "cpu"
@@ -81,66 +93,88 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
         or type(weight) not in (Tensor, nn.Parameter)
     ):
         return None
-    found: Tensor = _product(x, weight, _used == "onednn")
+    found: Tensor = _product(x, weight, _used)
     return found
+
+
+def output_product(x: Tensor, weight: Tensor) -> Tensor | None:
+    """As `product`, without gradients: None also where the kind that is used leaves these alone."""
+    if _used != "bf16x6" or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return None
+    return _multiply(x, weight, _used)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """grad (n, out) times weight (out, in), without gradients of its own."""
     if _used == "torch" or grad.device.type != "cpu" or grad.dtype != torch.float32:
         return grad @ weight
-    return _multiply(grad.contiguous(), weight.t())
+    return _multiply(grad.contiguous(), weight.t(), _used)
 
 
-def _multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """x (n, k) times the transpose of weight (m, k), either of which may be a transposed view."""
+def add_weight_gradient(to: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
+    """`to` (out, in), float32, or zeros, plus the transpose of grad (n, out) times x (n, in)."""
+    if _used == "bf16x6" and grad.device.type == "cpu" and grad.dtype == torch.float32:
+        return bf16x6.multiply(grad.t(), x, out=to, add=to is not None)
+    if to is None:
+        return (grad.t() @ x).float()
+    if grad.dtype == torch.float32:
+        return to.addmm_(grad.t(), x)
+    return to.add_(grad.t() @ x)
+
+
+def _multiply(x: Tensor, weight: Tensor, kind: str) -> Tensor:
+    """x (..., k) times the transpose of weight (m, k), either of which may be a transposed view."""
+    if kind == "bf16x6":
+        rows = x.reshape(-1, x.shape[-1])
+        return bf16x6.multiply(rows, weight.t()).view(*x.shape[:-1], weight.shape[0])
     by = onednn_linear()
     assert by is not None
     return by(x, weight, None, "none", [], "")
 
 
 @torch.library.custom_op("mobilellm::product", mutates_args=())
-def _product(x: Tensor, weight: Tensor, weight_gradient: bool) -> Tensor:
-    """`weight_gradient` says that the gradient by the weight is oneDNN's too."""
-    return _multiply(x.contiguous(), weight.contiguous())
+def _product(x: Tensor, weight: Tensor, kind: str) -> Tensor:
+    return _multiply(x.contiguous(), weight.contiguous(), kind)
 
 
 @_product.register_fake
-def _(x: Tensor, weight: Tensor, weight_gradient: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, kind: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.custom_op("mobilellm::product_by_input", mutates_args=())
-def _by_input(grad: Tensor, weight: Tensor) -> Tensor:
+def _by_input(grad: Tensor, weight: Tensor, kind: str) -> Tensor:
     """The gradient by the input: grad (n, out) times weight (out, in)."""
-    return _multiply(grad.contiguous(), weight.t())
+    return _multiply(grad.contiguous(), weight.t(), kind)
 
 
 @_by_input.register_fake
-def _(grad: Tensor, weight: Tensor) -> Tensor:
+def _(grad: Tensor, weight: Tensor, kind: str) -> Tensor:
     return grad.new_empty(grad.shape[0], weight.shape[1])
 
 
 @torch.library.custom_op("mobilellm::product_by_weight", mutates_args=())
-def _by_weight(grad: Tensor, x: Tensor) -> Tensor:
+def _by_weight(grad: Tensor, x: Tensor, kind: str) -> Tensor:
     """The gradient by the weight: the transpose of grad (n, out) times x (n, in)."""
-    return _transposed(grad.contiguous(), x.contiguous())
+    return _transposed(grad.contiguous(), x.contiguous(), kind)
 
 
-def _transposed(grad: Tensor, x: Tensor) -> Tensor:
+def _transposed(grad: Tensor, x: Tensor, kind: str) -> Tensor:
+    if kind == "bf16x6":
+        return bf16x6.multiply(grad.t(), x)
     if grad.shape[1] < x.shape[1]:
-        return _multiply(grad.t(), x.t())
+        return _multiply(grad.t(), x.t(), kind)
     # Faster where there are more outputs than inputs; autograd wants it in the weight's layout.
-    return _multiply(x.t(), grad.t()).t().contiguous()
+    return _multiply(x.t(), grad.t(), kind).t().contiguous()
 
 
 @_by_weight.register_fake
-def _(grad: Tensor, x: Tensor) -> Tensor:
+def _(grad: Tensor, x: Tensor, kind: str) -> Tensor:
     return grad.new_empty(grad.shape[1], x.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-    x, weight, ctx.weight_gradient = inputs
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    x, weight, ctx.kind = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -149,9 +183,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, No
     flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     by_x = by_weight = None
     if ctx.needs_input_grad[0]:
-        by_x = _by_input(flat, weight).view(x.shape)
+        by_x = _by_input(flat, weight, ctx.kind).view(x.shape)
     if ctx.needs_input_grad[1]:
-        by_weight = _by_weight(flat, rows) if ctx.weight_gradient else flat.t() @ rows
+        by_weight = flat.t() @ rows if ctx.kind == "mixed" else _by_weight(flat, rows, ctx.kind)
     return by_x, by_weight, None
 
 
@@ -169,15 +203,16 @@ def fastest_products(shapes: Sequence[tuple[int, int, int]]) -> Products:
 
 @functools.cache
 def _fastest(shapes: tuple[tuple[int, int, int], ...], threads: int) -> Products:
-    if onednn_linear() is None or max(2.0 * n * i * o for n, i, o in shapes) < MIN_FLOPS:
+    if max(2.0 * n * i * o for n, i, o in shapes) < MIN_FLOPS:
         return "torch"
-    key = " ".join((cpu_name(), torch.__version__, str(threads), *map(str, shapes)))
+    tried = [kind for kind in typing.get_args(Products) if not products_fault(kind)]
+    if tried == ["torch"]:
+        return "torch"
+    key = " ".join((cpu_name(), torch.__version__, str(threads), *map(str, (*tried, *shapes))))
     if (known := _remembered(key)) is not None:
         return known
-    totals: dict[Products, float] = {"torch": 0.0, "mixed": 0.0, "onednn": 0.0}
-    for shape in shapes:
-        for name, seconds in _measure(*shape).items():
-            totals[name] += seconds
+    measured = [_measure(*shape) for shape in shapes]
+    totals = {name: sum(each[name] for each in measured) for name in measured[0]}
     best = min(totals, key=lambda name: totals[name])
     chosen: Products = best if totals["torch"] > MIN_GAIN * totals[best] else "torch"
     _remember(key, chosen)
@@ -204,29 +239,34 @@ def _remember(key: str, kind: Products) -> None:
 
 
 def _measure(rows: int, inputs: int, outputs: int, rounds: int = 5) -> dict[Products, float]:
-    """Seconds of one layer's three products by each kind, each product the best of `rounds`."""
+    """Seconds of one layer's three products by each kind that there is, each product the best of
+    `rounds`."""
     generator = torch.Generator().manual_seed(0)  # leaves the run's own random state alone
     with torch.no_grad():
         x, weight, grad = (
             torch.randn(shape, generator=generator)
             for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
         )
-        # What is measured by torch and by oneDNN: the output, both gradients.
-        forms: list[tuple[Callable[[], Tensor], Callable[[], Tensor]]] = [
-            (lambda: F.linear(x, weight), lambda: _multiply(x, weight)),
-            (lambda: grad @ weight, lambda: _multiply(grad, weight.t())),
-            (lambda: grad.t() @ x, lambda: _transposed(grad, x)),
-        ]
-        best = [[float("inf")] * 2 for _ in forms]
+        # The output and both gradients.
+        forms: dict[Products, list[Callable[[], Tensor]]] = {
+            "torch": [lambda: F.linear(x, weight), lambda: grad @ weight, lambda: grad.t() @ x]
+        }
+        others: tuple[Products, ...] = ("onednn", "bf16x6")
+        for kind in others:
+            if not products_fault(kind):
+                forms[kind] = [
+                    functools.partial(_multiply, x, weight, kind),
+                    functools.partial(_multiply, grad, weight.t(), kind),
+                    functools.partial(_transposed, grad, x, kind),
+                ]
+        best = {kind: [float("inf")] * 3 for kind in forms}
         for _ in range(rounds):
-            for found, pair in zip(best, forms, strict=True):
-                for side, form in enumerate(pair):
+            for which in range(3):
+                for kind, three in forms.items():
                     start = time.perf_counter()
-                    form()
-                    found[side] = min(found[side], time.perf_counter() - start)
-    (out, out_onednn), (by_x, by_x_onednn), (by_weight, by_weight_onednn) = best
-    return {
-        "torch": out + by_x + by_weight,
-        "mixed": out_onednn + by_x_onednn + by_weight,
-        "onednn": out_onednn + by_x_onednn + by_weight_onednn,
-    }
+                    three[which]()
+                    best[kind][which] = min(best[kind][which], time.perf_counter() - start)
+    found = {kind: sum(seconds) for kind, seconds in best.items()}
+    if "onednn" in best:
+        found["mixed"] = sum(best["onednn"][:2]) + best["torch"][2]
+    return found

@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilellm.kernels.compiling import steps_are_compiled
-from mobilellm.kernels.products import input_gradient
+from mobilellm.kernels.products import add_weight_gradient, input_gradient
 from mobilellm.model.linear import linear
 
-CHUNK_NUMBERS = 1 << 22
-"""Logits held at once: 16 MiB in float32, which caches hold in part."""
+CHUNK_NUMBERS = 1 << 24
+"""Logits held at once: 64 MiB in float32. Each chunk reads the weight twice and adds to its gradient,
+so that a quarter of it, which caches hold, took twice the time (docs/log.md)."""
 GPU_CHUNK_NUMBERS = 1 << 28
 """The same on a GPU, 1 GiB: fewer and larger launches."""
 MIN_CHUNK_ROWS = 16
@@ -133,12 +134,7 @@ class _OutputWalk(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = input_gradient(grad, w)
             if need_weight:
-                if grad_weight is None:
-                    grad_weight = (grad.t() @ h).float()
-                elif dtype == torch.float32:
-                    grad_weight.addmm_(grad.t(), h)
-                else:
-                    grad_weight += grad.t() @ h
+                grad_weight = add_weight_gradient(grad_weight, grad, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
