@@ -182,9 +182,13 @@ def test_autocast_computes_in_its_precision() -> None:
     assert ours.item() != plain.item()
 
 
-def test_logits_are_never_whole_in_memory() -> None:
-    """Peak allocation stays far below tokens x vocabulary floats."""
+@pytest.mark.parametrize("numbers", [1 << 18, 1 << 20, 1 << 22])
+def test_no_more_logits_are_in_memory_than_a_chunk_holds(
+    numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest allocation is a chunk's logits in float32, and not a second one beside them."""
     tokens, vocabulary = 4096, 16_384
+    monkeypatch.setattr("mobilellm.model.loss.CHUNK_NUMBERS", numbers)
     hidden, weight = (
         torch.randn(tokens, 16, requires_grad=True),
         torch.randn(vocabulary, 16, requires_grad=True),
@@ -193,4 +197,5 @@ def test_logits_are_never_whole_in_memory() -> None:
     with torch.profiler.profile(profile_memory=True) as profile:
         linear_cross_entropy(hidden, weight, targets).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert largest < tokens * vocabulary * 4 / 8
+    assert numbers * 4 <= largest < tokens * vocabulary * 4 / 8
+    assert largest < 1.5 * numbers * 4 + 8 * vocabulary * 16

@@ -30,8 +30,8 @@ from mobilellm.kernels.products import add_weight_gradient, input_gradient
 from mobilellm.model.linear import linear
 
 CHUNK_NUMBERS = 1 << 24
-"""Logits held at once: 64 MiB in float32. Each chunk reads the weight twice and adds to its gradient,
-so that a quarter of it, which caches hold, took twice the time (docs/log.md)."""
+"""Logits held at once: 64 MiB in float32. Each chunk reads the weight twice and adds to its
+gradient: a quarter of this number, which caches hold, took twice the time (docs/log.md)."""
 GPU_CHUNK_NUMBERS = 1 << 28
 """The same on a GPU, 1 GiB: fewer and larger launches."""
 MIN_CHUNK_ROWS = 16
@@ -135,6 +135,7 @@ class _OutputWalk(torch.autograd.Function):
                 grad_hidden[chunk] = input_gradient(grad, w)
             if need_weight:
                 grad_weight = add_weight_gradient(grad_weight, grad, h)
+            del by_logits, grad  # before the next chunk has its logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

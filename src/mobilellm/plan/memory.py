@@ -87,8 +87,8 @@ def estimate(
     if precision is Precision.BF16:
         kept += 2 * inside
     rows = min(tokens, max(16, CHUNK_NUMBERS // config.vocab_size))
-    # One chunk holds its logits in the products' precision and in float32, and its softmax in both.
-    chunk = rows * config.vocab_size * (4 + 4 if precision is Precision.FP32 else 2 + 4 + 2)
+    # One chunk holds its logits, in float32 its softmax, and in bf16 that in bf16 too.
+    chunk = rows * config.vocab_size * (4 if precision is Precision.FP32 else 2 + 4 + 2)
     # The output layer's gradient and copy come on top.
     logits = chunk + 4 * output + (2 * output if precision is Precision.BF16 else 0)
     block = 4 * inside // config.num_hidden_layers
