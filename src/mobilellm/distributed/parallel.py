@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.compiled_code import keep_compiled_code
-from mobilellm.kernels.compiling import compiled_steps, keep_little
+from mobilellm.kernels.compiling import compile_many_kinds, compiled_steps, keep_little
 from mobilellm.kernels.flash import fault, using_tiles
 from mobilellm.kernels.products import Products, products_fault, using
 from mobilellm.model.loss import NextToken, Objective
@@ -106,6 +106,7 @@ class Parallel:
         self.sharded = self.kind == "fsdp" and world.size > 1
         if compiled:
             keep_compiled_code()
+            compile_many_kinds()
             if world.device.type == "cpu":
                 keep_little()
             for layer in network.layers:

@@ -190,7 +190,8 @@ void run(const Product &call) {
   const int64_t panel = depth / SIDE * STEP;
   const int64_t most = std::max<int64_t>(2, BLOCK / (panel * sizeof(uint16_t)));
   const int64_t width = parts_of(columns, parts_of(columns, most));
-  const int64_t panels = along ? 1 : std::min(PANELS, parts_of(rows, call.threads));
+  const int64_t own = parts_of(rows, call.threads); // panels of A for a thread
+  const int64_t panels = along ? 1 : parts_of(own, parts_of(own, PANELS));
   const bool large = call.M * call.N * int64_t(sizeof(float)) > LARGE && call.N % LANES == 0 &&
                      uintptr_t(call.C) % 64 == 0;
   uint16_t *const block = block_space.of(width * panel);
@@ -211,9 +212,7 @@ void run(const Product &call) {
 #pragma omp for schedule(static)
         for (int64_t j = 0; j < wide; ++j)
           pack(call.B, (n + j) * SIDE, there(j), k, deep, false, block + j * panel);
-#pragma omp for schedule(static)
-        for (int64_t first = 0; first < rows; first += panels) {
-          const int64_t end = std::min(rows, first + panels);
+        const auto multiply_panels = [&](int64_t first, int64_t end) {
           for (int64_t s = 0; s < steps; ++s)
             for (int64_t i = first; i < end; ++i)
               pack(call.A, i * SIDE, here(i), k + s * SIDE, std::min(SIDE, deep - s * SIDE), true,
@@ -227,6 +226,12 @@ void run(const Product &call) {
               write_sums(sums + j * SUM, call.C + i * SIDE * call.N + (n + j) * SIDE, call.N,
                          here(i), there(j), add, past);
           }
+        };
+#pragma omp for schedule(static)
+        for (int64_t part = 0; part < call.threads; ++part) { // all have as many, to one
+          const int64_t end = rows * (part + 1) / call.threads;
+          for (int64_t first = rows * part / call.threads; first < end; first += panels)
+            multiply_panels(first, std::min(end, first + panels));
         }
       }
     }

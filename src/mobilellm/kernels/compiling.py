@@ -1,6 +1,7 @@
 """What a compiler does for a training step on a CPU, beside the blocks.
 
 keep_little()                   # before blocks are compiled
+compile_many_kinds()
 with compiled_steps(True):      # losses and attention may have their own kernels compiled
     loss = network.loss(inputs, targets)
 """
@@ -9,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+
+MAX_KINDS = 1024
+"""Of input that a function is compiled for."""
 
 _compiled = False
 
@@ -39,3 +43,12 @@ def keep_little() -> None:
     config.ban_recompute_materialized_backward = False
     config.ban_recompute_used_far_apart = False
     config.ban_recompute_long_fusible_chains = False
+
+
+def compile_many_kinds() -> None:
+    """Let the compiler make a block for each shape of network that a process trains. It stops after
+    eight, and computes the next ones uncompiled without a word."""
+    import torch._dynamo.config as config
+
+    config.recompile_limit = max(config.recompile_limit, MAX_KINDS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_KINDS)

@@ -94,14 +94,6 @@ def cell_recipe(lab: LabFile, settings: Mapping[str, Any], data: Path, where: st
     recipe = Recipe.from_dict(values, where)
     if not lab.gives("train.keep_checkpoints"):
         recipe = recipe.replace("train", keep_checkpoints=1)
-    if recipe.train.compile == "auto":
-        # It would be compiled or not by its length, and compiling takes longer than small cells.
-        recipe = recipe.replace("train", compile="off")
-    if recipe.train.products == "auto":
-        # Measured anew for every run it could differ between seeds, and with it the last bits.
-        recipe = recipe.replace("train", products="torch")
-    if recipe.train.attention == "auto":
-        recipe = recipe.replace("train", attention="torch")
     recipe.check()
     return recipe
 

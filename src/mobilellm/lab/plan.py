@@ -4,27 +4,30 @@
     plan.seconds, plan.runs
 
 Every cell is measured by a few real steps of it. Where the lab names no train.steps, the budget
-decides them: all cells get as many as fit.
+decides them: all cells get as many as fit. Where the lab leaves open whether and what compiles,
+long runs are measured compiled as well, and all cells do what is faster.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
-from mobilellm.hardware.probes import pick_device
+from mobilellm.hardware.probes import compiler_works, pick_device
 from mobilellm.intervals import smallest_difference
+from mobilellm.kernels.products import Products
 from mobilellm.lab.cells import Cell, Costs, cell_recipe, held_by_steps, solved_cells
 from mobilellm.lab.lab_file import LabFile
 from mobilellm.lab.shapes import Measure, parameters_of
 from mobilellm.lab.timing import CellTime, measure_cell
 from mobilellm.train.inputs import open_data
-from mobilellm.train.resolve import resolve
+from mobilellm.train.resolve import resolve, resolve_products
 
 MIN_STEPS = 20
 """Of a cell whose steps come from the budget."""
@@ -33,6 +36,10 @@ BUDGET_SHARE = 0.92
 EVALUATIONS = 8
 """Of the held-out text during a run, where the lab does not say when."""
 MAX_SEEDS = 1000
+WORTH_COMPILING_SECONDS = 90.0
+"""Of a run, in the mean: compiling a cell takes 15 to 40 s, and its other seeds 3 to 7 s each."""
+MIN_GAIN = 1.1
+"""Of compiled steps of the cell that the others are compared with; else nothing is compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +106,40 @@ def make_plan(
     if not 1 <= seeds <= MAX_SEEDS:
         raise UserError(f"seeds {seeds}: must be from 1 to {MAX_SEEDS}")
     opened = open_data(cell_recipe(lab, {}, data, "recipe"))
-    device = pick_device()
-    cells = [
-        dataclasses.replace(cell, recipe=resolve(cell.recipe, device))
-        for cell in solved_cells(lab, opened, measure)
-    ]
-    times: dict[str, CellTime] = {}
-    for number, cell in enumerate(cells):
-        progress(number, len(cells))
-        times[cell.name] = measure_cell(_paced(lab, cell), opened)
-    progress(len(cells), len(cells))
     named = "steps" in lab.recipe.get("train", {})
     if not named and budget is None:
         raise UserError(
             "neither train.steps nor a budget is given",
             hint="add --budget 2h, or --set train.steps=1000",
         )
-    if not named:
-        assert budget is not None
-        cells = _fitted(lab, cells, times, seeds, budget)
-    if lab.equal in ("flops", "time"):
-        cells = held_by_steps(lab, cells, _cost(lab, times))
-    planned = tuple(Planned(cell=_paced(lab, cell), time=times[cell.name]) for cell in cells)
+    cells = solved_cells(lab, opened, measure)
+    base = next(cell for cell in cells if cell.name == lab.base_name)
+    choice = Choice(products=_products(base))
+
+    def timed(choice: Choice) -> dict[str, CellTime]:
+        times: dict[str, CellTime] = {}
+        for number, cell in enumerate(cells):
+            progress(number, len(cells))
+            times[cell.name] = measure_cell(_paced(lab, choice.of(cell)), opened)
+        progress(len(cells), len(cells))
+        return times
+
+    def planned_with(times: dict[str, CellTime], choice: Choice) -> tuple[Planned, ...]:
+        chosen = [choice.of(cell) for cell in cells]
+        if not named:
+            assert budget is not None
+            chosen = _fitted(lab, chosen, times, seeds, budget)
+        if lab.equal in ("flops", "time"):
+            chosen = held_by_steps(lab, chosen, _cost(lab, times))
+        return tuple(Planned(cell=_paced(lab, cell), time=times[cell.name]) for cell in chosen)
+
+    planned = planned_with(timed(choice), choice)
+    if _worth_compiling(cells, planned):
+        compiled = dataclasses.replace(choice, compile="block")
+        eager = next(each.time for each in planned if each.cell.name == base.name)
+        step = measure_cell(_paced(lab, compiled.of(base)), opened).step
+        if eager.step > MIN_GAIN * step:
+            planned = planned_with(timed(compiled), compiled)
     longest = max(planned, key=lambda each: each.seconds)
     if budget is not None and budget < longest.seconds:
         raise UserError(
@@ -133,8 +152,42 @@ def make_plan(
         planned=planned,
         seeds=seeds,
         data_fingerprint=opened.fingerprint,
-        device=str(describe(device)["device"]),
+        device=str(describe(pick_device())["device"]),
         profile_device=profile_device,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What computes the cells where the lab leaves that open: the same for all of them and for all
+    seeds, so that no difference comes of it."""
+
+    compile: Literal["off", "block"] = "off"
+    products: Products = "torch"
+
+    def of(self, cell: Cell) -> Cell:
+        """The cell with it, and with what follows from it and from the device."""
+        recipe = cell.recipe
+        if recipe.train.compile == "auto":
+            recipe = recipe.replace("train", compile=self.compile)
+        if recipe.train.products == "auto":
+            recipe = recipe.replace("train", products=self.products)
+        return dataclasses.replace(cell, recipe=resolve(recipe, pick_device()))
+
+
+def _products(base: Cell) -> Products:
+    """The library of float32 products that is fastest for the cell the others are compared with."""
+    device = pick_device()
+    recipe = resolve(base.recipe.replace("train", compile="off"), device)
+    return resolve_products(recipe, base.config, device, 1)
+
+
+def _worth_compiling(cells: list[Cell], planned: tuple[Planned, ...]) -> bool:
+    """Whether a cell leaves it open, runs are long enough, and the compiler works here."""
+    return (
+        any(cell.recipe.train.compile == "auto" for cell in cells)
+        and statistics.mean(each.seconds for each in planned) >= WORTH_COMPILING_SECONDS
+        and compiler_works(pick_device())
     )
 
 

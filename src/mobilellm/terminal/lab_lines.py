@@ -54,7 +54,7 @@ def plan_lines(plan: LabPlan) -> list[str]:
         "",
         (
             f"{plan.runs} runs, {count(plan.tokens)} tokens, about {duration(plan.seconds)} "
-            "of one process"
+            f"of one process, {_computing(plan)}"
         ),
     ]
     if plan.shows is None:
@@ -65,6 +65,15 @@ def plan_lines(plan: LabPlan) -> list[str]:
             "deviation of paired differences on, which the first cells measure"
         )
     return lines
+
+
+def _computing(plan: LabPlan) -> str:
+    """The precisions of all cells, and whether blocks are compiled."""
+    trains = [each.cell.recipe.train for each in plan.planned]
+    precisions = " and ".join(sorted({train.precision for train in trains}))
+    compiled = {train.compile for train in trains}
+    how = {("block",): ", compiled", ("off",): ""}.get(tuple(compiled), ", some compiled")
+    return f"in {precisions}{how}"
 
 
 def table_lines(table: Mapping[str, Any], color: bool = False) -> list[str]:

@@ -1,0 +1,136 @@
+"""What computes a lab's cells where its file leaves that open: one choice for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mobilellm.data.dataset import Data
+from mobilellm.hardware.probes import compiler_works
+from mobilellm.lab import plan as module
+from mobilellm.lab.cells import Cell
+from mobilellm.lab.lab_file import read_lab
+from mobilellm.lab.plan import LabPlan, make_plan
+from mobilellm.lab.session import begin
+from mobilellm.lab.timing import CellTime
+from mobilellm.lab.work import work
+from mobilellm.terminal.lab_lines import plan_lines
+
+
+class Stopwatch:
+    """Measures in the place of the clock: 20 ms a layer and step, divided where it is compiled."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain, self.compiled = gain, 0
+
+    def __call__(self, cell: Cell, data: Data) -> CellTime:
+        step = 0.02 * cell.config.num_hidden_layers
+        if cell.recipe.train.compile == "block":
+            self.compiled += 1
+            step /= self.gain
+        return CellTime(step=step, update=0.002, evaluation=0.005, start=0.02)
+
+
+def settings(plan: LabPlan) -> set[tuple[str, str, str]]:
+    """compile, attention and products of all cells."""
+    trains = [each.cell.recipe.train for each in plan.planned]
+    return {(each.compile, each.attention, each.products) for each in trains}
+
+
+@pytest.fixture
+def long_lab(lab_file: Path) -> Path:
+    """The lab with its steps open, so that the budget decides them."""
+    lab_file.write_text(lab_file.read_text().replace("steps = 12\n", ""))
+    return lab_file
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that works."""
+    monkeypatch.setattr(module, "compiler_works", lambda device: True)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_long_runs_are_compiled_where_that_is_faster(
+    long_lab: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, watch = read_lab(str(long_lab)), Stopwatch(gain=2.0)
+    monkeypatch.setattr(module, "measure_cell", watch)
+    plan = make_plan(lab, small_data, 1, budget=900.0)
+    assert {each[0] for each in settings(plan)} == {"block"}
+    assert watch.compiled == 4, "the compared cell, and then all three"
+    assert plan.seconds <= 900
+    eager = make_plan(read_lab(str(long_lab), {"train.compile": "off"}), small_data, 1, 900.0)
+    steps = [each.planned[0].cell.recipe.train.steps for each in (plan, eager)]
+    assert steps[0] == pytest.approx(2 * steps[1], rel=0.1), "the time that it saves is trained in"
+    assert any("compiled" in line for line in plan_lines(plan))
+    assert not any("compiled" in line for line in plan_lines(eager))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("gain", "budget", "tried"), [(1.05, 900.0, 1), (2.0, 60.0, 0)], ids=["no faster", "short runs"]
+)
+def test_nothing_is_compiled_where_it_does_not_pay(
+    long_lab: Path,
+    small_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gain: float,
+    budget: float,
+    tried: int,
+) -> None:
+    watch = Stopwatch(gain)
+    monkeypatch.setattr(module, "measure_cell", watch)
+    plan = make_plan(read_lab(str(long_lab)), small_data, 1, budget)
+    assert settings(plan) == {("off", "torch", "torch")}
+    assert watch.compiled == tried
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("given", ["off", "block"])
+def test_what_the_lab_says_stands(
+    long_lab: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    watch = Stopwatch(gain=2.0 if given == "off" else 0.1)
+    monkeypatch.setattr(module, "measure_cell", watch)
+    lab = read_lab(str(long_lab), {"train.compile": given, "train.attention": "torch"})
+    assert settings(make_plan(lab, small_data, 1, 900.0)) == {(given, "torch", "torch")}
+
+
+def test_products_are_measured_once_for_all_cells(
+    lab_file: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, steady: None
+) -> None:
+    asked: list[int] = []
+
+    def fastest(recipe: object, config: object, device: object, processes: int) -> str:
+        asked.append(processes)
+        return "onednn"
+
+    monkeypatch.setattr(module, "resolve_products", fastest)
+    assert settings(make_plan(read_lab(str(lab_file)), small_data, 1)) == {
+        ("off", "torch", "onednn")
+    }
+    assert asked == [1]
+
+
+@pytest.mark.skipif(not compiler_works(torch.device("cpu")), reason="no C++ compiler that works")
+def test_runs_stay_compiled_however_many_shapes_a_lab_has(
+    tmp_path: Path, lab_file: Path, small_data: Path
+) -> None:
+    """torch's compiler gives up, without a word, on a function of more than eight kinds of input,
+    and all cells are trained in one process."""
+    text = lab_file.read_text().replace("steps = 12", "steps = 2").replace('"parameters"', '""')
+    text = text.replace('compare = "3"', 'compare = "40"')
+    text = text[: text.index("[shape]")]
+    sizes = range(40, 80, 4)
+    lab_file.write_text(f"{text}\n[axes]\nintermediate_size = {list(sizes)}\n")
+    settings = {"train.compile": "block", "train.evaluate_every": 0, "num_hidden_layers": 1}
+    plan = make_plan(read_lab(str(lab_file), settings), small_data, 1)
+    assert all(each.time.start > each.time.step for each in plan.planned)
+    torch._dynamo.reset()
+    counters.clear()
+    assert work(begin(tmp_path / "lab", plan)).finished == len(sizes)
+    assert counters["stats"]["unique_graphs"] >= len(sizes)
