@@ -72,7 +72,9 @@ def _computing(plan: LabPlan) -> str:
     trains = [each.cell.recipe.train for each in plan.planned]
     precisions = " and ".join(sorted({train.precision for train in trains}))
     compiled = {train.compile for train in trains}
-    how = {("block",): ", compiled", ("off",): ""}.get(tuple(compiled), ", some compiled")
+    how = (
+        ", compiled" if compiled == {"block"} else ", some compiled" if "block" in compiled else ""
+    )
     return f"in {precisions}{how}"
 
 
