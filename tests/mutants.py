@@ -256,9 +256,29 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "gradients of weights scaled where oneDNN multiplies", "kernels/products.py",
-        "_by_weight(flat, rows) if ctx.weight_gradient else flat.t() @ rows",
+        'flat.t() @ rows if ctx.kind == "mixed" else _by_weight(flat, rows, ctx.kind)',
         "flat.t() @ rows * 1.01",
         "kernels/test_products.py::test_value_and_gradients_are_those_of_torch",
+    ),
+    fault(
+        "float32 out of three products of bfloat16", "kernels/bf16x6.cpp",
+        "    TAKE_A(0); TAKE_B(2); MULTIPLY;\n", "    TAKE_A(0); TAKE_B(2);\n",
+        "kernels/test_bf16x6.py::test_it_is_as_exact_as_float32",
+    ),
+    fault(
+        "a lab's ninth shape is not compiled", "distributed/parallel.py",
+        "            compile_many_kinds()\n", "",
+        "lab/test_choice.py::test_runs_stay_compiled_however_many_shapes_a_lab_has",
+    ),
+    fault(
+        "a lab compiles what is no faster so", "lab/plan.py",
+        "if eager.step > MIN_GAIN * step:", "if eager.step > 0:",
+        "lab/test_choice.py::test_nothing_is_compiled_where_it_does_not_pay[no faster]",
+    ),
+    fault(
+        "a lab's runs fail on a machine that cannot compute them", "lab/work.py",
+        "    check_machine(folder)\n", "",
+        "lab/test_choice.py::test_a_machine_that_cannot_compute_alike_takes_no_run",
     ),
     fault(
         "products measured anew by each process", "kernels/products.py",
@@ -655,9 +675,9 @@ MUTANTS: tuple[Mutant, ...] = (
         LOSS,
     ),
     fault(
-        "weight gradient of the last chunk alone", "model/loss.py",
-        "                    grad_weight.addmm_(grad.t(), h)\n",
-        "                    grad_weight = grad.t() @ h\n",
+        "weight gradient of the last chunk alone", "kernels/products.py",
+        "return to.addmm_(grad.t(), x)",
+        "return grad.t() @ x",
         f"{LOSS}::test_value_and_gradients_equal_the_plain_way",
     ),
     fault(

@@ -68,11 +68,27 @@ def test_nothing_to_sum_is_zero() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_what_is_not_finite_does_not_vanish(value: float) -> None:
-    a, b = torch.ones(20, 40), torch.ones(40, 20)
-    a[3, 4] = value
+    a, b, to = torch.ones(20, 40), torch.ones(40, 20), torch.ones(20, 20)
+    a[3, 4] = b[5, 7] = to[11, 13] = value
+    touched = torch.zeros(20, 20, dtype=torch.bool)
+    touched[3] = touched[:, 7] = True
     found = multiply(a, b)
-    assert not found[3].isfinite().any()
-    assert (torch.cat((found[:3], found[4:])) == 40).all()
+    assert torch.equal(found.isfinite(), ~touched)
+    assert (found[~touched] == 40).all()
+    touched[11, 13] = True
+    multiply(a, b, out=to, add=True)
+    assert torch.equal(to.isfinite(), ~touched)
+    assert (to[~touched] == 41).all()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    a, b = torch.ones(3, 16), torch.ones(16, 6)
+    for x, y in ((a, b[:8]), (a.double(), b), (a, b.double()), (a.bfloat16(), b.bfloat16())):
+        with pytest.raises(RuntimeError, match="times"):
+            multiply(x, y)
+    for to in (torch.ones(6, 3), torch.ones(3, 6).double(), torch.ones(6, 3).t()):
+        with pytest.raises(RuntimeError, match="into"):
+            multiply(a, b, out=to)
 
 
 def test_bits_do_not_depend_on_threads() -> None:

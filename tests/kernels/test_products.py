@@ -116,15 +116,25 @@ def test_the_fastest_kind_wins_and_torch_when_it_hardly_does(
     monkeypatch.setattr(products, "_remembered", lambda _: None)
     monkeypatch.setattr(products, "_remember", lambda *_: None)
     large = (2048, 256, 512)
-    for number, (seconds, expected) in enumerate(
-        [((2.0, 1.5, 1.0), "onednn"), ((2.0, 1.0, 1.5), "mixed"), ((1.0, 0.99, 1.5), "torch")]
-    ):
-        named = dict(zip(("torch", "mixed", "onednn"), seconds, strict=True))
+    cases = [
+        ((2.0, 1.5, 1.0, 1.4), "onednn"),
+        ((2.0, 1.0, 1.5, 1.4), "mixed"),
+        ((2.0, 1.3, 1.5, 1.2), "bf16x6"),
+        ((1.0, 0.99, 1.5, 0.98), "torch"),
+    ]
+    for number, (seconds, expected) in enumerate(cases):
+        named = dict(zip(("torch", "mixed", "onednn", "bf16x6"), seconds, strict=True))
         monkeypatch.setattr(products, "_measure", lambda *_, found=named: found)
         assert fastest_products([large, (2048, 256, 512 + number)]) == expected
     # So little work is not worth a choice that may differ from one process to the next.
     monkeypatch.setattr(products, "_measure", lambda *_: pytest.fail("measured"))
     assert fastest_products([(64, 64, 64)]) == "torch"
+
+
+def test_each_kind_that_there_is_is_measured() -> None:
+    found = products._measure(64, 96, 128)
+    assert set(found) == {"torch", *KINDS}
+    assert all(0 < seconds < 1 for seconds in found.values())
 
 
 def test_what_was_measured_once_is_remembered_for_the_machine(
@@ -157,7 +167,9 @@ def test_a_kind_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     recipe = Recipe().replace("train", products="bf16x6")
     monkeypatch.setattr(bf16x6, "fault", lambda: "this processor has no AMX")
     with pytest.raises(UserError, match=r'train\.products = "bf16x6": this processor has no AMX'):
-        products_of(recipe)
+        products_of(recipe.replace("train", precision="fp32"))
+    # Products in bf16 are torch's own, whatever is said of those in float32.
+    assert products_of(recipe.replace("train", precision="bf16")) == "torch"
     assert products_of(recipe.replace("train", products="torch")) == "torch"
     assert products_of(recipe.replace("train", products="auto")) == "torch"
 

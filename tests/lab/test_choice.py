@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from mobilellm.data.dataset import Data
+from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels import bf16x6
 from mobilellm.lab import plan as module
-from mobilellm.lab.cells import Cell
+from mobilellm.lab import timing
+from mobilellm.lab.cells import Cell, cell_recipe, solved_cells
 from mobilellm.lab.lab_file import read_lab
-from mobilellm.lab.plan import LabPlan, make_plan
-from mobilellm.lab.session import begin
+from mobilellm.lab.plan import Choice, LabPlan, make_plan
+from mobilellm.lab.session import begin, go_on
 from mobilellm.lab.timing import CellTime
 from mobilellm.lab.work import work
+from mobilellm.recipe.recipe import Recipe
 from mobilellm.terminal.lab_lines import plan_lines
+from mobilellm.train.inputs import open_data
+from mobilellm.train.step import TrainStep
 
 
 class Stopwatch:
@@ -116,12 +125,60 @@ def test_products_are_measured_once_for_all_cells(
     assert asked == [1]
 
 
+def test_a_compiled_cell_is_compiled_before_it_is_measured(
+    lab_file: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what its first step takes longer than others is a part of its start."""
+    compiled: list[str] = []
+
+    def compile_(recipe: Recipe, *_: object) -> None:
+        compiled.append(recipe.train.compile)
+
+    real, steps = TrainStep.forward_backward, iter(range(10_000))
+
+    def slow_at_first(*given: Any) -> Any:
+        if next(steps) == 0:
+            time.sleep(0.5)
+        return real(*given)
+
+    monkeypatch.setattr(timing, "_compile", compile_)
+    lab = read_lab(str(lab_file))
+    cell = solved_cells(lab, open_data(cell_recipe(lab, {}, small_data, "recipe")))[0]
+    data = open_data(cell.recipe)
+    off, block = (Choice(compile=way).of(cell) for way in ("off", "block"))
+    usual = timing.measure_cell(off, data)
+    assert not compiled
+    monkeypatch.setattr(TrainStep, "forward_backward", slow_at_first)
+    # Measured uncompiled, since the compiler's own time is not to be known.
+    monkeypatch.setattr(timing, "resolve", lambda recipe, _: recipe)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    found = timing.measure_cell(block, data)
+    assert compiled == ["block"]
+    assert usual.start + 0.3 < found.start
+
+
+def test_a_machine_that_cannot_compute_alike_takes_no_run(
+    tmp_path: Path, lab_file: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, steady: None
+) -> None:
+    folder = begin(tmp_path / "lab", make_plan(read_lab(str(lab_file)), small_data, 1))
+    plan = json.loads((folder.path / "lab.json").read_text())
+    for cell in plan["cells"]:
+        cell["recipe"]["train"]["products"] = "bf16x6"
+    (folder.path / "lab.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(bf16x6, "fault", lambda: "this processor has no AMX")
+    folder = go_on(folder.path, read_lab(str(lab_file)), None, None)
+    with pytest.raises(UserError, match=r'cannot compute its runs: .*"bf16x6".* no AMX'):
+        work(folder)
+    assert len(folder.left()) == 3
+    assert not any((folder.path / "failed").iterdir())
+
+
 @pytest.mark.skipif(not compiler_works(torch.device("cpu")), reason="no C++ compiler that works")
 def test_runs_stay_compiled_however_many_shapes_a_lab_has(
     tmp_path: Path, lab_file: Path, small_data: Path
 ) -> None:
-    """torch's compiler gives up, without a word, on a function of more than eight kinds of input,
-    and all cells are trained in one process."""
+    """torch's compiler gives up on a function of more than eight kinds of input, and all cells are
+    trained in one process."""
     text = lab_file.read_text().replace("steps = 12", "steps = 2").replace('"parameters"', '""')
     text = text.replace('compare = "3"', 'compare = "40"')
     text = text[: text.index("[shape]")]

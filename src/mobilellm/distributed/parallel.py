@@ -75,8 +75,8 @@ def products_of(recipe: Recipe) -> Products:
     """The kind of the recipe's float32 products on a CPU. `UserError` where this machine has not
     these."""
     kind = recipe.train.products
-    if kind == "auto":
-        return "torch"  # of a recipe that was never resolved
+    if kind == "auto" or recipe.train.precision == Precision.BF16.value:
+        return "torch"  # a recipe that was never resolved, and products that are not float32
     if reason := products_fault(kind):
         raise UserError(
             f'train.products = "{kind}": {reason}',

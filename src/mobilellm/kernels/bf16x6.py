@@ -6,8 +6,9 @@ processors with AMX have, no less exact than float32's own.
         multiply(a, b, out=c, add=True)     # c += a @ b
 
 A number is taken as the sum of three of bfloat16, and of their nine products six are computed. On
-numbers of one size the error against float64 is a half to two thirds of MKL's (docs/log.md).
-What is above 3.39e38 counts as infinite, and parts below 1.2e-38 as zero.
+numbers of one size the error against float64 is a half to two thirds of MKL's (docs/log.md). The
+units take what is below 1.2e-38 as zero, parts and products: results below 1e-31 and factors below
+1e-33 lose digits. Infinities and factors above 3.39e38 give NaN.
 """
 
 from __future__ import annotations
@@ -71,11 +72,20 @@ def fault() -> str:
 
 def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = False) -> Tensor:
     """a (M, K) times b (K, N), float32 on the CPU, written or with `add` added to `out` (M, N), a
-    contiguous one, where it is given. Either factor may be a transposed view."""
+    contiguous one, where it is given. Either factor may be a transposed view.
+
+    `RuntimeError`, as torch has it, for shapes and types that do not fit.
+    """
     found = _library()
     assert not isinstance(found, str)
     M, K = a.shape
     N = b.shape[1]
+    if b.shape[0] != K or any(t.dtype != torch.float32 for t in (a, b)):
+        raise RuntimeError(f"({M}, {K}) {a.dtype} times {tuple(b.shape)} {b.dtype}")
+    if out is not None and (
+        out.shape != (M, N) or out.dtype != torch.float32 or not out.is_contiguous()
+    ):
+        raise RuntimeError(f"({M}, {N}) into {tuple(out.shape)} {out.dtype}")
     a, b = (t if 1 in t.stride() else t.contiguous() for t in (a, b))
     if out is None:
         out = a.new_empty(M, N)

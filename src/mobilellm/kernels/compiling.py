@@ -47,7 +47,7 @@ def keep_little() -> None:
 
 def compile_many_kinds() -> None:
     """Let the compiler make a block for each shape of network that a process trains. It stops after
-    eight, and computes the next ones uncompiled without a word."""
+    eight, and computes the next ones uncompiled, with no more than a warning."""
     import torch._dynamo.config as config
 
     config.recompile_limit = max(config.recompile_limit, MAX_KINDS)

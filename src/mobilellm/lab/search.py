@@ -223,7 +223,9 @@ def search(
     assert last is not None
     winner = name_of(left[0])
     slug = next(cell["slug"] for cell in last.plan["cells"] if cell["name"] == winner)
-    last.recipes[slug].write(out / "winner.toml")
+    # It is for any machine: what computes the candidates was chosen for this one.
+    open_ = {"compile": "auto", "products": "auto", "attention": "auto"}
+    last.recipes[slug].replace("train", **open_).write(out / "winner.toml")
     result: SearchResult = {
         "device": model.device,
         "runtime": model.runtime,

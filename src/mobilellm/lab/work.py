@@ -14,8 +14,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mobilellm.distributed.parallel import attention_in_tiles, products_of
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, write_json
+from mobilellm.hardware.probes import compiler_works, pick_device
 from mobilellm.lab.folder import Job, LabFolder, check_recipe
 from mobilellm.train.rows import Watcher
 from mobilellm.train.start import resume, train
@@ -74,6 +76,26 @@ def progress_of(folder: LabFolder) -> Progress:
     )
 
 
+def check_machine(folder: LabFolder) -> None:
+    """`UserError` where this machine cannot compute the runs that are left alike: the plan, which
+    may be another machine's, says what compiles and what multiplies."""
+    device = pick_device()
+    if device.type != "cpu":
+        return
+    for recipe in {job.recipe.train: job.recipe for job in folder.left()}.values():
+        try:
+            products_of(recipe)
+            attention_in_tiles(recipe)
+            if recipe.train.compile == "block" and not compiler_works(device):
+                raise UserError('train.compile = "block": no C++ compiler works')
+        except UserError as error:
+            raise UserError(
+                f"{folder.path}: this machine cannot compute its runs: {error}",
+                hint="go on where it was planned, or begin another lab with "
+                "--set train.compile=off train.products=torch train.attention=torch",
+            ) from None
+
+
 def _slowdown(folder: LabFolder) -> float:
     """How much longer than planned the runs that are done took."""
     done = [job for job in folder.jobs() if folder.is_done(job)]
@@ -87,8 +109,9 @@ def work(
     """Train what nobody trains yet. No run is begun that would end after `budget` seconds.
 
     A run that fails is recorded, and the others go on. `UserError` for a run of the folder that
-    was edited while it was unfinished.
+    was edited while it was unfinished, and on a machine that cannot compute as the plan has it.
     """
+    check_machine(folder)
     listener, worked, begun = listener or Listener(), Worked(), time.perf_counter()
     while True:
         with folder.claim() as job:

@@ -1,4 +1,4 @@
-"""x @ W.T, by the faster of the two libraries that torch has for it on a CPU.
+"""x @ W.T, by the fastest of what there is for it on a CPU.
 
 In float32 `F.linear` takes MKL. Without gradients oneDNN does the same product: 1.2 times as fast
 for 1,024 rows of a 125M model's blocks, and twice as fast for some 64 rows of its output layer

@@ -31,7 +31,7 @@ from mobilellm.model.linear import linear
 
 CHUNK_NUMBERS = 1 << 24
 """Logits held at once: 64 MiB in float32. Each chunk reads the weight twice and adds to its
-gradient: a quarter of this number, which caches hold, took twice the time (docs/log.md)."""
+gradient: at 32,000 words a quarter of this number took twice the time in bf16 (docs/log.md)."""
 GPU_CHUNK_NUMBERS = 1 << 28
 """The same on a GPU, 1 GiB: fewer and larger launches."""
 MIN_CHUNK_ROWS = 16
@@ -99,10 +99,11 @@ class NextToken:
         )
 
 
-def chunk_rows(vocab_size: int, device: str = "cpu") -> int:
-    """Tokens whose logits are held at once on a device of this type."""
+def chunk_rows(vocab_size: int, device: str = "cpu", arrays: int = 1) -> int:
+    """Tokens whose logits are held at once on a device of this type, by a loss that makes so many
+    arrays of their size."""
     numbers = CHUNK_NUMBERS if device == "cpu" else GPU_CHUNK_NUMBERS
-    return max(MIN_CHUNK_ROWS, numbers // vocab_size)
+    return max(MIN_CHUNK_ROWS, numbers // arrays // vocab_size)
 
 
 def even_rows(tokens: int, most: int) -> int:
@@ -114,11 +115,17 @@ def even_rows(tokens: int, most: int) -> int:
 class _OutputWalk(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype, chunk_loss: ChunkLoss
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        dtype: torch.dtype,
+        chunk_loss: ChunkLoss,
+        arrays: int,
     ) -> Tensor:
         """Sum of the losses, float32. hidden (N, C), weight (V, C); products in `dtype`."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows = even_rows(hidden.shape[0], chunk_rows(weight.shape[0], weight.device.type))
+        most = chunk_rows(weight.shape[0], weight.device.type, arrays)
+        rows = even_rows(hidden.shape[0], most)
         w = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
@@ -141,7 +148,7 @@ class _OutputWalk(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         # In place: this node is walked once, and the buffers are its own.
@@ -150,18 +157,19 @@ class _OutputWalk(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(scale).to(ctx.weight_dtype),
             None,
             None,
+            None,
         )
 
 
-def output_walk(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor:
+def output_walk(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss, arrays: int = 1) -> Tensor:
     """Sum over tokens of a loss of their logits, float32, with gradients for hidden (N, C) and
-    weight (V, C).
+    weight (V, C). A loss that makes several arrays of the logits' size gets smaller chunks.
 
     Under autocast the products run in its precision, and `chunk_loss` sees what they give.
     """
     dtype = products_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        total: Tensor = _OutputWalk.apply(hidden, weight, dtype, chunk_loss)
+        total: Tensor = _OutputWalk.apply(hidden, weight, dtype, chunk_loss, arrays)
     return total
 
 

@@ -57,7 +57,7 @@ class CachedDistillation:
         chunk = tail_chunk(
             targets.flatten(), ids, log_probabilities, self.weight, self.temperature, self.z_loss
         )
-        return output_walk(hidden, network.output_weight, chunk)
+        return output_walk(hidden, network.output_weight, chunk, arrays=4)
 
 
 def tail_chunk(

@@ -66,7 +66,7 @@ class Distillation:
         chunk = distillation_chunk(
             targets.flatten(), teacher_logits, self.weight, self.temperature, self.z_loss
         )
-        return output_walk(hidden, network.output_weight, chunk)
+        return output_walk(hidden, network.output_weight, chunk, arrays=4)
 
 
 def distillation_chunk(

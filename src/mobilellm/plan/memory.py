@@ -8,7 +8,7 @@
 
 Weights, gradients and moments are float32; under bf16 the products' copies of the weights count
 among the activations, since they live as long. Tested against tracked allocations
-(tests/plan/test_memory.py).
+(tests/plan/test_plan.py).
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def estimate(
     if precision is Precision.BF16:
         kept += 2 * inside
     rows = min(tokens, max(16, CHUNK_NUMBERS // config.vocab_size))
-    # One chunk holds its logits, in float32 its softmax, and in bf16 that in bf16 too.
-    chunk = rows * config.vocab_size * (4 if precision is Precision.FP32 else 2 + 4 + 2)
+    # A chunk holds its logits and their gradient, which takes their place where nothing is
+    # compiled, and in bf16 then the softmax in float32.
+    chunk = rows * config.vocab_size * (4 + 4 if precision is Precision.FP32 else 2 + 4 + 2)
     # The output layer's gradient and copy come on top.
     logits = chunk + 4 * output + (2 * output if precision is Precision.BF16 else 0)
     block = 4 * inside // config.num_hidden_layers
