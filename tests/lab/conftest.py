@@ -25,7 +25,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells take a time that does not depend on what else the machine does: 5 ms a layer and
     step."""
 
-    def time_of(cell: Cell, _: object) -> CellTime:
+    def time_of(cell: Cell, *_: object) -> CellTime:
         layers = cell.config.num_hidden_layers * cell.config.layer_repeats
         return CellTime(step=0.005 * layers, update=0.002, evaluation=0.005, start=0.02)
 

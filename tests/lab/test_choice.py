@@ -34,11 +34,13 @@ class Stopwatch:
 
     def __init__(self, gain: float, start: float = 0.02) -> None:
         self.gain, self.start, self.compiled = gain, start, 0
+        self.evaluations: set[float | None] = set()
 
-    def __call__(self, cell: Cell, data: Data) -> CellTime:
+    def __call__(self, cell: Cell, data: Data, evaluation: float | None = None) -> CellTime:
         step = 0.02 * cell.config.num_hidden_layers
         if cell.recipe.train.compile == "block":
             self.compiled += 1
+            self.evaluations.add(evaluation)
             step /= self.gain
             return CellTime(step=step, update=0.002, evaluation=0.005, start=self.start)
         return CellTime(step=step, update=0.002, evaluation=0.005, start=0.02)
@@ -69,11 +71,12 @@ def test_long_runs_are_compiled_where_that_is_faster(
 ) -> None:
     lab, watch = read_lab(str(long_lab)), Stopwatch(gain=2.0)
     monkeypatch.setattr(module, "measure_cell", watch)
-    plan = make_plan(lab, small_data, 1, budget=900.0)
+    plan = make_plan(lab, small_data, 1, budget=1800.0)
     assert {each[0] for each in settings(plan)} == {"block"}
     assert watch.compiled == 4, "the compared cell, and then all three"
-    assert plan.seconds <= 900
-    eager = make_plan(read_lab(str(long_lab), {"train.compile": "off"}), small_data, 1, 900.0)
+    assert watch.evaluations == {0.005}, "evaluations are not compiled: one measurement will do"
+    assert plan.seconds <= 1800
+    eager = make_plan(read_lab(str(long_lab), {"train.compile": "off"}), small_data, 1, 1800.0)
     steps = [each.planned[0].cell.recipe.train.steps for each in (plan, eager)]
     assert steps[0] == pytest.approx(2 * steps[1], rel=0.1), "the time that it saves is trained in"
     assert any("compiled" in line for line in plan_lines(plan))
@@ -84,10 +87,10 @@ def test_long_runs_are_compiled_where_that_is_faster(
 @pytest.mark.parametrize(
     ("watch", "budget", "tried"),
     [
-        (Stopwatch(gain=1.05), 900.0, 1),
+        (Stopwatch(gain=1.05), 1800.0, 1),
         (Stopwatch(gain=2.0), 60.0, 0),
-        (Stopwatch(gain=2.0, start=200.0), 900.0, 4),
-        (Stopwatch(gain=2.0, start=400.0), 900.0, 4),
+        (Stopwatch(gain=2.0, start=400.0), 1800.0, 4),
+        (Stopwatch(gain=2.0, start=800.0), 1800.0, 4),
     ],
     ids=["no faster", "short runs", "long starts", "starts beyond the budget"],
 )
@@ -113,7 +116,7 @@ def test_what_the_lab_says_stands(
     watch = Stopwatch(gain=2.0 if given == "off" else 0.1)
     monkeypatch.setattr(module, "measure_cell", watch)
     lab = read_lab(str(long_lab), {"train.compile": given, "train.attention": "torch"})
-    assert settings(make_plan(lab, small_data, 1, 900.0)) == {(given, "torch", "torch")}
+    assert settings(make_plan(lab, small_data, 1, 1800.0)) == {(given, "torch", "torch")}
 
 
 def test_products_are_measured_once_for_all_cells(

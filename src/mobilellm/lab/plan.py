@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +37,8 @@ BUDGET_SHARE = 0.92
 EVALUATIONS = 8
 """Of the held-out text during a run, where the lab does not say when."""
 MAX_SEEDS = 1000
-WORTH_COMPILING_SECONDS = 90.0
-"""Of a run, in the mean: compiling a cell takes 15 to 40 s, and its other seeds 3 to 7 s each."""
+WORTH_COMPILING_SECONDS = 300.0
+"""Of a cell's runs together, in the mean: compiling it takes 15 to 40 s, once."""
 MIN_GAIN = 1.1
 """Of compiled steps of the cell that the others are compared with; else nothing is compiled."""
 
@@ -117,11 +117,12 @@ def make_plan(
     base = next(cell for cell in cells if cell.name == lab.base_name)
     choice = Choice(products=_products(base))
 
-    def timed(choice: Choice) -> dict[str, CellTime]:
-        times: dict[str, CellTime] = {}
+    def timed(choice: Choice, before: Mapping[str, CellTime] | None = None) -> dict[str, CellTime]:
+        times: dict[str, CellTime] = dict(before or {})
         for number, cell in enumerate(cells):
             progress(number, len(cells))
-            times[cell.name] = measure_cell(_paced(lab, choice.of(cell)), opened)
+            known = times[cell.name].evaluation if before else None
+            times[cell.name] = measure_cell(_paced(lab, choice.of(cell)), opened, known)
         progress(len(cells), len(cells))
         return times
 
@@ -134,13 +135,13 @@ def make_plan(
             chosen = held_by_steps(lab, chosen, _cost(lab, times))
         return tuple(Planned(cell=_paced(lab, cell), time=times[cell.name]) for cell in chosen)
 
-    planned = planned_with(timed(choice), choice)
-    if _worth_compiling(cells, planned):
-        compiled = dataclasses.replace(choice, compile="block")
-        eager = next(each.time for each in planned if each.cell.name == base.name)
-        step = measure_cell(_paced(lab, compiled.of(base)), opened).step
-        if eager.step > MIN_GAIN * step:
-            times = timed(compiled)
+    times = timed(choice)
+    planned = planned_with(times, choice)
+    if _worth_compiling(cells, planned, seeds):
+        compiled, eager = dataclasses.replace(choice, compile="block"), times[base.name]
+        tried = measure_cell(_paced(lab, compiled.of(base)), opened, eager.evaluation)
+        if eager.step > MIN_GAIN * tried.step:
+            times = timed(compiled, times)
             with contextlib.suppress(UserError):  # a budget that compiling leaves no room in
                 planned = _better(planned, planned_with(times, compiled))
     longest = max(planned, key=lambda each: each.seconds)
@@ -185,11 +186,12 @@ def _products(base: Cell) -> Products:
     return resolve_products(recipe, base.config, device, 1)
 
 
-def _worth_compiling(cells: list[Cell], planned: tuple[Planned, ...]) -> bool:
+def _worth_compiling(cells: list[Cell], planned: tuple[Planned, ...], seeds: int) -> bool:
     """Whether a cell leaves it open, runs are long enough, and the compiler works here."""
+    seconds = seeds * statistics.mean(each.seconds for each in planned)
     return (
         any(cell.recipe.train.compile == "auto" for cell in cells)
-        and statistics.mean(each.seconds for each in planned) >= WORTH_COMPILING_SECONDS
+        and seconds >= WORTH_COMPILING_SECONDS
         and compiler_works(pick_device())
     )
 

@@ -61,8 +61,9 @@ class CellTime:
         return self.start + self.training(recipe) + evaluations * self.evaluation
 
 
-def measure_cell(cell: Cell, data: Data) -> CellTime:
-    """Train a few steps of a cell and evaluate once; nothing is written.
+def measure_cell(cell: Cell, data: Data, evaluation: float | None = None) -> CellTime:
+    """Train a few steps of a cell and evaluate once, unless how long that takes is given; nothing
+    is written.
 
     `UserError` for a cell that cannot be trained at all.
     """
@@ -91,9 +92,10 @@ def measure_cell(cell: Cell, data: Data) -> CellTime:
                 break
     finally:
         fetched.close()
-    begun = time.perf_counter()
-    trainer.evaluation.held_out()
-    evaluation = time.perf_counter() - begun
+    if evaluation is None:
+        begun = time.perf_counter()
+        trainer.evaluation.held_out()
+        evaluation = time.perf_counter() - begun
     del trainer
     gc.collect()
     step, update = (statistics.median(each[WARM:]) for each in (taken, updates))
