@@ -16,17 +16,17 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
 from mobilellm.kernels import bf16x6
 from mobilellm.lab import plan as module
-from mobilellm.lab import timing
 from mobilellm.lab.cells import Cell, cell_recipe, solved_cells
 from mobilellm.lab.lab_file import read_lab
 from mobilellm.lab.plan import Choice, LabPlan, make_plan
 from mobilellm.lab.session import begin, go_on
-from mobilellm.lab.timing import CellTime
 from mobilellm.lab.work import work
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.terminal.lab_lines import plan_lines
 from mobilellm.train.inputs import open_data
 from mobilellm.train.step import TrainStep
+from mobilellm.workflows import run_time
+from mobilellm.workflows.run_time import RunTime
 
 
 class Stopwatch:
@@ -36,14 +36,14 @@ class Stopwatch:
         self.gain, self.start, self.compiled = gain, start, 0
         self.evaluations: set[float | None] = set()
 
-    def __call__(self, cell: Cell, data: Data, evaluation: float | None = None) -> CellTime:
+    def __call__(self, cell: Cell, data: Data, evaluation: float | None = None) -> RunTime:
         step = 0.02 * cell.config.num_hidden_layers
         if cell.recipe.train.compile == "block":
             self.compiled += 1
             self.evaluations.add(evaluation)
             step /= self.gain
-            return CellTime(step=step, update=0.002, evaluation=0.005, start=self.start)
-        return CellTime(step=step, update=0.002, evaluation=0.005, start=0.02)
+            return RunTime(step=step, update=0.002, evaluation=0.005, start=self.start)
+        return RunTime(step=step, update=0.002, evaluation=0.005, start=0.02)
 
 
 def settings(plan: LabPlan) -> set[tuple[str, str, str]]:
@@ -151,18 +151,18 @@ def test_a_compiled_cell_is_compiled_before_it_is_measured(
             time.sleep(0.5)
         return real(*given)
 
-    monkeypatch.setattr(timing, "_compile", compile_)
+    monkeypatch.setattr(run_time, "_compile", compile_)
     lab = read_lab(str(lab_file))
     cell = solved_cells(lab, open_data(cell_recipe(lab, {}, small_data, "recipe")))[0]
     data = open_data(cell.recipe)
     off, block = (Choice(compile=way).of(cell) for way in ("off", "block"))
-    usual = timing.measure_cell(off, data)
+    usual = run_time.measure_run(off.recipe, data)
     assert not compiled
     monkeypatch.setattr(TrainStep, "forward_backward", slow_at_first)
     # Measured uncompiled, since the compiler's own time is not to be known.
-    monkeypatch.setattr(timing, "resolve", lambda recipe, _: recipe)
+    monkeypatch.setattr(run_time, "resolve", lambda recipe, _: recipe)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
-    found = timing.measure_cell(block, data)
+    found = run_time.measure_run(block.recipe, data)
     assert compiled == ["block"]
     assert usual.start + 0.3 < found.start
 
@@ -185,21 +185,21 @@ def test_a_machine_that_cannot_compute_alike_takes_no_run(
 
 @pytest.mark.skipif(not compiler_works(torch.device("cpu")), reason="no C++ compiler that works")
 def test_runs_stay_compiled_however_many_shapes_a_lab_has(
-    tmp_path: Path, lab_file: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lab_file: Path, small_data: Path
 ) -> None:
     """torch's compiler gives up on a function of more than eight kinds of input (two here), and all
     cells are trained in one process."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     text = lab_file.read_text().replace("steps = 12", "steps = 2").replace('"parameters"', '""')
     text = text.replace('compare = "3"', 'compare = "40"')
     text = text[: text.index("[shape]")]
     sizes = range(40, 56, 4)
     lab_file.write_text(f"{text}\n[axes]\nintermediate_size = {list(sizes)}\n")
     settings = {"train.compile": "block", "train.evaluate_every": 0, "num_hidden_layers": 1}
-    plan = make_plan(read_lab(str(lab_file), settings), small_data, 1)
-    assert all(each.time.start > each.time.step for each in plan.planned)
-    torch._dynamo.reset()
-    counters.clear()
-    assert work(begin(tmp_path / "lab", plan)).finished == len(sizes)
-    assert counters["stats"]["unique_graphs"] >= len(sizes)
-    assert counters["frames"]["ok"] == counters["frames"]["total"]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        plan = make_plan(read_lab(str(lab_file), settings), small_data, 1)
+        assert all(each.time.start > each.time.step for each in plan.planned)
+        torch._dynamo.reset()
+        counters.clear()
+        assert work(begin(tmp_path / "lab", plan)).finished == len(sizes)
+        assert counters["stats"]["unique_graphs"] >= len(sizes)
+        assert counters["frames"]["ok"] == counters["frames"]["total"]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mobilellm.data.dataset import Data
 from mobilellm.errors import UserError
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import compiler_works, pick_device
@@ -26,9 +27,9 @@ from mobilellm.kernels.products import Products
 from mobilellm.lab.cells import Cell, Costs, cell_recipe, held_by_steps, solved_cells
 from mobilellm.lab.lab_file import LabFile
 from mobilellm.lab.shapes import Measure, parameters_of
-from mobilellm.lab.timing import CellTime, measure_cell
 from mobilellm.train.inputs import open_data
 from mobilellm.train.resolve import resolve, resolve_products
+from mobilellm.workflows.run_time import RunTime, measure_run
 
 MIN_STEPS = 20
 """Of a cell whose steps come from the budget."""
@@ -48,7 +49,7 @@ class Planned:
     """A cell, and how long it takes."""
 
     cell: Cell
-    time: CellTime
+    time: RunTime
 
     @property
     def seconds(self) -> float:
@@ -117,8 +118,8 @@ def make_plan(
     base = next(cell for cell in cells if cell.name == lab.base_name)
     choice = Choice(products=_products(base))
 
-    def timed(choice: Choice, before: Mapping[str, CellTime] | None = None) -> dict[str, CellTime]:
-        times: dict[str, CellTime] = dict(before or {})
+    def timed(choice: Choice, before: Mapping[str, RunTime] | None = None) -> dict[str, RunTime]:
+        times: dict[str, RunTime] = dict(before or {})
         for number, cell in enumerate(cells):
             progress(number, len(cells))
             known = times[cell.name].evaluation if before else None
@@ -126,7 +127,7 @@ def make_plan(
         progress(len(cells), len(cells))
         return times
 
-    def planned_with(times: dict[str, CellTime], choice: Choice) -> tuple[Planned, ...]:
+    def planned_with(times: dict[str, RunTime], choice: Choice) -> tuple[Planned, ...]:
         chosen = [choice.of(cell) for cell in cells]
         if not named:
             assert budget is not None
@@ -179,6 +180,11 @@ class Choice:
         return dataclasses.replace(cell, recipe=resolve(recipe, pick_device()))
 
 
+def measure_cell(cell: Cell, data: Data, evaluation: float | None = None) -> RunTime:
+    """How long a run of a cell takes."""
+    return measure_run(cell.recipe, data, evaluation)
+
+
 def _products(base: Cell) -> Products:
     """The library of float32 products that is fastest for the cell the others are compared with."""
     device = pick_device()
@@ -205,7 +211,7 @@ def _better(one: tuple[Planned, ...], other: tuple[Planned, ...]) -> tuple[Plann
     return other if speeds[1] > speeds[0] else one
 
 
-def _cost(lab: LabFile, times: dict[str, CellTime]) -> Costs:
+def _cost(lab: LabFile, times: dict[str, RunTime]) -> Costs:
     """Of a token, and of a step beside: what the number of steps holds equal."""
     if lab.equal == "flops":
         return lambda cell: (float(cell.flops_per_token), 0.0)
@@ -213,7 +219,7 @@ def _cost(lab: LabFile, times: dict[str, CellTime]) -> Costs:
 
 
 def _fitted(
-    lab: LabFile, cells: list[Cell], times: dict[str, CellTime], seeds: int, budget: float
+    lab: LabFile, cells: list[Cell], times: dict[str, RunTime], seeds: int, budget: float
 ) -> list[Cell]:
     """The cells with as many steps as the budget has room for."""
     ratio = dict.fromkeys(times, 1.0)

@@ -72,9 +72,12 @@ def estimate(
     precision: Precision,
     optimizer: OptimizerCosts,
     sharded: bool = False,
+    compiled: bool = False,
 ) -> Memory:
     """Memory of one device. With `sharded` FSDP divides weights, gradients and moments among all
-    processes."""
+    processes.
+    `compiled` is for runs that compile, as long ones do.
+    """
     groups = ModelCosts.of(config).parameters
     total, inside = groups["total"], groups["attention"] + groups["feed_forward"]
     shards = batching.world_size if sharded else 1
@@ -87,9 +90,10 @@ def estimate(
     if precision is Precision.BF16:
         kept += 2 * inside
     rows = min(tokens, max(16, CHUNK_NUMBERS // config.vocab_size))
-    # A chunk holds its logits and their gradient, which takes their place where nothing is
-    # compiled, and in bf16 then the softmax in float32.
-    chunk = rows * config.vocab_size * (4 + 4 if precision is Precision.FP32 else 2 + 4 + 2)
+    # A chunk holds its logits, in whose place the gradient comes where nothing is compiled; in bf16
+    # the softmax is in float32 then.
+    fp32 = 4 + 4 if compiled else 4
+    chunk = rows * config.vocab_size * (fp32 if precision is Precision.FP32 else 2 + 4 + 2)
     # The output layer's gradient and copy come on top.
     logits = chunk + 4 * output + (2 * output if precision is Precision.BF16 else 0)
     block = 4 * inside // config.num_hidden_layers

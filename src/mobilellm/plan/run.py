@@ -124,7 +124,14 @@ def plan_run(
     speed = peak * rate / flops["palm"]
 
     def needs(division: Batching) -> Memory:
-        return estimate(config, division, precision=precision, optimizer=optimizer, sharded=sharded)
+        return estimate(
+            config,
+            division,
+            precision=precision,
+            optimizer=optimizer,
+            sharded=sharded,
+            compiled=True,
+        )
 
     usable = 0.92 * on.memory  # the rest is the driver's, the kernels' and the allocator's
     if not micro_batch_size:

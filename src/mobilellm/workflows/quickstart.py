@@ -126,7 +126,7 @@ def fast_precision_for(preset: str, vocab_size: int, seconds: float) -> Precisio
     config = dataclasses.replace(ModelConfig.preset(preset), vocab_size=vocab_size)
     batching = Batching.of(sequence_length=SEQUENCE_LENGTH, batch_tokens=BATCH_TOKENS)
     needed = estimate(
-        config, batching, precision=precision, optimizer=OPTIMIZERS[OPTIMIZER].costs
+        config, batching, precision=precision, optimizer=OPTIMIZERS[OPTIMIZER].costs, compiled=True
     ).peak
     if needed > total_memory(device):
         raise UserError(

@@ -1,7 +1,7 @@
-"""How long a cell takes, by a few real steps of it.
+"""How long a run takes, by a few real steps of it.
 
-time = measure_cell(cell, data)
-time.seconds(cell.recipe)           # of the whole run, evaluations included
+time = measure_run(recipe, data)
+time.seconds(recipe)                # of the whole run, evaluations included
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from mobilellm.data.dataset import Data
 from mobilellm.distributed.world import World
 from mobilellm.hardware.probes import pick_device
-from mobilellm.lab.cells import Cell
 from mobilellm.recipe.recipe import Recipe
 from mobilellm.train.batches import Prefetch
 from mobilellm.train.inputs import Weights
@@ -28,11 +27,11 @@ from mobilellm.train.resolve import resolve
 
 WARM, MEASURED = 2, 5
 MAX_SECONDS = 6.0
-"""Of measured steps of one cell; at least two are made."""
+"""Of measured steps; at least two are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellTime:
+class RunTime:
     """Seconds of the parts of a run."""
 
     step: float
@@ -61,15 +60,15 @@ class CellTime:
         return self.start + self.training(recipe) + evaluations * self.evaluation
 
 
-def measure_cell(cell: Cell, data: Data, evaluation: float | None = None) -> CellTime:
-    """Train a few steps of a cell and evaluate once, unless how long that takes is given; nothing
+def measure_run(recipe: Recipe, data: Data, evaluation: float | None = None) -> RunTime:
+    """Train a few steps of a recipe and evaluate once, unless how long that takes is given; nothing
     is written.
 
-    `UserError` for a cell that cannot be trained at all.
+    `UserError` for one that cannot be trained at all.
     """
     begun = time.perf_counter()
     world = World(device=pick_device())
-    recipe = resolve(cell.recipe.replace("train", batch_doublings=0), world.device)
+    recipe = resolve(recipe.replace("train", batch_doublings=0), world.device)
     if recipe.train.compile == "block":
         _compile(recipe, data, world)
         begun = time.perf_counter()
@@ -100,11 +99,11 @@ def measure_cell(cell: Cell, data: Data, evaluation: float | None = None) -> Cel
     gc.collect()
     step, update = (statistics.median(each[WARM:]) for each in (taken, updates))
     first = max(0.0, taken[0] - step)
-    return CellTime(step=step, update=update, evaluation=evaluation, start=2 * start + first)
+    return RunTime(step=step, update=update, evaluation=evaluation, start=2 * start + first)
 
 
 def _compile(recipe: Recipe, data: Data, world: World) -> None:
-    """Let the compiler keep what the first run of a cell would wait for; the others find it."""
+    """Let the compiler keep what the first run would wait for; the others find it."""
     trainer = Trainer(recipe, data, world=world, weights=_weights(recipe, data))
     with contextlib.closing(Prefetch(trainer.loader(), world.device)) as fetched:
         trainer.step.forward_backward(*next(iter(fetched))[0]).item()
@@ -114,7 +113,7 @@ def _compile(recipe: Recipe, data: Data, world: World) -> None:
 
 
 def _weights(recipe: Recipe, data: Data) -> Weights | None:
-    """The weights that a cell starts from, where it names a model."""
+    """The weights that a recipe starts from, where it names a model."""
     if not recipe.start.from_:
         return None
     return read_origin(Path(recipe.start.from_), data).weights
