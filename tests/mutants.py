@@ -272,7 +272,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "a lab compiles what is no faster so", "lab/plan.py",
-        "if eager.step > MIN_GAIN * step:", "if eager.step > 0:",
+        "if eager.step > MIN_GAIN * tried.step:", "if eager.step > 0:",
         "lab/test_choice.py::test_nothing_is_compiled_where_it_does_not_pay[no faster]",
     ),
     fault(
