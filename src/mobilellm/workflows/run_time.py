@@ -76,8 +76,7 @@ def measure_run(recipe: Recipe, data: Data, evaluation: float | None = None) -> 
     start = time.perf_counter() - begun
     taken: list[float] = []
     updates: list[float] = []
-    fetched = Prefetch(trainer.loader(), world.device)
-    try:
+    with contextlib.closing(Prefetch(trainer.loader(), world.device)) as fetched:
         for batch, _ in fetched:
             begun = time.perf_counter()
             loss = trainer.step.forward_backward(*batch)
@@ -89,8 +88,6 @@ def measure_run(recipe: Recipe, data: Data, evaluation: float | None = None) -> 
             enough = len(taken) >= WARM + MEASURED
             if enough or (len(taken) >= WARM + 2 and sum(taken[WARM:]) > MAX_SECONDS):
                 break
-    finally:
-        fetched.close()
     if evaluation is None:
         begun = time.perf_counter()
         trainer.evaluation.held_out()
