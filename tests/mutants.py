@@ -272,8 +272,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "a lab compiles what is no faster so", "lab/plan.py",
-        "if eager.step > MIN_GAIN * tried.step:", "if eager.step > 0:",
+        "if gain > MIN_GAIN:", "if gain > 0:",
         "lab/test_choice.py::test_nothing_is_compiled_where_it_does_not_pay[no faster]",
+    ),
+    fault(
+        "a lab measures networks alike whose shapes are not", "lab/plan.py",
+        'return repr(cell.recipe.replace("optimizer", learning_rate=1.0))', 'return ""',
+        "lab/test_choice.py::test_cells_that_differ_in_the_rate_alone_are_measured_together",
+    ),
+    fault(
+        "blocks are to be compiled where nothing compiles", "distributed/step_kernels.py",
+        "if compiled and not compiler_works(device):", "if False:",
+        "kernels/test_products.py::test_a_compiler_that_is_not_there_is_said",
     ),
     fault(
         "a lab's runs fail on a machine that cannot compute them", "lab/work.py",

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobilellm.distributed.parallel import attention_in_tiles
+from mobilellm.distributed.step_kernels import step_kernels
 from mobilellm.errors import UserError
 from mobilellm.hardware.native_library import native_library
 from mobilellm.hardware.probes import compiler_works
@@ -255,7 +255,7 @@ def test_a_torch_without_these_products_is_done_without(monkeypatch: pytest.Monk
         with pytest.raises(
             UserError, match=r'train\.attention = "tiles": (torch 2|this processor)'
         ):
-            attention_in_tiles(recipe.replace("train", attention="tiles"))
+            step_kernels(recipe.replace("train", attention="tiles", compile="off"), cpu)
     finally:
         flash._library.cache_clear()
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobilellm.distributed.parallel import Parallel, products_of
+from mobilellm.distributed import step_kernels as module
+from mobilellm.distributed.parallel import Parallel
+from mobilellm.distributed.step_kernels import step_kernels
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
@@ -164,14 +166,28 @@ def test_bf16_and_given_kinds_are_not_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_kind_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe().replace("train", products="bf16x6")
+    recipe, cpu = Recipe().replace("train", products="bf16x6"), torch.device("cpu")
     monkeypatch.setattr(bf16x6, "fault", lambda: "this processor has no AMX")
     with pytest.raises(UserError, match=r'train\.products = "bf16x6": this processor has no AMX'):
-        products_of(recipe.replace("train", precision="fp32"))
-    # Products in bf16 are torch's own, whatever is said of those in float32.
-    assert products_of(recipe.replace("train", precision="bf16")) == "torch"
-    assert products_of(recipe.replace("train", products="torch")) == "torch"
-    assert products_of(recipe.replace("train", products="auto")) == "torch"
+        step_kernels(recipe.replace("train", precision="fp32"), cpu)
+    # Products in bf16 are torch's own, whatever is said of those in float32, and so are a GPU's.
+    for given, device in (
+        (recipe.replace("train", precision="bf16"), cpu),
+        (recipe.replace("train", products="torch"), cpu),
+        (recipe.replace("train", products="auto"), cpu),
+        (recipe.replace("train", precision="fp32"), torch.device("cuda")),
+    ):
+        assert step_kernels(given, device).products == "torch"
+
+
+def test_a_compiler_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, cpu = Recipe().replace("train", compile="block"), torch.device("cpu")
+    monkeypatch.setattr(module, "compiler_works", lambda device: False)
+    with pytest.raises(UserError, match=r'train\.compile = "block": no compiler works here'):
+        step_kernels(recipe, cpu)
+    assert not step_kernels(recipe.replace("train", compile="off"), cpu).compiled
+    monkeypatch.setattr(module, "compiler_works", lambda device: True)
+    assert step_kernels(recipe, cpu).compiled
 
 
 @pytest.mark.skipif("bf16x6" not in KINDS, reason="no AMX here")

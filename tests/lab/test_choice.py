@@ -33,7 +33,7 @@ class Stopwatch:
     """Measures in the place of the clock: 20 ms a layer and step, divided where it is compiled."""
 
     def __init__(self, gain: float, start: float = 0.02) -> None:
-        self.gain, self.start, self.compiled = gain, start, 0
+        self.gain, self.start, self.compiled, self.eager = gain, start, 0, 0
         self.evaluations: set[float | None] = set()
 
     def __call__(self, cell: Cell, data: Data, evaluation: float | None = None) -> RunTime:
@@ -43,6 +43,7 @@ class Stopwatch:
             self.evaluations.add(evaluation)
             step /= self.gain
             return RunTime(step=step, update=0.002, evaluation=0.005, start=self.start)
+        self.eager += 1
         return RunTime(step=step, update=0.002, evaluation=0.005, start=0.02)
 
 
@@ -73,7 +74,7 @@ def test_long_runs_are_compiled_where_that_is_faster(
     monkeypatch.setattr(module, "measure_cell", watch)
     plan = make_plan(lab, small_data, 1, budget=1800.0)
     assert {each[0] for each in settings(plan)} == {"block"}
-    assert watch.compiled == 4, "the compared cell, and then all three"
+    assert watch.compiled == 3, "the longest cell, and then the other two"
     assert watch.evaluations == {0.005}, "evaluations are not compiled: one measurement will do"
     assert plan.seconds <= 1800
     eager = make_plan(read_lab(str(long_lab), {"train.compile": "off"}), small_data, 1, 1800.0)
@@ -89,8 +90,8 @@ def test_long_runs_are_compiled_where_that_is_faster(
     [
         (Stopwatch(gain=1.05), 1800.0, 1),
         (Stopwatch(gain=2.0), 60.0, 0),
-        (Stopwatch(gain=2.0, start=400.0), 1800.0, 4),
-        (Stopwatch(gain=2.0, start=800.0), 1800.0, 4),
+        (Stopwatch(gain=2.0, start=400.0), 1800.0, 3),
+        (Stopwatch(gain=2.0, start=800.0), 1800.0, 3),
     ],
     ids=["no faster", "short runs", "long starts", "starts beyond the budget"],
 )
@@ -117,6 +118,22 @@ def test_what_the_lab_says_stands(
     monkeypatch.setattr(module, "measure_cell", watch)
     lab = read_lab(str(long_lab), {"train.compile": given, "train.attention": "torch"})
     assert settings(make_plan(lab, small_data, 1, 1800.0)) == {(given, "torch", "torch")}
+
+
+def test_cells_that_differ_in_the_rate_alone_are_measured_together(
+    long_lab: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = long_lab.read_text().replace('compare = "3"', 'compare = "3/0.004"')
+    text = text[: text.index("[published]")]
+    axis = "num_hidden_layers = [2, 3, 6]\n"
+    long_lab.write_text(text.replace(axis, f'{axis}"optimizer.learning_rate" = [0.004, 0.012]\n'))
+    watch = Stopwatch(gain=1.0)
+    monkeypatch.setattr(module, "measure_cell", watch)
+    plan = make_plan(read_lab(str(long_lab), {"train.compile": "off"}), small_data, 1, 60.0)
+    assert watch.eager == 3
+    pairs = zip(plan.planned[::2], plan.planned[1::2], strict=True)
+    assert all(one.time == other.time for one, other in pairs)
+    assert len({each.time.step for each in plan.planned}) == 3
 
 
 def test_products_are_measured_once_for_all_cells(

@@ -16,12 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mobilellm.distributed.step_kernels import StepKernels, step_kernels
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.compiled_code import keep_compiled_code
-from mobilellm.kernels.compiling import compile_many_kinds, compiled_steps, keep_little
-from mobilellm.kernels.flash import fault, using_tiles
-from mobilellm.kernels.products import Products, products_fault, using
+from mobilellm.kernels.compiling import compile_many_kinds, keep_little
 from mobilellm.model.loss import NextToken, Objective
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
@@ -36,53 +35,18 @@ class Step(nn.Module):
         network: Network,
         precision: Precision,
         objective: Objective,
-        products: Products = "torch",
-        compiled: bool = False,
-        tiles: bool = False,
+        kernels: StepKernels,
     ) -> None:
         super().__init__()
         self.network, self.precision, self.objective = network, precision, objective
-        self.products: Products = products
-        self.compiled, self.tiles = compiled, tiles
+        self.kernels = kernels
 
     def forward(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None, *beside: Tensor
     ) -> Tensor:
         """What the objective gives for it: a sum over targets."""
-        with (
-            self.precision.autocast(inputs.device),
-            using(self.products),
-            compiled_steps(self.compiled),
-            using_tiles(self.tiles),
-        ):
+        with self.precision.autocast(inputs.device), self.kernels.used():
             return self.objective(self.network, inputs, targets, documents, *beside)
-
-
-def attention_in_tiles(recipe: Recipe) -> bool:
-    """Whether the recipe has attention computed in tiles on a CPU. `UserError` where it has, and
-    this machine cannot."""
-    if recipe.train.attention != "tiles":
-        return False
-    if reason := fault(Precision(recipe.train.precision).dtype):
-        raise UserError(
-            f'train.attention = "tiles": {reason}',
-            hint="--train.attention torch computes the same but for the last digits",
-        )
-    return True
-
-
-def products_of(recipe: Recipe) -> Products:
-    """The kind of the recipe's float32 products on a CPU. `UserError` where this machine has not
-    these."""
-    kind = recipe.train.products
-    if kind == "auto" or recipe.train.precision == Precision.BF16.value:
-        return "torch"  # a recipe that was never resolved, and products that are not float32
-    if reason := products_fault(kind):
-        raise UserError(
-            f'train.products = "{kind}": {reason}',
-            hint="--train.products torch computes the same but for the last digits",
-        )
-    return kind
 
 
 class Parallel:
@@ -94,17 +58,11 @@ class Parallel:
         """`objective` is the cross-entropy of the next token when not given."""
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
         objective = objective or NextToken(recipe.optimizer.z_loss)
-        compiled, on_cpu = recipe.train.compile == "block", world.device.type == "cpu"
-        self.step: nn.Module = Step(
-            network,
-            Precision(recipe.train.precision),
-            objective,
-            products_of(recipe) if on_cpu else "torch",
-            compiled,
-            on_cpu and attention_in_tiles(recipe),
-        )
+        kernels = step_kernels(recipe, world.device)
+        precision = Precision(recipe.train.precision)
+        self.step: nn.Module = Step(network, precision, objective, kernels)
         self.sharded = self.kind == "fsdp" and world.size > 1
-        if compiled:
+        if kernels.compiled:
             keep_compiled_code()
             compile_many_kinds()
             if world.device.type == "cpu":

@@ -3,7 +3,8 @@
     plan = make_plan(lab, Path("data/book"), seeds=3, budget=6 * 3600)
     plan.seconds, plan.runs
 
-Every cell is measured by a few real steps of it. Where the lab names no train.steps, the budget
+Every cell is measured by a few real steps of it; cells that differ in the learning rate alone are
+measured together. Where the lab names no train.steps, the budget
 decides them: all cells get as many as fit. Where the lab leaves open whether and what compiles,
 long runs are measured compiled as well, and all cells do what is faster.
 """
@@ -41,7 +42,9 @@ MAX_SEEDS = 1000
 WORTH_COMPILING_SECONDS = 300.0
 """Of a cell's runs together, in the mean: compiling it takes 15 to 40 s, once."""
 MIN_GAIN = 1.1
-"""Of compiled steps of the cell that the others are compared with; else nothing is compiled."""
+"""Of compiled steps of the cell that takes longest; else nothing is compiled."""
+Times = Mapping[str, RunTime]
+"""Of the cells, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +121,26 @@ def make_plan(
     base = next(cell for cell in cells if cell.name == lab.base_name)
     choice = Choice(products=_products(base))
 
-    def timed(choice: Choice, before: Mapping[str, RunTime] | None = None) -> dict[str, RunTime]:
-        times: dict[str, RunTime] = dict(before or {})
+    taken: dict[tuple[str, str], RunTime] = {}
+
+    def measured(choice: Choice, cell: Cell) -> RunTime:
+        kind = alike_in_time(cell)
+        if (kind, choice.compile) not in taken:
+            eager = taken.get((kind, "off"))
+            known = eager.evaluation if eager else None  # evaluations are not compiled
+            time = measure_cell(_paced(lab, choice.of(cell)), opened, known)
+            taken[kind, choice.compile] = time
+        return taken[kind, choice.compile]
+
+    def timed(choice: Choice) -> Times:
+        found = {}
         for number, cell in enumerate(cells):
             progress(number, len(cells))
-            known = times[cell.name].evaluation if before else None
-            times[cell.name] = measure_cell(_paced(lab, choice.of(cell)), opened, known)
+            found[cell.name] = measured(choice, cell)
         progress(len(cells), len(cells))
-        return times
+        return found
 
-    def planned_with(times: dict[str, RunTime], choice: Choice) -> tuple[Planned, ...]:
+    def planned_with(times: Times, choice: Choice) -> tuple[Planned, ...]:
         chosen = [choice.of(cell) for cell in cells]
         if not named:
             assert budget is not None
@@ -139,17 +152,19 @@ def make_plan(
     times = timed(choice)
     planned = planned_with(times, choice)
     if _worth_compiling(cells, planned, seeds):
-        compiled, eager = dataclasses.replace(choice, compile="block"), times[base.name]
-        tried = measure_cell(_paced(lab, compiled.of(base)), opened, eager.evaluation)
-        if eager.step > MIN_GAIN * tried.step:
-            times = timed(compiled, times)
+        compiled = dataclasses.replace(choice, compile="block")
+        slowest = max(planned, key=lambda each: each.seconds).cell.name
+        longest = next(cell for cell in cells if cell.name == slowest)
+        gain = times[slowest].step / measured(compiled, longest).step
+        if gain > MIN_GAIN:
+            faster = timed(compiled)
             with contextlib.suppress(UserError):  # a budget that compiling leaves no room in
-                planned = _better(planned, planned_with(times, compiled))
-    longest = max(planned, key=lambda each: each.seconds)
-    if budget is not None and budget < longest.seconds:
+                planned = _better(planned, planned_with(faster, compiled))
+    last = max(planned, key=lambda each: each.seconds)
+    if budget is not None and budget < last.seconds:
         raise UserError(
-            f"the budget of {budget:,.0f} s is below one run of cell {longest.cell.name!r}, "
-            f"{longest.seconds:,.0f} s",
+            f"the budget of {budget:,.0f} s is below one run of cell {last.cell.name!r}, "
+            f"{last.seconds:,.0f} s",
             hint="raise --budget, or lower train.steps",
         )
     return LabPlan(
@@ -185,6 +200,11 @@ def measure_cell(cell: Cell, data: Data, evaluation: float | None = None) -> Run
     return measure_run(cell.recipe, data, evaluation)
 
 
+def alike_in_time(cell: Cell) -> str:
+    """What the time of a run depends on: all of its recipe but how large the learning rate is."""
+    return repr(cell.recipe.replace("optimizer", learning_rate=1.0))
+
+
 def _products(base: Cell) -> Products:
     """The library of float32 products that is fastest for the cell the others are compared with."""
     device = pick_device()
@@ -211,16 +231,14 @@ def _better(one: tuple[Planned, ...], other: tuple[Planned, ...]) -> tuple[Plann
     return other if speeds[1] > speeds[0] else one
 
 
-def _cost(lab: LabFile, times: dict[str, RunTime]) -> Costs:
+def _cost(lab: LabFile, times: Times) -> Costs:
     """Of a token, and of a step beside: what the number of steps holds equal."""
     if lab.equal == "flops":
         return lambda cell: (float(cell.flops_per_token), 0.0)
     return lambda cell: times[cell.name].costs(cell.recipe)
 
 
-def _fitted(
-    lab: LabFile, cells: list[Cell], times: dict[str, RunTime], seeds: int, budget: float
-) -> list[Cell]:
+def _fitted(lab: LabFile, cells: list[Cell], times: Times, seeds: int, budget: float) -> list[Cell]:
     """The cells with as many steps as the budget has room for."""
     ratio = dict.fromkeys(times, 1.0)
     if lab.equal in ("flops", "time"):

@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobilellm.distributed.parallel import attention_in_tiles, products_of
+from mobilellm.distributed.step_kernels import step_kernels
 from mobilellm.errors import UserError, first_line
 from mobilellm.files import read_json, write_json
-from mobilellm.hardware.probes import compiler_works, pick_device
+from mobilellm.hardware.probes import pick_device
 from mobilellm.lab.folder import Job, LabFolder, check_recipe
 from mobilellm.train.rows import Watcher
 from mobilellm.train.start import resume, train
@@ -79,15 +79,9 @@ def progress_of(folder: LabFolder) -> Progress:
 def check_machine(folder: LabFolder) -> None:
     """`UserError` where this machine cannot compute the runs that are left alike: the plan, which
     may be another machine's, says what compiles and what multiplies."""
-    device = pick_device()
-    if device.type != "cpu":
-        return
     for recipe in {job.recipe.train: job.recipe for job in folder.left()}.values():
         try:
-            products_of(recipe)
-            attention_in_tiles(recipe)
-            if recipe.train.compile == "block" and not compiler_works(device):
-                raise UserError('train.compile = "block": no C++ compiler works')
+            step_kernels(recipe, pick_device())
         except UserError as error:
             raise UserError(
                 f"{folder.path}: this machine cannot compute its runs: {error}",

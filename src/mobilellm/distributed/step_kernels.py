@@ -1,0 +1,69 @@
+"""What computes a step, as a resolved recipe has it, on a machine that has it too.
+
+kernels = step_kernels(recipe, device)
+with kernels.used(): ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mobilellm.errors import UserError
+from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels.compiling import compiled_steps
+from mobilellm.kernels.flash import fault, using_tiles
+from mobilellm.kernels.products import Products, products_fault, using
+from mobilellm.model.precision import Precision
+from mobilellm.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKernels:
+    """What computes a step."""
+
+    products: Products = "torch"
+    """Of float32 matrices."""
+    tiles: bool = False
+    """Whether attention is computed in tiles."""
+    compiled: bool = False
+    """Whether the blocks are compiled."""
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """In this block they are what computes."""
+        with using(self.products), compiled_steps(self.compiled), using_tiles(self.tiles):
+            yield
+
+
+def step_kernels(recipe: Recipe, device: torch.device) -> StepKernels:
+    """What the recipe has computed by what on a device. Products and tiles are the CPU's; "auto" is
+    torch's own, in a recipe that was never resolved.
+
+    `UserError` where this machine cannot.
+    """
+    train, on_cpu = recipe.train, device.type == "cpu"
+    compiled = train.compile == "block"
+    if compiled and not compiler_works(device):
+        raise UserError(
+            'train.compile = "block": no compiler works here',
+            hint="--train.compile off computes the same but for the last digits",
+        )
+    tiles = on_cpu and train.attention == "tiles"
+    if tiles and (reason := fault(Precision(train.precision).dtype)):
+        raise UserError(
+            f'train.attention = "tiles": {reason}',
+            hint="--train.attention torch computes the same but for the last digits",
+        )
+    products = train.products
+    if products == "auto" or not on_cpu or train.precision == Precision.BF16.value:
+        products = "torch"  # bfloat16's are torch's in any case
+    if reason := products_fault(products):
+        raise UserError(
+            f'train.products = "{products}": {reason}',
+            hint="--train.products torch computes the same but for the last digits",
+        )
+    return StepKernels(products=products, tiles=tiles, compiled=compiled)
