@@ -281,6 +281,26 @@ MUTANTS: tuple[Mutant, ...] = (
         "lab/test_choice.py::test_cells_that_differ_in_the_rate_alone_are_measured_together",
     ),
     fault(
+        "AMX's half of a symmetric product is not written to the other side", "kernels/muon.cpp",
+        "    if (i == j) return;\n", "    return;\n",
+        "kernels/test_muon_step.py::test_it_is_the_step_of_torch",
+    ),
+    fault(
+        "AMX's step of Muon decays nothing", "kernels/muon.cpp",
+        "numbers(of.weight + at, columns) * of.kept", "numbers(of.weight + at, columns)",
+        "kernels/test_muon_step.py::test_it_is_the_step_of_torch",
+    ),
+    fault(
+        "bf16 takes torch's Muon where AMX is", "train/step.py",
+        'tiles=self.parallel.kernels.products == "amx"', "tiles=False",
+        "train/test_amx.py::test_a_run_in_bf16_takes_it_and_records_it",
+    ),
+    fault(
+        "a norm above the limit clips nothing", "train/step.py",
+        "or not limit / (norm + 1e-6) >= 1:", "or not limit:",
+        golden("adamw"),
+    ),
+    fault(
         "blocks are to be compiled where nothing compiles", "distributed/step_kernels.py",
         "if compiled and not compiler_works(device):", "if False:",
         "kernels/test_products.py::test_a_compiler_that_is_not_there_is_said",

@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"model", "hardware"},
     "recipe": {"plan"},
     "distributed": {"hardware", "model", "recipe", "kernels"},
-    "optimizers": {"model", "plan", "recipe", "distributed"},
+    "optimizers": {"kernels", "model", "plan", "recipe", "distributed"},
     "tracking": {"recipe"},
     "train": {
         "model",

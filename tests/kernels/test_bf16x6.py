@@ -1,5 +1,5 @@
-"""float32 products by AMX: no less exact than float32's own, at every edge, beside torch's own use
-of the same units."""
+"""Products by AMX: of float32 no less exact than its own, of bfloat16 summed in float32, at every
+edge, beside torch's own use of the same units."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def test_it_is_as_exact_as_float32(shape: tuple[int, int, int]) -> None:
             assert torch.equal(multiply(x, y, out=to), found)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_bfloat16_are_summed_in_float32(shape: tuple[int, int, int]) -> None:
+    M, K, N = shape
+    torch.manual_seed(0)
+    a, b = torch.randn(M, K).bfloat16(), torch.randn(K, N).bfloat16()
+    exact = a.double() @ b.double()
+    before = torch.randn(M, N)
+    for x in forms(a):
+        for y in forms(b):
+            found = multiply(x, y)
+            assert found.dtype == torch.float32
+            assert (found - exact).norm() <= 1e-6 * exact.norm()
+            to = before.clone()
+            multiply(x, y, out=to, add=True)
+            torch.testing.assert_close(to, (exact + before).float(), rtol=1e-5, atol=1e-4)
+
+
 def test_numbers_of_all_sizes_keep_their_digits() -> None:
     """Each product of two numbers is right by itself, whatever stands beside it."""
     torch.manual_seed(0)
@@ -83,7 +100,7 @@ def test_what_is_not_finite_does_not_vanish(value: float) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     a, b = torch.ones(3, 16), torch.ones(16, 6)
-    for x, y in ((a, b[:8]), (a.double(), b), (a, b.double()), (a.bfloat16(), b.bfloat16())):
+    for x, y in ((a, b[:8]), (a.double(), b), (a, b.double()), (a.bfloat16(), b), (a.half(),) * 2):
         with pytest.raises(RuntimeError, match="times"):
             multiply(x, y)
     for to in (torch.ones(6, 3), torch.ones(3, 6).double(), torch.ones(6, 3).t()):

@@ -159,7 +159,8 @@ def test_bf16_and_given_kinds_are_not_measured(monkeypatch: pytest.MonkeyPatch) 
     config, cpu = ModelConfig.preset("5M", vocab_size=1024), torch.device("cpu")
     recipe = Recipe()
     for given, expected in (
-        ({"precision": "bf16"}, "torch"),
+        ({"precision": "bf16"}, "torch" if products_fault("amx") else "amx"),
+        ({"precision": "bf16", "products": "torch"}, "torch"),
         ({"precision": "fp32", "products": "onednn"}, "onednn"),
     ):
         assert resolve_products(recipe.replace("train", **given), config, cpu, 1) == expected
@@ -170,14 +171,17 @@ def test_a_kind_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bf16x6, "fault", lambda: "this processor has no AMX")
     with pytest.raises(UserError, match=r'train\.products = "bf16x6": this processor has no AMX'):
         step_kernels(recipe.replace("train", precision="fp32"), cpu)
-    # Products in bf16 are torch's own, whatever is said of those in float32, and so are a GPU's.
+    # Those of the other precision are not meant, and a GPU's are torch's own.
     for given, device in (
+        (recipe.replace("train", products="amx", precision="fp32"), cpu),
         (recipe.replace("train", precision="bf16"), cpu),
         (recipe.replace("train", products="torch"), cpu),
         (recipe.replace("train", products="auto"), cpu),
         (recipe.replace("train", precision="fp32"), torch.device("cuda")),
     ):
         assert step_kernels(given, device).products == "torch"
+    with pytest.raises(UserError, match=r'train\.products = "amx": this processor has no AMX'):
+        step_kernels(recipe.replace("train", products="amx", precision="bf16"), cpu)
 
 
 def test_a_compiler_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class Parallel:
         """`objective` is the cross-entropy of the next token when not given."""
         self.network, self.world, self.kind = network, world, recipe.parallel.kind
         objective = objective or NextToken(recipe.optimizer.z_loss)
-        kernels = step_kernels(recipe, world.device)
+        self.kernels = kernels = step_kernels(recipe, world.device)
         precision = Precision(recipe.train.precision)
         self.step: nn.Module = Step(network, precision, objective, kernels)
         self.sharded = self.kind == "fsdp" and world.size > 1

@@ -26,7 +26,7 @@ class StepKernels:
     """What computes a step."""
 
     products: Products = "torch"
-    """Of float32 matrices."""
+    """Of matrices; in float32 never "amx", in bfloat16 that or "torch"."""
     tiles: bool = False
     """Whether attention is computed in tiles."""
     compiled: bool = False
@@ -59,8 +59,10 @@ def step_kernels(recipe: Recipe, device: torch.device) -> StepKernels:
             hint="--train.attention torch computes the same but for the last digits",
         )
     products = train.products
-    if products == "auto" or not on_cpu or train.precision == Precision.BF16.value:
-        products = "torch"  # bfloat16's are torch's in any case
+    if not on_cpu or (products == "amx") != (train.precision == Precision.BF16.value):
+        products = "torch"
+    if products == "auto":
+        products = "torch"
     if reason := products_fault(products):
         raise UserError(
             f'train.products = "{products}": {reason}',

@@ -1,5 +1,5 @@
 """bf16x6.cpp, compiled for this machine: float32 matrix products by the units for bfloat16 that
-processors with AMX have, no less exact than float32's own.
+processors with AMX have, no less exact than float32's own; and bfloat16 ones with float32 results.
 
     if not fault():
         c = multiply(a, b)                  # a @ b
@@ -25,6 +25,9 @@ from mobilellm.hardware.native_library import native_library
 
 SOURCE = Path(__file__).with_name("bf16x6.cpp")
 
+PARTS = {torch.float32: 3, torch.bfloat16: 1}
+"""Numbers of bfloat16 that make one."""
+
 pointer, number = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -42,6 +45,7 @@ class _Product(ctypes.Structure):
         ("M", number),
         ("N", number),
         ("K", number),
+        ("parts", number),
         ("add", number),
         ("threads", number),
     ]
@@ -71,8 +75,9 @@ def fault() -> str:
 
 
 def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = False) -> Tensor:
-    """a (M, K) times b (K, N), float32 on the CPU, written or with `add` added to `out` (M, N), a
-    contiguous one, where it is given. Either factor may be a transposed view.
+    """a (M, K) times b (K, N), both float32 or both bfloat16 on the CPU, in float32: written or
+    with `add` added to `out` (M, N), a contiguous one, where it is given. Either factor may be a
+    transposed view.
 
     `RuntimeError`, as torch has it, for shapes and types that do not fit.
     """
@@ -80,7 +85,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fal
     assert not isinstance(found, str)
     M, K = a.shape
     N = b.shape[1]
-    if b.shape[0] != K or any(t.dtype != torch.float32 for t in (a, b)):
+    if b.shape[0] != K or a.dtype != b.dtype or a.dtype not in PARTS:
         raise RuntimeError(f"({M}, {K}) {a.dtype} times {tuple(b.shape)} {b.dtype}")
     if out is not None and (
         out.shape != (M, N) or out.dtype != torch.float32 or not out.is_contiguous()
@@ -88,7 +93,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fal
         raise RuntimeError(f"({M}, {N}) into {tuple(out.shape)} {out.dtype}")
     a, b = (t if 1 in t.stride() else t.contiguous() for t in (a, b))
     if out is None:
-        out = a.new_empty(M, N)
+        out = a.new_empty(M, N, dtype=torch.float32)
     if K == 0 and not add:
         out.zero_()
     call = _Product(
@@ -98,6 +103,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fal
         M=M,
         N=N,
         K=K,
+        parts=PARTS[a.dtype],
         add=add,
         threads=torch.get_num_threads(),
     )

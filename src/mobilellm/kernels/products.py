@@ -1,4 +1,4 @@
-"""float32 matrix products of a training step on a CPU by oneDNN or by AMX, where that is faster.
+"""Matrix products of a training step on a CPU by oneDNN or by AMX, where that is faster.
 
 torch's `F.linear` takes MKL in float32. On one AMD machine MKL reached 200 GFLOP/s where oneDNN
 reached 280 to 500; on the next oneDNN was a tenth ahead in the output and the gradient by the
@@ -7,6 +7,10 @@ measured, on the very shapes, when a run begins. Where a processor has AMX, its 
 float32's products by bf16x6.py. The run's recipe records what was chosen, so that a resumed run
 computes the same bits; and the user's cache folder does for this machine, so that a second run of
 the same recipe does too.
+
+In bfloat16 torch has AMX's units by oneDNN, but for a gradient by the weight that is to be added up
+in float32 over the chunks of an output layer: "amx" has it in one pass (and Muon's step, which is
+optimizers/muon.py's own matter).
 
     kind = fastest_products([(2048, 576, 960)])     # "torch", "mixed", "onednn" or "bf16x6"
     with using(kind):
@@ -31,11 +35,14 @@ from torch import Tensor, nn
 from mobilellm.errors import UserError
 from mobilellm.files import cache_folder, read_json, write_json
 from mobilellm.hardware.description import cpu_name
-from mobilellm.kernels import bf16x6
+from mobilellm.kernels import bf16x6, muon_step
 
-Products = Literal["torch", "mixed", "onednn", "bf16x6"]
-"""torch: its own choice in all. onednn: oneDNN in all. mixed: oneDNN but in the gradient by the
-weight. bf16x6: six products of bfloat16 parts in all."""
+Products = Literal["torch", "mixed", "onednn", "bf16x6", "amx"]
+"""torch: its own choice in all. In float32, onednn: oneDNN in all; mixed: oneDNN but in the
+gradient by the weight; bf16x6: six products of bfloat16 parts in all. In bfloat16, amx: of the
+output layer's products the gradient by the weight."""
+OF_FLOAT32: tuple[Products, ...] = ("torch", "mixed", "onednn", "bf16x6")
+"""The kinds that multiply float32."""
 
 MIN_GAIN = 1.03
 """How many times as fast as torch's own all products of the measured shapes must be together."""
@@ -69,6 +76,8 @@ def products_fault(kind: Products) -> str:
         return ""
     if kind == "bf16x6":
         return bf16x6.fault()
+    if kind == "amx":
+        return bf16x6.fault() or muon_step.fault()
     return "" if onednn_linear() is not None else "torch has no oneDNN here"
 
 
@@ -89,7 +98,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor | None:
     None where torch is to do it: other types and devices, under autocast, and outside of `using`.
     """
     if (
-        _used == "torch"
+        _used in ("torch", "amx")
         or x.device.type != "cpu"
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
@@ -110,14 +119,15 @@ def output_product(x: Tensor, weight: Tensor) -> Tensor | None:
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """grad (n, out) times weight (out, in), without gradients of its own."""
-    if _used == "torch" or grad.device.type != "cpu" or grad.dtype != torch.float32:
+    if _used in ("torch", "amx") or grad.device.type != "cpu" or grad.dtype != torch.float32:
         return grad @ weight
     return _multiply(grad.contiguous(), weight.t(), _used)
 
 
 def add_weight_gradient(to: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
     """`to` (out, in), float32, or zeros, plus the transpose of grad (n, out) times x (n, in)."""
-    if _used == "bf16x6" and grad.device.type == "cpu" and grad.dtype == torch.float32:
+    of = {"bf16x6": torch.float32, "amx": torch.bfloat16}.get(_used)
+    if grad.device.type == "cpu" and grad.dtype == x.dtype == of:
         return bf16x6.multiply(grad.t(), x, out=to, add=to is not None)
     if to is None:
         return (grad.t() @ x).float()
@@ -209,7 +219,7 @@ def fastest_products(shapes: Sequence[tuple[int, int, int]]) -> Products:
 def _fastest(shapes: tuple[tuple[int, int, int], ...], threads: int) -> Products:
     if max(2.0 * n * i * o for n, i, o in shapes) < MIN_FLOPS:
         return "torch"
-    tried = [kind for kind in typing.get_args(Products) if not products_fault(kind)]
+    tried = [kind for kind in OF_FLOAT32 if not products_fault(kind)]
     if tried == ["torch"]:
         return "torch"
     ours = f"{zlib.crc32(bf16x6.SOURCE.read_bytes()):08x}"

@@ -5,7 +5,8 @@ From Jordan et al. (2024, kellerjordan.github.io/posts/muon), with the update sc
 torch.optim.Muon walks over the parameters one by one and always iterates in bfloat16, which some
 CPUs run hundreds of times slower than float32; here equal shapes go through one batched product in
 the precision that the device is fast at, and a matrix stacked from several (Q, K and V, or gate and
-up) is orthogonalized part by part.
+up) is orthogonalized part by part. With `tiles`, a processor with AMX does the whole step matrix by
+matrix (kernels/muon_step.py).
 
 NorMuon (arXiv 2510.05491) then divides each row, which is what one neuron writes, by the root of
 its running mean square, and gives the whole the length that it had. Cautious weight decay (arXiv
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.distributed.sharded import local, share, whole
+from mobilellm.kernels import muon_step
 
 COEFFICIENTS = (
     3.4445,
@@ -55,7 +57,8 @@ class Muon(torch.optim.Optimizer):
     from.
 
     With `row_decay` above 0 it is NorMuon, whose mean squares of rows keep that share at each step;
-    `cautious` is how weights decay.
+    `cautious` is how weights decay. `tiles` is for bfloat16, float32 weights on a CPU for which
+    `muon_step.fault` has nothing to say, and neither of the two; else it does nothing.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
         row_decay: float = 0.0,
         cautious: bool = False,
+        tiles: bool = False,
     ) -> None:
         super().__init__(
             groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": None}
         )
         self.dtype, self.row_decay, self.cautious = dtype, row_decay, cautious
+        self.tiles = tiles and dtype == torch.bfloat16 and not row_decay and not cautious
 
     def empty_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is kept of a parameter, as it is before its first step. The mean squares of rows
@@ -102,6 +107,10 @@ class Muon(torch.optim.Optimizer):
             if not keep:
                 return
             keep = None
+        if self.tiles and keep is None:
+            given = self._step_in_tiles(given)
+        if not given:
+            return
         # Parts of one shape are orthogonalized together: their directions lie in one tensor.
         shapes: dict[tuple[int, int], list[_Part]] = defaultdict(list)
         counts = Counter((rows, p.shape[1]) for _, p, parts in given for rows in parts)
@@ -143,8 +152,7 @@ class Muon(torch.optim.Optimizer):
             if keep is not None:
                 updates.mul_(keep)
             for entry, update in zip(entries, updates, strict=True):
-                # Moonlight: the RMS of AdamW's updates
-                scale = -entry.lr * 0.2 * max(update.shape) ** 0.5
+                scale = -_scale(entry.lr, update.shape)
                 if entry.squares is not None:
                     update = self._by_row(update, entry.squares, keep)
                 entry.weight.add_(update, alpha=scale)
@@ -153,6 +161,31 @@ class Muon(torch.optim.Optimizer):
             if self.cautious:
                 weight.mul_(1 - decay * (weight * change < 0))
             weight.add_(change)
+
+    def _step_in_tiles(self, given: list[_Given]) -> list[_Given]:
+        """The step of those parameters that lie here whole; returns the others."""
+        others: list[_Given] = []
+        moved: list[muon_step.Moved] = []
+        for group, parameter, parts in given:
+            momentum = self.state[parameter]["momentum"]
+            assert parameter.grad is not None
+            tensors = (parameter.grad, momentum, parameter)
+            if any(local(t) is not t or not t.is_contiguous() for t in tensors):
+                others.append((group, parameter, parts))
+                continue
+            for gradient, mean, weight in zip(*(t.split(parts) for t in tensors), strict=True):
+                moved.append(
+                    muon_step.Moved(
+                        gradient,
+                        mean,
+                        weight,
+                        amount=1 - group["momentum"],
+                        kept=1 - group["lr"] * group["weight_decay"],
+                        scale=_scale(group["lr"], weight.shape),
+                    )
+                )
+        muon_step.step(moved, COEFFICIENTS, ITERATIONS)
+        return others
 
     def _by_row(self, update: Tensor, squares: Tensor, keep: Tensor | None) -> Tensor:
         """NorMuon's update (rows, columns) of an orthogonalized one, of the same length; `squares`
@@ -163,6 +196,15 @@ class Muon(torch.optim.Optimizer):
         squares.lerp_(mean, amount if keep is None else amount * keep)
         even = update / squares.sqrt().clamp(min=1e-8)
         return even.mul_(update.norm() / even.norm().clamp(min=1e-8))
+
+
+def _scale(lr: float, shape: torch.Size) -> float:
+    """Of an orthogonal update, to the RMS of AdamW's (Moonlight)."""
+    return lr * 0.2 * float(max(shape)) ** 0.5
+
+
+_Given = tuple[dict[str, Any], Tensor, list[int]]
+"""A parameter with its group, and the rows of its parts."""
 
 
 class _Part(NamedTuple):

@@ -32,8 +32,9 @@ Group = dict[str, Any]
 class OptimizerKind:
     """What the rest of the project knows of a kind of optimizer."""
 
-    build: Callable[[Network, OptimizerSection, Precision], list[torch.optim.Optimizer]]
-    """The torch optimizers over all parameters of a network; each group's "lr" is its peak."""
+    build: Callable[[Network, OptimizerSection, Precision, bool], list[torch.optim.Optimizer]]
+    """The torch optimizers over all parameters of a network; each group's "lr" is its peak. The
+    last argument is whether a step may be AMX's."""
     costs: OptimizerCosts
     """Bytes it keeps for each parameter, and holds during a step."""
 
@@ -66,7 +67,7 @@ def _inside(network: Network) -> dict[str, nn.Parameter]:
 
 
 def _build_adamw(
-    network: Network, section: OptimizerSection, _: Precision
+    network: Network, section: OptimizerSection, _: Precision, __: bool
 ) -> list[torch.optim.Optimizer]:
     """AdamW for everything. Weight decay on every matrix, the embedding among them, as the paper's
     own recipe has it."""
@@ -79,7 +80,7 @@ def _build_adamw(
 
 
 def _build_muon(
-    network: Network, section: OptimizerSection, precision: Precision
+    network: Network, section: OptimizerSection, precision: Precision, tiles: bool
 ) -> list[torch.optim.Optimizer]:
     """Muon or NorMuon for the matrices inside the blocks, AdamW for the rest. The embedding goes
     undecayed: its rows are updated rarely and at a rate of their own."""
@@ -95,6 +96,7 @@ def _build_muon(
         dtype=precision.dtype,
         row_decay=section.betas[1] if section.name == "normuon" else 0.0,
         cautious=section.cautious_weight_decay,
+        tiles=tiles,
     )
     return [muon, _adamw(_outside(network, section, embedding_decay=0.0), section)]
 
@@ -113,10 +115,11 @@ def build(
     precision: Precision,
     factor: float = 1.0,
     transfer: Mapping[str, TensorFactors] | None = None,
+    tiles: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a recipe, each group carrying its peak, times `factor`, as `peak_lr`, and
-    its decay as `peak_decay`; `transfer` are the factors of each tensor."""
-    optimizers = OPTIMIZERS[section.name].build(network, section, precision)
+    its decay as `peak_decay`; `transfer` are the factors of each tensor; `tiles` is Muon's."""
+    optimizers = OPTIMIZERS[section.name].build(network, section, precision, tiles)
     if transfer is not None:
         scale_rates(optimizers, network, transfer)
     for optimizer in optimizers:

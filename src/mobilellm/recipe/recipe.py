@@ -53,7 +53,7 @@ else:
     import tomli as tomllib
 
 OptimizerName = Literal["adamw", "muon", "normuon"]
-ProductsName = Literal["auto", "torch", "mixed", "onednn", "bf16x6"]
+ProductsName = Literal["auto", "torch", "mixed", "onednn", "bf16x6", "amx"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
 DEFAULT_PRESET = "5M"
@@ -142,9 +142,10 @@ class TrainSection:
     """torch.compile, block by block; auto does so where a C++ compiler is found to work and the run
     is long enough."""
     products: ProductsName = "auto"
-    """How a CPU computes float32 matrix products: by torch's own choice, by oneDNN, by mixed, which
-    is oneDNN but in the gradients of weights, or by bf16x6, six bfloat16 products of AMX that give
-    float32's digits; auto measures which is fastest at the run's shapes."""
+    """How a CPU computes matrix products: by torch's own choice; in fp32 also by oneDNN, by mixed,
+    which is oneDNN but in the gradients of weights, or by bf16x6, six bfloat16 products of AMX that
+    give float32's digits; in bf16 also by amx, where Muon's step and the output layer's gradient
+    are AMX's. auto measures which is fastest at the run's shapes, and takes amx where that is."""
     attention: Literal["auto", "torch", "tiles"] = "auto"
     """How a CPU computes attention with its gradients: by torch's operators, or in tiles by a
     library that a C++ compiler makes once (AVX-512 alone); auto takes tiles for a compiled run."""

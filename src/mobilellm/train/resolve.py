@@ -7,7 +7,7 @@ import torch
 
 from mobilellm.hardware.probes import compiler_works
 from mobilellm.kernels.flash import fault
-from mobilellm.kernels.products import Products, fastest_products
+from mobilellm.kernels.products import Products, fastest_products, products_fault
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import Recipe
@@ -33,12 +33,14 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
 def resolve_products(
     recipe: Recipe, config: ModelConfig, device: torch.device, processes: int
 ) -> Products:
-    """The library of `recipe`'s float32 products, measured at the shapes of `config` where it is
-    "auto"."""
+    """What computes `recipe`'s products where it is "auto": in float32 measured at the shapes of
+    `config`, in bfloat16 AMX where there is that."""
     if recipe.train.products != "auto":
         return recipe.train.products
-    if device.type != "cpu" or recipe.train.precision != Precision.FP32.value:
+    if device.type != "cpu":
         return "torch"
+    if recipe.train.precision == Precision.BF16.value:
+        return "torch" if products_fault("amx") else "amx"
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     batching, wide, head = recipe.batching(processes), config.hidden_size, config.head_dim
