@@ -36,8 +36,9 @@ from mobilellm.recipe.recipe import (
     Recipe,
     TrainSection,
 )
+from mobilellm.train.inputs import model_config
 from mobilellm.train.loop import Trainer
-from mobilellm.train.resolve import resolve
+from mobilellm.train.resolve import resolve, resolve_products
 
 SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
@@ -74,7 +75,7 @@ def recipe_for(
     while length > 8 and available < 4 * length:  # a short text: shorter samples
         length //= 2
     recipe = Recipe(
-        model=ModelSection(preset=preset, initial_residual="zero"),
+        model=ModelSection(preset=preset, initial_residual="zero", override={"qk_norm": True}),
         data=DataSection(path=str(data_path), sequence_length=length),
         train=TrainSection(
             precision=precision,
@@ -98,7 +99,10 @@ def recipe_for(
     if not steps:
         if seconds < MIN_SECONDS_TO_COMPILE:
             recipe = recipe.replace("train", compile="off")
-        recipe = resolve(recipe, pick_device())
+        device = pick_device()
+        recipe = resolve(recipe, device)
+        products = resolve_products(recipe, model_config(recipe, data), device, 1)
+        recipe = recipe.replace("train", products=products)
         step_seconds = measure(recipe, data, seconds=seconds / 4)
         steps = int(seconds / step_seconds)
         if steps < MIN_STEPS:
