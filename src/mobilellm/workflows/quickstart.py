@@ -75,7 +75,7 @@ def recipe_for(
     while length > 8 and available < 4 * length:  # a short text: shorter samples
         length //= 2
     recipe = Recipe(
-        model=ModelSection(preset=preset, initial_residual="zero", override={"qk_norm": True}),
+        model=ModelSection(preset=preset, initial_residual="zero"),
         data=DataSection(path=str(data_path), sequence_length=length),
         train=TrainSection(
             precision=precision,
@@ -88,8 +88,8 @@ def recipe_for(
         ),
         optimizer=OptimizerSection(
             name=OPTIMIZER,
-            learning_rate=4e-3,
-            weight_decay=0.1,
+            learning_rate=6e-3,
+            weight_decay=0.8,
             warmup_steps=20,
             schedule="linear",
             final_lr_fraction=0.02,
