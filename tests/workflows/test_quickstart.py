@@ -8,6 +8,8 @@ import pytest
 
 from mobilellm.cli import main
 from mobilellm.errors import UserError
+from mobilellm.recipe.recipe import Recipe
+from mobilellm.train import resolve
 from mobilellm.workflows import quickstart
 
 SPEED = 2e11
@@ -77,3 +79,19 @@ def test_scoring_takes_a_small_part_of_the_time(
     monkeypatch.setattr(quickstart, "MAX_SCORING", 2.5 * score_seconds / 4.0)
     recipe = quickstart.recipe_for(small_data, "1M", seconds=4.0, precision="fp32")
     assert recipe.train.steps // recipe.train.evaluate_every == 2
+
+
+def test_what_is_measured_is_what_will_run(
+    small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "resolve_products", lambda *_: "onednn")
+    measured: list[Recipe] = []
+
+    def measure(recipe: Recipe, *_: object, **__: object) -> float:
+        measured.append(recipe)
+        return 0.1
+
+    monkeypatch.setattr(quickstart, "measure", measure)
+    recipe = quickstart.recipe_for(small_data, "1M", seconds=4.0, precision="fp32")
+    for each in (*measured, recipe):
+        assert (each.train.compile, each.train.products) == ("off", "onednn")

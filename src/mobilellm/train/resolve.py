@@ -30,6 +30,13 @@ def resolve(recipe: Recipe, device: torch.device) -> Recipe:
     return recipe
 
 
+def resolve_for(recipe: Recipe, config: ModelConfig, device: torch.device) -> Recipe:
+    """`resolve`, and the products of one process that trains this network: what a run of the recipe
+    begins with."""
+    recipe = resolve(recipe, device)
+    return recipe.replace("train", products=resolve_products(recipe, config, device, 1))
+
+
 def resolve_products(
     recipe: Recipe, config: ModelConfig, device: torch.device, processes: int
 ) -> Products:

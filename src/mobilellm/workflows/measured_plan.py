@@ -32,7 +32,7 @@ from mobilellm.optimizers.optimizer import OPTIMIZERS, build
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import Plan
 from mobilellm.recipe.recipe import DataSection, OptimizerSection, Recipe, TrainSection
-from mobilellm.train.resolve import resolve
+from mobilellm.train.resolve import resolve_for
 
 STEPS = 5
 
@@ -60,14 +60,15 @@ def measured_plan(
         ),
         optimizer=OptimizerSection(name=optimizer),  # type: ignore[arg-type]
     )
-    recipe = resolve(recipe, world.device)
+    recipe = resolve_for(recipe, config, world.device)
     batching = recipe.batching()
     micro = batching.micro_batch_size
     precision = Precision(recipe.train.precision)
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)
     step = Parallel(network, recipe, world)
-    optimizers = build(network, recipe.optimizer, precision)
+    tiles = step.kernels.products == "amx"
+    optimizers = build(network, recipe.optimizer, precision, tiles=tiles)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(
         world.device

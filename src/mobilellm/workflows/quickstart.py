@@ -38,7 +38,7 @@ from mobilellm.recipe.recipe import (
 )
 from mobilellm.train.inputs import model_config
 from mobilellm.train.loop import Trainer
-from mobilellm.train.resolve import resolve, resolve_products
+from mobilellm.train.resolve import resolve_for
 
 SEQUENCE_LENGTH = 256
 BATCH_TOKENS = 2048
@@ -99,10 +99,7 @@ def recipe_for(
     if not steps:
         if seconds < MIN_SECONDS_TO_COMPILE:
             recipe = recipe.replace("train", compile="off")
-        device = pick_device()
-        recipe = resolve(recipe, device)
-        products = resolve_products(recipe, model_config(recipe, data), device, 1)
-        recipe = recipe.replace("train", products=products)
+        recipe = resolve_for(recipe, model_config(recipe, data), pick_device())
         step_seconds = measure(recipe, data, seconds=seconds / 4)
         steps = int(seconds / step_seconds)
         if steps < MIN_STEPS:
