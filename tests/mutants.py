@@ -322,7 +322,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "muon scaled by the short side", "optimizers/muon.py",
-        "0.2 * max(update.shape) ** 0.5", "0.2 * min(update.shape) ** 0.5",
+        "lr * 0.2 * float(max(shape)) ** 0.5", "lr * 0.2 * float(min(shape)) ** 0.5",
         f"{OPTIMIZER}::test_muon_equals_torchs_on_each_part",
     ),
     fault(
