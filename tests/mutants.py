@@ -292,11 +292,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "bf16 takes torch's Muon where AMX is", "train/step.py",
-        'tiles=self.parallel.kernels.products == "amx"', "tiles=False",
+        "tiles=self.parallel.kernels.amx", "tiles=False",
         "train/test_amx.py::test_a_run_in_bf16_takes_it_and_records_it",
     ),
     fault(
-        "a norm above the limit clips nothing", "train/step.py",
+        "a norm above the limit clips nothing", "optimizers/optimizer.py",
         "or not limit / (norm + 1e-6) >= 1:", "or not limit:",
         golden("adamw"),
     ),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilellm.kernels import bf16x6
+from mobilellm.kernels import amx
 from mobilellm.kernels.bf16x6 import fault, multiply
 
 pytestmark = pytest.mark.skipif(bool(fault()), reason=fault())
@@ -134,9 +134,9 @@ def test_torchs_use_of_the_same_units_goes_on() -> None:
 
 
 def test_machines_without_it_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    bf16x6._library.cache_clear()
-    monkeypatch.setattr(bf16x6, "processor", lambda: "flags : avx2")
+    amx.amx_library.cache_clear()
+    monkeypatch.setattr(amx, "processor", lambda: "flags : avx2")
     try:
         assert fault() == "this processor has no AMX"
     finally:
-        bf16x6._library.cache_clear()
+        amx.amx_library.cache_clear()

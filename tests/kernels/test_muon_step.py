@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilellm.kernels import muon_step
+from mobilellm.kernels import amx, muon_step
 from mobilellm.kernels.muon_step import Moved, fault, step
 from mobilellm.optimizers.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalize
 
@@ -166,9 +166,9 @@ def test_what_it_does_not_do_is_torchs(settings: dict[str, object]) -> None:
 
 
 def test_machines_without_it_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    muon_step._library.cache_clear()
-    monkeypatch.setattr(muon_step, "processor", lambda: "flags : avx2")
+    amx.amx_library.cache_clear()
+    monkeypatch.setattr(amx, "processor", lambda: "flags : avx2")
     try:
         assert fault() == "this processor has no AMX"
     finally:
-        muon_step._library.cache_clear()
+        amx.amx_library.cache_clear()

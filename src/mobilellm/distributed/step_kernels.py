@@ -1,7 +1,10 @@
 """What computes a step, as a resolved recipe has it, on a machine that has it too.
 
-kernels = step_kernels(recipe, device)
-with kernels.used(): ...
+    kernels = step_kernels(recipe, device)
+    with kernels.used():
+        loss = network.loss(inputs, targets)
+
+Whoever trains or measures a step asks here, and so does a lab before it begins a run.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
 from mobilellm.kernels.compiling import compiled_steps
 from mobilellm.kernels.flash import fault, using_tiles
-from mobilellm.kernels.products import Products, products_fault, using
+from mobilellm.kernels.products import OF_FLOAT32, Products, products_fault, using
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import Recipe
 
@@ -25,12 +28,17 @@ from mobilellm.recipe.recipe import Recipe
 class StepKernels:
     """What computes a step."""
 
-    products: Products = "torch"
+    products: Products
     """Of matrices; in float32 never "amx", in bfloat16 that or "torch"."""
-    tiles: bool = False
+    tiles: bool
     """Whether attention is computed in tiles."""
-    compiled: bool = False
+    compiled: bool
     """Whether the blocks are compiled."""
+
+    @property
+    def amx(self) -> bool:
+        """Whether Muon's step is AMX's too."""
+        return self.products == "amx"
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -58,11 +66,10 @@ def step_kernels(recipe: Recipe, device: torch.device) -> StepKernels:
             f'train.attention = "tiles": {reason}',
             hint="--train.attention torch computes the same but for the last digits",
         )
-    products = train.products
-    if not on_cpu or (products == "amx") != (train.precision == Precision.BF16.value):
-        products = "torch"
-    if products == "auto":
-        products = "torch"
+    bf16 = train.precision == Precision.BF16.value
+    kinds: tuple[Products, ...] = ("amx",) if bf16 else OF_FLOAT32
+    named = [kind for kind in kinds if on_cpu and kind == train.products]
+    products: Products = named[0] if named else "torch"
     if reason := products_fault(products):
         raise UserError(
             f'train.products = "{products}": {reason}',

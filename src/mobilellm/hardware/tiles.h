@@ -1,5 +1,5 @@
 // The units of a processor with AMX: eight tiles of 16 lines of 64 bytes, which multiply bfloat16 and
-// sum in float32. What includes this asks for them once by `tiles_allowed`.
+// sum in float32. kernels/amx.py loads what includes this.
 //
 // C (32, 32) is four tiles, 0 to 3; of A two tiles of 16 rows and 32 k, and of B two of 16 pairs of
 // k and 16 columns, a line a pair, are multiplied at a time.
@@ -16,6 +16,16 @@
 #define HAS_TILES 1
 #endif
 
+// Whether this process may use the units: the kernel of the machine gives them on demand.
+extern "C" int64_t mobilellm_tiles_allowed() {
+#ifdef HAS_TILES
+  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18; // asm/prctl.h
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+#else
+  return 0;
+#endif
+}
+
 namespace {
 
 constexpr int64_t SIDE = 2 * LANES;    // of a block of C, and k of a tile
@@ -29,16 +39,6 @@ inline Floats numbers(const float *from, int64_t count) { // 0 from there on
   Floats found = {};
   if (count > 0) std::memcpy(&found, from, count * sizeof *from);
   return found;
-}
-
-// Whether this process may use the units: the kernel of the machine gives them on demand.
-inline int64_t tiles_allowed() {
-#ifdef HAS_TILES
-  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18; // asm/prctl.h
-  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
-#else
-  return 0;
-#endif
 }
 
 #ifdef HAS_TILES
@@ -59,7 +59,7 @@ struct alignas(64) Tiles { // of 16 lines of 64 bytes
 
 #endif
 
-// Memory of one thread, kept from call to call.
+// Memory of one thread, which grows as it is asked for more.
 template <class T> class Space {
   void *data = nullptr;
   int64_t size = 0;

@@ -238,8 +238,6 @@ template <class Number> void run(const Product &call) {
 
 extern "C" {
 
-int64_t mobilellm_bf16x6_allowed() { return tiles_allowed(); }
-
 void mobilellm_bf16x6(const Product *call) {
 #ifdef HAS_TILES
   call->parts == 1 ? run<uint16_t>(*call) : run<float>(*call);

@@ -14,14 +14,12 @@ units take what is below 1.2e-38 as zero, parts and products: results below 1e-3
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mobilellm.hardware.compiled_code import processor
-from mobilellm.hardware.native_library import native_library
+from mobilellm.kernels.amx import amx_library
 
 SOURCE = Path(__file__).with_name("bf16x6.cpp")
 
@@ -51,26 +49,9 @@ class _Product(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The library, or why it cannot be had."""
-    if "amx_bf16" not in processor():
-        return "this processor has no AMX"
-    build = native_library(SOURCE, "-fopenmp")
-    if build.library is None:
-        return build.fault
-    allowed = build.library.mobilellm_bf16x6_allowed
-    allowed.restype = number
-    if not allowed():
-        return "the compiler or the kernel here does not give AMX"
-    build.library.mobilellm_bf16x6.argtypes = [pointer]
-    build.library.mobilellm_bf16x6.restype = None
-    return build.library
-
-
 def fault() -> str:
     """Why there are no such products here; empty where there are."""
-    found = _library()
+    found = amx_library(SOURCE, "mobilellm_bf16x6")
     return found if isinstance(found, str) else ""
 
 
@@ -81,7 +62,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fal
 
     `RuntimeError`, as torch has it, for shapes and types that do not fit.
     """
-    found = _library()
+    found = amx_library(SOURCE, "mobilellm_bf16x6")
     assert not isinstance(found, str)
     M, K = a.shape
     N = b.shape[1]
@@ -108,7 +89,7 @@ def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fal
         threads=torch.get_num_threads(),
     )
     if M and N and K:
-        found.mobilellm_bf16x6(ctypes.byref(call))
+        found(ctypes.byref(call))
     return out
 
 

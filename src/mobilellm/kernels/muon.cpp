@@ -21,7 +21,6 @@ struct Moved { // a matrix (rows, columns) whose rows lie one after another
   float amount; // of the gradient in the momentum; 1 - momentum
   float kept;   // of the weight
   float scale;  // of the orthogonalized direction, which is taken from the weight
-  float none;
 };
 
 struct Step {
@@ -45,6 +44,15 @@ namespace {
 struct Block {
   Floats squares[2][2][LANES];
 };
+
+// The block whose rows are `of(half, c, r)`: of its halves of 16 rows, their two squares.
+template <class Of> inline Block block_of(Of of) {
+  Block block;
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t c = 0; c < 2; ++c)
+      for (int64_t r = 0; r < LANES; ++r) block.squares[half][c][r] = of(half, c, r);
+  return block;
+}
 
 inline void transpose(Floats *rows) {
   Words words[LANES];
@@ -192,11 +200,9 @@ struct Orthogonalizer {
       for (int64_t j = i; j < down; ++j) {
         multiply(tile_of(x, across, 2 * i, 0), across * TILE, tile_of(turned, across, 2 * j, 0),
                  TILE, across * TILE, across, sums);
-        Block block;
-        for (int64_t h = 0; h < 2; ++h)
-          for (int64_t c = 0; c < 2; ++c)
-            for (int64_t r = 0; r < LANES; ++r)
-              block.squares[h][c][r] = sum_of(sums, h, c, r) * inverse * inverse;
+        Block block = block_of([&](int64_t half, int64_t c, int64_t r) {
+          return sum_of(sums, half, c, r) * inverse * inverse;
+        });
         write_both(gram, gram_turned, i, j, block);
       }
   }
@@ -207,13 +213,10 @@ struct Orthogonalizer {
       for (int64_t j = i; j < down; ++j) {
         multiply(tile_of(gram, down, 2 * i, 0), down * TILE, tile_of(gram_turned, down, 2 * j, 0),
                  TILE, down * TILE, down, sums);
-        Block block;
-        for (int64_t h = 0; h < 2; ++h)
-          for (int64_t c = 0; c < 2; ++c)
-            for (int64_t r = 0; r < LANES; ++r)
-              block.squares[h][c][r] =
-                  step.b * read(tile_of(gram, down, 2 * i + h, j) + r * SIDE + c * LANES) +
-                  step.c * sum_of(sums, h, c, r);
+        Block block = block_of([&](int64_t half, int64_t c, int64_t r) {
+          return step.b * read(tile_of(gram, down, 2 * i + half, j) + r * SIDE + c * LANES) +
+                 step.c * sum_of(sums, half, c, r);
+        });
         write_both(power, nullptr, i, j, block);
       }
   }
@@ -225,14 +228,10 @@ struct Orthogonalizer {
         multiply(tile_of(power, down, 2 * i, 0), down * TILE, pairs + j * 2 * TILE,
                  across * 2 * TILE, TILE, down, sums + i * SUM);
       for (int64_t i = 0; i < down; ++i) {
-        Block block;
-        for (int64_t h = 0; h < 2; ++h)
-          for (int64_t c = 0; c < 2; ++c)
-            for (int64_t r = 0; r < LANES; ++r)
-              block.squares[h][c][r] =
-                  inverse *
-                  (step.a * read(tile_of(x, across, 2 * i + h, j) + r * SIDE + c * LANES) +
-                   sum_of(sums + i * SUM, h, c, r));
+        Block block = block_of([&](int64_t half, int64_t c, int64_t r) {
+          return inverse * (step.a * read(tile_of(x, across, 2 * i + half, j) + r * SIDE + c * LANES) +
+                            sum_of(sums + i * SUM, half, c, r));
+        });
         if (last) take_from_weight(place, i, j, block);
         else write_x(i, j, block);
       }
@@ -270,8 +269,6 @@ struct Orthogonalizer {
 #endif
 
 extern "C" {
-
-int64_t mobilellm_muon_allowed() { return tiles_allowed(); }
 
 void mobilellm_muon(const Step *step) {
 #ifdef HAS_TILES

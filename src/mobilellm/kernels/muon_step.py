@@ -12,7 +12,6 @@ computes with torch in bfloat16, with a rounding less. Three times as fast on ma
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mobilellm.hardware.compiled_code import processor
-from mobilellm.hardware.native_library import native_library
+from mobilellm.kernels.amx import amx_library
 
 SOURCE = Path(__file__).with_name("muon.cpp")
 LEAST_NORM = 1e-7
@@ -42,7 +40,6 @@ class _Moved(ctypes.Structure):
         ("amount", single),
         ("kept", single),
         ("scale", single),
-        ("none", single),
     ]
 
 
@@ -77,26 +74,9 @@ class Moved:
     """Of the orthogonalized direction, which is taken from the weight."""
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The library, or why it cannot be had."""
-    if "amx_bf16" not in processor():
-        return "this processor has no AMX"
-    build = native_library(SOURCE, "-fopenmp")
-    if build.library is None:
-        return build.fault
-    allowed = build.library.mobilellm_muon_allowed
-    allowed.restype = number
-    if not allowed():
-        return "the compiler or the kernel here does not give AMX"
-    build.library.mobilellm_muon.argtypes = [pointer]
-    build.library.mobilellm_muon.restype = None
-    return build.library
-
-
 def fault() -> str:
     """Why there is no such step here; empty where there is."""
-    found = _library()
+    found = amx_library(SOURCE, "mobilellm_muon")
     return found if isinstance(found, str) else ""
 
 
@@ -108,7 +88,7 @@ def step(
 
     `RuntimeError`, as torch has it, for tensors that do not fit.
     """
-    found = _library()
+    found = amx_library(SOURCE, "mobilellm_muon")
     assert not isinstance(found, str)
     for matrix in matrices:
         for t in (matrix.gradient, matrix.momentum, matrix.weight):
@@ -148,4 +128,4 @@ def step(
         least=LEAST_NORM,
         threads=torch.get_num_threads(),
     )
-    found.mobilellm_muon(ctypes.byref(call))
+    found(ctypes.byref(call))

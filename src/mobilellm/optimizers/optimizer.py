@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobilellm.distributed.sharded import full
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.model.weights import stacks
 from mobilellm.optimizers.cautious import CautiousAdamW
-from mobilellm.optimizers.muon import Muon
+from mobilellm.optimizers.muon import Muon, known_at_once
 from mobilellm.optimizers.transfer import TensorFactors, scale_rates
 from mobilellm.plan.memory import OptimizerCosts
 from mobilellm.recipe.recipe import OptimizerSection
@@ -159,6 +160,17 @@ def skip_when(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
     flag = skip.float()
     for optimizer in optimizers:
         optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients of all parameters together to a norm of at most `limit`; returns the norm
+    before, of the gradients of all processes."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = nn.utils.get_total_norm(gradients, foreach=True)
+    norm = full(total)
+    if not known_at_once(norm) or not limit / (norm + 1e-6) >= 1:  # else it multiplies by 1
+        nn.utils.clip_grads_with_norm_(parameters, limit, total, foreach=True)
+    return norm
 
 
 def set_learning_rate(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from mobilellm.distributed.parallel import Parallel
-from mobilellm.distributed.sharded import full
 from mobilellm.distributed.world import World
 from mobilellm.errors import UserError
 from mobilellm.hardware.device_memory import empty_cache, is_out_of_memory
@@ -25,8 +24,7 @@ from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.objectives.own_mean import OwnMean
 from mobilellm.optimizers.guard import Guard
-from mobilellm.optimizers.muon import known_at_once
-from mobilellm.optimizers.optimizer import build, set_learning_rate, skip_when
+from mobilellm.optimizers.optimizer import build, clip_gradients, set_learning_rate, skip_when
 from mobilellm.optimizers.schedule import factor
 from mobilellm.optimizers.transfer import transfer_factors
 from mobilellm.plan.batching import Batching
@@ -65,7 +63,7 @@ class TrainStep:
             Precision(recipe.train.precision),
             recipe.learning_rate_factor,
             transfer_factors(network, recipe),
-            tiles=self.parallel.kernels.products == "amx",
+            tiles=self.parallel.kernels.amx,
         )
         self.guard = Guard(world.device, recipe.train.spike_threshold)
 
@@ -142,12 +140,7 @@ class TrainStep:
         step was skipped."""
         section = self.recipe.optimizer
         limit = section.max_grad_norm or math.inf
-        parameters = list(self.network.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        norm = full(total)
-        if not known_at_once(norm) or not limit / (norm + 1e-6) >= 1:  # else it multiplies by 1
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, total, foreach=True)
+        norm = clip_gradients(list(self.network.parameters()), limit)
         skip = self.guard.check(loss, norm)
         skip_when(self.optimizers, skip)
         rate = factor(step, self.recipe.train.steps, section)

@@ -28,7 +28,7 @@ from mobilellm.model.config import ModelConfig
 from mobilellm.model.costs import ModelCosts
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
-from mobilellm.optimizers.optimizer import OPTIMIZERS, build
+from mobilellm.optimizers.optimizer import OPTIMIZERS, build, clip_gradients
 from mobilellm.plan.memory import estimate
 from mobilellm.plan.run import Plan
 from mobilellm.recipe.recipe import DataSection, OptimizerSection, Recipe, TrainSection
@@ -67,8 +67,7 @@ def measured_plan(
     say(f"measuring {STEPS} steps of {micro} x {sequence_length} tokens, {precision}")
     network = Network(config).to(world.device)
     step = Parallel(network, recipe, world)
-    tiles = step.kernels.products == "amx"
-    optimizers = build(network, recipe.optimizer, precision, tiles=tiles)
+    optimizers = build(network, recipe.optimizer, precision, tiles=step.kernels.amx)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (micro, sequence_length + 1), generator=generator).to(
         world.device
@@ -80,7 +79,7 @@ def measured_plan(
         loss.backward()
         loss.item()  # waits for the device
         between = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        clip_gradients(list(network.parameters()), 1.0)
         for each in optimizers:
             each.step()
             each.zero_grad(set_to_none=True)
