@@ -1,5 +1,5 @@
-"""Preparation against amber-data-prep's way and datatrove's DocumentTokenizer; the loader; a
-trillion tokens' start-up.
+"""Preparation against amber-data-prep's way and datatrove's DocumentTokenizer, and by the size of
+its input; the loader; a trillion tokens' start-up.
 
     python benchmarks/prepare.py TEXT/*.jsonl.gz --tokenizer TOKENIZER
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gzip
+import itertools
 import json
 import multiprocessing
 import os
@@ -33,11 +34,14 @@ import torch
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.hardware.description import describe
+from mobilellm.jobs.pool import ONE_THREAD
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
+from mobilellm.tokenizer.encoder import Encoder, choose
 from mobilellm.tokenizer.tokenizer import Tokenizer
 
 ROW = 2049
+SIZES = (10, 100, 400)  # megabytes of text in one gzip
 BATCH = 100  # documents that the Hugging Face tokenizer is given at once
 SHARD = 1 << 27
 TRILLION = 10**12
@@ -129,27 +133,34 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
     return sum(path.stat().st_size for path in (out / "tokens").glob("*.ds")) // 2
 
 
-def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
-    """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a
-    single core."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "mobilellm",
-        "prepare",
-        *map(str, files),
-        "--out",
-        str(out),
-        "--tokenizer",
-        str(tokenizer),
-    ]
+def command(files: list[Path], tokenizer: Path, out: Path, workers: int) -> list[str]:
+    """`mobilellm prepare`."""
+    words = ["-m", "mobilellm", "prepare", *map(str, files), "--out", str(out)]
+    return [sys.executable, *words, "--tokenizer", str(tokenizer), "--workers", str(workers)]
+
+
+def run(arguments: list[str], workers: int) -> int:
+    """A process of its own like the others' workers; a single worker has a single core. Returns
+    the KiB of memory that it, or the largest of its own workers, took at most."""
     cores = sorted(os.sched_getaffinity(0))[:workers]
-    subprocess.run(
-        [*arguments, "--workers", str(workers)],
-        check=True,
-        capture_output=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            arguments,
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(said.read().decode(errors="replace"))
+    return usage.ru_maxrss
+
+
+def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
+    """`mobilellm prepare`; returns its tokens."""
+    run(command(files, tokenizer, out, workers), workers)
     manifest = json.loads((out / "manifest.json").read_text())
     return sum(split["tokens"] for split in manifest["splits"].values())
 
@@ -183,6 +194,65 @@ def throughput(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -
         found[f"times_{name}"] = mine / found[name]["megabytes_per_second"]
     found["two_workers_over_one"] = mine / found["ours_1_worker"]["megabytes_per_second"]
     return found
+
+
+def write_size(files: list[Path], megabytes: int, path: Path) -> int:
+    """One gzip of JSON lines with this much text, of documents of all files in turns, which begin
+    again where they end; returns the bytes of text."""
+    size, limit = 0, megabytes * 10**6
+    sources = [itertools.chain.from_iterable(map(texts_of, itertools.repeat(f))) for f in files]
+    with gzip.open(path, "wb", compresslevel=1) as out:
+        for source in itertools.cycle(sources):
+            if size >= limit:
+                return size
+            text = next(source)
+            size += len(text.encode())
+            out.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+    raise AssertionError("cycles do not end")
+
+
+def encoder_worker(task: tuple[str, str]) -> float:
+    """Megabytes of text a second that the encoder alone gives on one thread."""
+    source, folder = task
+    tokenizer = Tokenizer.load(Path(folder))
+    encoder, texts = Encoder(tokenizer, choose(tokenizer)[0]), list(texts_of(Path(source)))
+    encoder.batch(texts[:BATCH])
+    start = time.perf_counter()
+    for at in range(0, len(texts), BATCH):
+        encoder.batch(texts[at : at + BATCH])
+    return sum(len(text.encode()) for text in texts) / 1e6 / (time.perf_counter() - start)
+
+
+def by_size(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of one and of two workers on one file of each size, best of `rounds`, and how much
+    memory the largest process takes; and what the encoder alone allows, on one core and two."""
+    points = []
+    for megabytes in SIZES:
+        path = scratch / f"{megabytes}.jsonl.gz"
+        size = write_size(files, megabytes, path)
+        point: dict[str, Any] = {"text_bytes": size}
+        peak = 0
+        for _, workers in itertools.product(range(rounds), (1, 2)):
+            out, key = scratch / "sized", f"seconds_{workers}_workers"
+            start = time.perf_counter()
+            peak = max(peak, run(command([path], tokenizer, out, workers), workers))
+            seconds = time.perf_counter() - start
+            point[key] = min(seconds, point.get(key, seconds))
+            shutil.rmtree(out)
+        point |= {
+            "megabytes_per_second": size / point["seconds_2_workers"] / 1e6,
+            "two_workers_over_one": point["seconds_1_workers"] / point["seconds_2_workers"],
+            "peak_memory_megabytes": peak / 1024,
+        }
+        points.append(point)
+        print(json.dumps(point), flush=True)
+    os.environ |= ONE_THREAD  # for what is started from here on, as for our workers
+    task = (str(scratch / f"{SIZES[1]}.jsonl.gz"), str(tokenizer))
+    alone = {}
+    for workers in (1, 2):
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            alone[f"encoder_alone_{workers}"] = sum(pool.map(encoder_worker, [task] * workers, 1))
+    return {"points": points} | alone
 
 
 def tokens_per_second(loader: Loader, seconds: float = 3.0) -> float:
@@ -342,6 +412,7 @@ def main() -> None:
                 lambda: start_up(sparse_folder(scratch / "sparse", scratch / "shards")),
             ),
             ("end_to_end", lambda: throughput(chosen.files, tokenizer, scratch, chosen.rounds)),
+            ("by_size", lambda: by_size(chosen.files, tokenizer, scratch, chosen.rounds)),
         ):
             result[name] = part()
             print(name, json.dumps(result[name], indent=1), flush=True)

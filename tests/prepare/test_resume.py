@@ -19,6 +19,7 @@ import pytest
 
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.errors import UserError
+from mobilellm.jobs.pool import ONE_THREAD
 from mobilellm.prepare import task_run, tasks
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
@@ -524,3 +525,27 @@ def test_another_tokenizer_in_the_same_place_is_not_mistaken_for_the_first(
     prepare(sources, corpus / "out", tokenizer=first)
     shutil.rmtree(corpus / "out")
     assert prepare(sources, corpus / "out", tokenizer=second) == expected
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists() or len(os.sched_getaffinity(0)) < 2,
+    reason="threads are counted under Linux, and a single core needs no helper",
+)
+def test_a_worker_encodes_without_helpers_that_would_spin(corpus: Path) -> None:
+    pytest.importorskip("fastokens")
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom mobilellm.tokenizer.encoder import Encoder\n"
+        "from mobilellm.tokenizer.tokenizer import Tokenizer\n"
+        "encoder = Encoder(Tokenizer.load(Path(sys.argv[1])), 'fastokens')\n"
+        "encoder.batch(['many words of a text ' * 20_000] * 4)\n"
+        "print(Path('/proc/self/status').read_text().split('Threads:')[1].split()[0])\n"
+    )
+
+    def threads(**environment: str) -> int:
+        arguments = [sys.executable, "-c", program, str(corpus / "tokenizer")]
+        done = subprocess.run(
+            arguments, env=os.environ | environment, check=True, capture_output=True, text=True
+        )
+        return int(done.stdout)
+
+    assert threads(**ONE_THREAD) < threads(**ONE_THREAD | {"FASTOKENS_BPE_THREADS": "2"})
