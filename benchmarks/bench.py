@@ -173,8 +173,7 @@ def scoring(setting: Setting) -> list[Row]:
 
 def preparing(setting: Setting) -> list[Row]:
     """Megabytes of text a second, gzipped JSON lines to a token folder."""
-    from mobilellm.tokenizer.encoder import Encoder, choose
-    from mobilellm.tokenizer.tokenizer import Tokenizer, train_bpe
+    from mobilellm.tokenizer.tokenizer import train_bpe
 
     folder, megabytes = setting.folder / "text", 1 if setting.smoke else 12
     folder.mkdir()
@@ -192,12 +191,7 @@ def preparing(setting: Setting) -> list[Row]:
         start = time.perf_counter()
         way(files, folder / "tokenizer", folder / f"out-{number}", setting.cores)
         seconds[name] = time.perf_counter() - start
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    encoder, some = Encoder(tokenizer, choose(tokenizer)[0]), texts[: max(1, len(texts) // 8)]
-    encoder.batch(some[:9])
-    start = time.perf_counter()
-    encoder.batch(some)
-    alone = sum(len(text.encode()) for text in some) / 1e6 / (time.perf_counter() - start)
+    alone = prepare.encoder_speed(texts[: max(1, len(texts) // 8)], folder / "tokenizer")
     return [
         Row(
             what=f"preparing {size:.0f} MB, {setting.cores} workers", unit="MB/s",

@@ -30,11 +30,9 @@ from typing import Any
 
 import numpy as np
 
-os.environ |= {
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAYON_NUM_THREADS": "1",
-    "FASTOKENS_BPE_THREADS": "1",
-}
+from mobilellm.jobs.pool import ONE_THREAD_TOKENIZERS
+
+os.environ |= ONE_THREAD_TOKENIZERS
 TOLERANCE = 0.1
 """Of an exponent over theory's: what repeated runs of one series differ by."""
 MIN_SECONDS = 0.3

@@ -34,7 +34,7 @@ import torch
 from mobilellm.data.loader import DataState, Loader
 from mobilellm.data.token_folder import TokenFolder
 from mobilellm.hardware.description import describe
-from mobilellm.jobs.pool import ONE_THREAD
+from mobilellm.jobs.pool import ONE_THREAD_TOKENIZERS
 from mobilellm.prepare.prepare import prepare
 from mobilellm.prepare.sources import Source
 from mobilellm.tokenizer.encoder import Encoder, choose
@@ -45,6 +45,9 @@ SIZES = (10, 100, 400)  # megabytes of text in one gzip
 BATCH = 100  # documents that the Hugging Face tokenizer is given at once
 SHARD = 1 << 27
 TRILLION = 10**12
+
+Contender = Callable[[list[Path], Path, Path, int], int]
+"""(files, tokenizer, out, workers) -> a count"""
 
 
 def texts_of(path: Path) -> Any:
@@ -133,15 +136,23 @@ def datatrove(files: list[Path], tokenizer: Path, out: Path, workers: int) -> in
     return sum(path.stat().st_size for path in (out / "tokens").glob("*.ds")) // 2
 
 
-def command(files: list[Path], tokenizer: Path, out: Path, workers: int) -> list[str]:
-    """`mobilellm prepare`."""
-    words = ["-m", "mobilellm", "prepare", *map(str, files), "--out", str(out)]
-    return [sys.executable, *words, "--tokenizer", str(tokenizer), "--workers", str(workers)]
-
-
-def run(arguments: list[str], workers: int) -> int:
-    """A process of its own like the others' workers; a single worker has a single core. Returns
-    the KiB of memory that it, or the largest of its own workers, took at most."""
+def run(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
+    """`mobilellm prepare`, as a process of its own like the others' workers; a single worker has a
+    single core. Returns the KiB of memory that it, or the largest of its own workers, took at
+    most."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "mobilellm",
+        "prepare",
+        *map(str, files),
+        "--out",
+        str(out),
+        "--tokenizer",
+        str(tokenizer),
+        "--workers",
+        str(workers),
+    ]
     cores = sorted(os.sched_getaffinity(0))[:workers]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -160,15 +171,26 @@ def run(arguments: list[str], workers: int) -> int:
 
 def ours(files: list[Path], tokenizer: Path, out: Path, workers: int) -> int:
     """`mobilellm prepare`; returns its tokens."""
-    run(command(files, tokenizer, out, workers), workers)
+    run(files, tokenizer, out, workers)
     manifest = json.loads((out / "manifest.json").read_text())
     return sum(split["tokens"] for split in manifest["splits"].values())
+
+
+def timed(
+    contender: Contender, files: list[Path], tokenizer: Path, out: Path, workers: int
+) -> tuple[float, int]:
+    """Seconds of one turn, and what it returns; what it wrote is gone."""
+    start = time.perf_counter()
+    found = contender(files, tokenizer, out, workers)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(out)
+    return seconds, found
 
 
 def throughput(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -> dict[str, Any]:
     """MB/s of text of each contender, the best of `rounds`."""
     size = sum(len(text.encode()) for file in files for text in texts_of(file))
-    contenders: list[tuple[str, Callable[[list[Path], Path, Path, int], int], int, int]] = [
+    contenders: list[tuple[str, Contender, int, int]] = [
         ("ours_1_worker", ours, 1, rounds),
         ("ours_2_workers", ours, 2, rounds),
         ("amber_data_prep_way_2_workers", amber, 2, 1),
@@ -179,10 +201,8 @@ def throughput(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -
         best, tokens = float("inf"), 0
         for number in range(times):
             out = scratch / f"{name}-{number}"
-            start = time.perf_counter()
-            tokens = contender(files, tokenizer, out, workers)
-            best = min(best, time.perf_counter() - start)
-            shutil.rmtree(out)
+            seconds, tokens = timed(contender, files, tokenizer, out, workers)
+            best = min(best, seconds)
         found[name] = {"seconds": best, "megabytes_per_second": size / best / 1e6, "tokens": tokens}
         print(
             f"{name:32} {size / best / 1e6:7.1f} MB/s  {tokens / best / 1e6:6.2f} Mtok/s  "
@@ -201,26 +221,31 @@ def write_size(files: list[Path], megabytes: int, path: Path) -> int:
     again where they end; returns the bytes of text."""
     size, limit = 0, megabytes * 10**6
     sources = [itertools.chain.from_iterable(map(texts_of, itertools.repeat(f))) for f in files]
+    turns = itertools.cycle(sources)
     with gzip.open(path, "wb", compresslevel=1) as out:
-        for source in itertools.cycle(sources):
-            if size >= limit:
-                return size
-            text = next(source)
+        while size < limit:
+            text = next(next(turns))
             size += len(text.encode())
             out.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
-    raise AssertionError("cycles do not end")
+    return size
+
+
+def encoder_speed(texts: list[str], folder: Path) -> float:
+    """Megabytes of text a second that the encoder alone gives here."""
+    tokenizer = Tokenizer.load(folder)
+    encoder = Encoder(tokenizer, choose(tokenizer)[0])
+    encoder.batch(texts[:9])
+    start = time.perf_counter()
+    encoder.batch(texts)
+    seconds = time.perf_counter() - start
+    return sum(len(text.encode()) for text in texts) / 1e6 / seconds
 
 
 def encoder_worker(task: tuple[str, str]) -> float:
-    """Megabytes of text a second that the encoder alone gives on one thread."""
+    """`encoder_speed` on one thread, of a file's texts."""
+    os.environ |= ONE_THREAD_TOKENIZERS
     source, folder = task
-    tokenizer = Tokenizer.load(Path(folder))
-    encoder, texts = Encoder(tokenizer, choose(tokenizer)[0]), list(texts_of(Path(source)))
-    encoder.batch(texts[:BATCH])
-    start = time.perf_counter()
-    for at in range(0, len(texts), BATCH):
-        encoder.batch(texts[at : at + BATCH])
-    return sum(len(text.encode()) for text in texts) / 1e6 / (time.perf_counter() - start)
+    return encoder_speed(list(texts_of(Path(source))), Path(folder))
 
 
 def by_size(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -> dict[str, Any]:
@@ -233,12 +258,10 @@ def by_size(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -> d
         point: dict[str, Any] = {"text_bytes": size}
         peak = 0
         for _, workers in itertools.product(range(rounds), (1, 2)):
-            out, key = scratch / "sized", f"seconds_{workers}_workers"
-            start = time.perf_counter()
-            peak = max(peak, run(command([path], tokenizer, out, workers), workers))
-            seconds = time.perf_counter() - start
+            key = f"seconds_{workers}_workers"
+            seconds, memory = timed(run, [path], tokenizer, scratch / "sized", workers)
             point[key] = min(seconds, point.get(key, seconds))
-            shutil.rmtree(out)
+            peak = max(peak, memory)
         point |= {
             "megabytes_per_second": size / point["seconds_2_workers"] / 1e6,
             "two_workers_over_one": point["seconds_1_workers"] / point["seconds_2_workers"],
@@ -246,7 +269,6 @@ def by_size(files: list[Path], tokenizer: Path, scratch: Path, rounds: int) -> d
         }
         points.append(point)
         print(json.dumps(point), flush=True)
-    os.environ |= ONE_THREAD  # for what is started from here on, as for our workers
     task = (str(scratch / f"{SIZES[1]}.jsonl.gz"), str(tokenizer))
     alone = {}
     for workers in (1, 2):

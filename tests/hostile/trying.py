@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mobilellm.jobs.pool import ONE_THREAD
+
 WHOLE = 12  # sound inputs in formats.whole
 ROOT = Path(__file__).resolve().parents[2]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def try_cases(base: Path, cases: Iterable[tuple[str, int]]) -> Iterator[dict[str, Any]]:

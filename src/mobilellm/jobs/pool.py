@@ -28,12 +28,13 @@ from mobilellm.files import check_absent, disk_errors, locked, read_json, sweep_
 from mobilellm.jobs.task import KeyedTask, Progress, TaskError, Values, resolve, run_task
 from mobilellm.jobs.worker import message_of
 
-ONE_THREAD = {
+ONE_THREAD_TOKENIZERS = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
     "FASTOKENS_BPE_THREADS": "1",  # its helpers wait for one another by spinning
 }
+"""Environment in which no library of tokenizers has threads of its own."""
+ONE_THREAD = ONE_THREAD_TOKENIZERS | {"OMP_NUM_THREADS": "1"}
 """Environment of a worker: the processes are the parallelism."""
 
 Answer = tuple[int, Values | None]
