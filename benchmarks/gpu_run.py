@@ -3,10 +3,12 @@
     mobilellm prepare TEXT --out DATA --vocab-size 32000
     python benchmarks/gpu_run.py DATA --save benchmarks/results/gpu_run.json
     python benchmarks/gpu_run.py DATA --preset 1M --steps 20 --batch-tokens 4096  # anywhere
+    python benchmarks/gpu_run.py --save benchmarks/results/gpu_decode.json        # decoding alone
 
 `mobilellm train` in a process of its own: one run undisturbed, and one that is killed (SIGKILL)
 after its first checkpoint and goes on; their losses have to be equal to the last bit. Then the
-run's model continues a prompt here and in transformers, in float32 and bf16: tokens a second.
+run's model, or one of random weights where there was no run, continues a prompt here and in
+transformers, in float32 and bf16: tokens a second.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ import torch
 from mobilellm.files import write_json
 from mobilellm.hardware.description import describe
 from mobilellm.hardware.probes import pick_device
+from mobilellm.interop.folder import save_checkpoint
+from mobilellm.model.config import ModelConfig
+from mobilellm.model.network import Network
 
 
 def command(run: Path, data: Path, arguments: argparse.Namespace) -> list[str]:
@@ -73,6 +78,15 @@ def whole_runs(folder: Path, data: Path, arguments: argparse.Namespace) -> dict[
         "largest_difference": max(abs(one[step] - two[step]) for step in one),
         "result": json.loads((folder / "whole" / "result.json").read_text())["held_out"],
     }
+
+
+def random_model(folder: Path, preset: str) -> Path:
+    """A checkpoint of random weights."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    network = Network(ModelConfig.preset(preset, vocab_size=32000))
+    save_checkpoint(folder, network, None, {"made_by": "benchmarks/gpu_run.py"})
+    return folder
 
 
 def decoding(model: Path, device: torch.device, new: int, repeats: int) -> dict[str, Any]:
@@ -140,7 +154,7 @@ def save(
 def main() -> None:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="a token folder")
+    parser.add_argument("data", type=Path, nargs="?", help="a token folder; without one, no runs")
     parser.add_argument("--preset", default="125M")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-tokens", type=int, default=131072)
@@ -150,15 +164,19 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     device = pick_device()
+    runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        runs = whole_runs(Path(name), arguments.data, arguments)
-        print(json.dumps(runs), flush=True)
-        save(arguments, device, runs, {})
-        model = max((Path(name) / "whole" / "checkpoints").glob("step-*"))
+        if arguments.data is not None:
+            runs = whole_runs(Path(name), arguments.data, arguments)
+            print(json.dumps(runs), flush=True)
+            save(arguments, device, runs, {})
+            model = max((Path(name) / "whole" / "checkpoints").glob("step-*"))
+        else:
+            model = random_model(Path(name) / "model", arguments.preset)
         written = decoding(model, device, arguments.new, arguments.repeats)
         print(json.dumps(written))
     save(arguments, device, runs, written)
-    if runs["largest_difference"]:
+    if runs.get("largest_difference"):
         raise SystemExit("the resumed run differs from the undisturbed one")
 
 

@@ -1,10 +1,13 @@
 """The hand-written backward passes against autograd's."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mobilellm.model.fused import rms_norm, swiglu
+from mobilellm.quantize.training import _RoundedActivations, on_grid
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 16), (7, 64)])
@@ -52,3 +55,28 @@ def test_they_keep_only_their_input() -> None:
         ):
             function(*inputs)
         assert sum(saved) <= 100 * 64 + 64 + 100
+
+
+def test_compiled_they_give_the_same_gradients() -> None:
+    """torch 2.11 compiles a function whose last operation changes nothing to one whose gradients
+    are 0."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(6, 32), torch.randn(32)
+
+    def gradients(function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        function(*inputs).square().sum().backward()
+        return [part.grad for part in inputs if part.grad is not None]
+
+    for function in (
+        lambda x, weight: rms_norm(x, weight, 1e-5),
+        lambda x, weight: swiglu(x * weight),
+        lambda x, weight: _RoundedActivations.apply(x) * weight,
+        lambda x, weight: on_grid(weight.view(1, 32), 4) * x,
+    ):
+        plain = gradients(function)
+        compiled = gradients(torch.compile(function, dynamic=False, backend="eager"))
+        torch._dynamo.reset()
+        for expected, found in zip(plain, compiled, strict=True):
+            assert expected.any()
+            assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6)

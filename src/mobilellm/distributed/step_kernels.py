@@ -17,6 +17,7 @@ import torch
 
 from mobilellm.errors import UserError
 from mobilellm.hardware.probes import compiler_works
+from mobilellm.kernels import gpu
 from mobilellm.kernels.compiling import compiled_steps
 from mobilellm.kernels.flash import fault, using_tiles
 from mobilellm.kernels.products import OF_FLOAT32, Products, products_fault, using
@@ -54,6 +55,7 @@ def step_kernels(recipe: Recipe, device: torch.device) -> StepKernels:
     `UserError` where this machine cannot.
     """
     train, on_cpu = recipe.train, device.type == "cpu"
+    gpu.load(device)
     compiled = train.compile == "block"
     if compiled and not compiler_works(device):
         raise UserError(

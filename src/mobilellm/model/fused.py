@@ -12,6 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilellm.kernels import gpu
+
+
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a type, as the last operation of a torch.autograd.Function's forward pass.
+
+    torch 2.11 compiles such a function to one whose gradients are 0, in silence, where its last
+    operation gives back what it got: a `to` that has nothing to do, or one in place.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
@@ -19,7 +30,10 @@ class _RMSNorm(torch.autograd.Function):
         x32 = x.float()
         scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).mul_(weight).to(x.dtype)
+        normed = x32 * scale
+        # Not in place where it is compiled, for the reason that `in_type` has.
+        normed = normed * weight if torch.compiler.is_compiling() else normed.mul_(weight)
+        return in_type(normed, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -41,6 +55,9 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
+        if gate_up.is_cuda and gpu.loaded():
+            result: Tensor = torch.ops.mobilellm.swiglu_backward(gate_up, grads[0])
+            return result
         gate, up = gate_up.chunk(2, dim=-1)
         sigmoid = gate.sigmoid()
         silu = gate * sigmoid
@@ -52,12 +69,6 @@ class _SwiGLU(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, computed in float32, returned in x's type (arXiv
     1910.07467)."""
-    if x.is_cuda and torch.compiler.is_compiling():
-        # torch 2.11 compiles the function below for a GPU to one whose gradients are 0, in silence
-        # (benchmarks/gpu_check.py). The compiler derives a backward pass of its own instead.
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        return (x32 * scale * weight).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)
 
 

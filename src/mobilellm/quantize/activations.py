@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobilellm.model.fused import in_type
 from mobilellm.model.linear import Linear
 from mobilellm.model.network import Network, RMSNorm
 from mobilellm.quantize.quantized import Quantized
@@ -31,7 +32,7 @@ def fake_int8(x: Tensor) -> Tensor:
     scale = ((high - low) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
     zero = (LOWEST_LEVEL - low / scale).round()
     steps = ((exact / scale).round() + zero).clamp(LOWEST_LEVEL, LOWEST_LEVEL + LEVELS)
-    return ((steps - zero) * scale).to(x.dtype)
+    return in_type((steps - zero) * scale, x.dtype)
 
 
 class RoundedLinear(Linear):
