@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,39 @@ def test_running_out_of_memory_halves_the_micro_batch_and_says_so(
     )
     with pytest.raises(UserError, match="out of memory with a micro-batch of 1 x 32 tokens"):
         train(tmp_path / "none", recipe)
+
+
+def test_a_resumed_run_keeps_its_micro_batch(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was halved when memory ran out, or found by trying, where it is left open."""
+    recipe = recipe.replace("train", micro_batch_size=0, checkpoint_every=5)
+    real, sizes = Parallel.__call__, []
+
+    def at_most(largest: int) -> Callable[..., torch.Tensor]:
+        def call(self, inputs, *rest):
+            sizes.append(len(inputs))
+            if len(inputs) > largest:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(self, inputs, *rest)
+
+        return call
+
+    monkeypatch.setattr(Parallel, "__call__", at_most(1))
+    whole = train(tmp_path / "run", recipe)
+    run = tmp_path / "again"
+    shutil.copytree(tmp_path / "run", run)
+    (last,) = [p for p in (run / "checkpoints").glob("step-*") if p.name == whole.checkpoint.name]
+    shutil.rmtree(last)
+    monkeypatch.setattr(Parallel, "__call__", at_most(1 << 20))
+    sizes.clear()
+    again = resume(run)
+    assert set(sizes) == {1}
+    assert same(again.checkpoint, whole.checkpoint)
+    shutil.rmtree(again.checkpoint)
+    sizes.clear()
+    resume(run, changes=recipe.replace("train", micro_batch_size=2))
+    assert set(sizes) == {2}
 
 
 FULL = (

@@ -93,8 +93,10 @@ def answer_log_probabilities(
 ) -> Tensor:
     """The log-probability of each document's trained tokens, (B, width), from the nats of all
     targets (B T,), which are 0 where none counts."""
-    found = torch.zeros(targets.shape[0], width, dtype=torch.float32, device=nats.device)
-    return found.scatter_add_(1, documents.long(), -nats.float().view_as(targets))
+    # Not scatter_add: a GPU adds in any order there, and each would have other last bits.
+    numbers = torch.arange(width, device=nats.device)
+    belongs = (documents.unsqueeze(2) == numbers).float()  # (B, T, width)
+    return -torch.bmm(nats.float().view(len(targets), 1, -1), belongs).squeeze(1)
 
 
 def margins(

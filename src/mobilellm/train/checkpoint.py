@@ -96,6 +96,10 @@ class TrainState:
     """Steps whose weights the average is made of, where there is one."""
     tokenizer_sha256: str = ""
     """Of the tokenizer that the data was made with."""
+    micro_batch_size: Annotated[int, AtLeast(0)] = 0
+    """Of the last step: found by trying on a GPU, or smaller since memory ran out; 0 when none."""
+    processes: Annotated[int, AtLeast(0)] = 0
+    """Of the last step."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -185,6 +185,12 @@ class Trainer:
             state = dataclasses.replace(state, data=fresh)
         checkpoint.load(path, self.network, self.step.optimizers, self.average)
         self.state = state
+        if (
+            state.micro_batch_size
+            and state.processes == self.world.size
+            and not self.recipe.train.micro_batch_size
+        ):  # sums in another order would be other bits
+            self.step.batching = self.step.batching.with_micro_batch(state.micro_batch_size)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """In this block the network has its averaged weights, where an average is kept."""
@@ -269,7 +275,12 @@ class Fit:
         self.made += 1
         tokens = trainer.state.tokens + self.recipe.batch_tokens(step)
         trainer.state = dataclasses.replace(
-            trainer.state, step=step + 1, tokens=tokens, data=position
+            trainer.state,
+            step=step + 1,
+            tokens=tokens,
+            data=position,
+            micro_batch_size=trainer.step.batching.micro_batch_size,
+            processes=self.world.size,
         )
         rate = trainer.step.learning_rate(step)
         row: MetricsRow = {"step": step + 1, "learning_rate": rate, "tokens": tokens}
