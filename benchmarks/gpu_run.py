@@ -6,9 +6,10 @@
     python benchmarks/gpu_run.py --save benchmarks/results/gpu_decode.json        # decoding alone
 
 `mobilellm train` in a process of its own: one run undisturbed, and one that is killed (SIGKILL)
-after its first checkpoint and goes on; their losses have to be equal to the last bit. Then the
-run's model, or one of random weights where there was no run, continues a prompt here and in
-transformers, in float32 and bf16: tokens a second.
+after its first checkpoint and goes on; on a CPU their losses have to be equal to the last bit (on a
+GPU attention's gradient is added up in no fixed order), elsewhere it is told how far apart they
+are. Then the run's model, or one of random weights where there was no run, continues a prompt here
+and in transformers, in float32 and bf16: tokens a second.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def main() -> None:
         written = decoding(model, device, arguments.new, arguments.repeats)
         print(json.dumps(written))
     save(arguments, device, runs, written)
-    if runs.get("largest_difference"):
+    if device.type == "cpu" and runs.get("largest_difference"):
         raise SystemExit("the resumed run differs from the undisturbed one")
 
 

@@ -23,6 +23,8 @@ EXTEND_AN_OPTIONAL_PACKAGE = {
     "mobilellm.tasks.harness_run",
     "mobilellm.prepare.pipeline",
 }
+OF_A_GPU = "mobilellm.kernels.swiglu_triton"
+"""Triton comes with the torch that is for one."""
 IMPORT_ALL = """
 import importlib, json, sys
 
@@ -58,7 +60,8 @@ def import_all(names: list[str], blocked: set[str]) -> dict[str, str]:
 def test_every_module_can_be_imported_with_core_dependencies_alone() -> None:
     """Except those that extend an optional package: they say in one line which extra brings it."""
     names = [name for name in MODULES if not name.endswith("__main__")]
-    failed = import_all(names, optional_modules())
+    failed = import_all(names, optional_modules() | {"triton"})
+    assert failed.pop(OF_A_GPU).startswith("UserError: this needs Triton")
     extras = {f"pip install 'mobilellm[{extra}]'" for extra in PROJECT["optional-dependencies"]}
     for name, error in failed.items():
         assert error.startswith("UserError: "), f"{name}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from tests.model.shapes import (
 )
 
 from mobilellm.model.network import Network
-from mobilellm.objectives.preference import Preference
+from mobilellm.objectives.preference import Preference, answer_log_probabilities
 
 LENGTHS = [[9, 12, 7, 6], [20, 14]]  # tokens of the documents of two rows, which are padded to 41
 ROW = 41
@@ -120,3 +122,16 @@ def test_memory_is_tried_without_documents(networks: tuple[Network, Network]) ->
     inputs, _, _, _ = rows()
     Preference(0.5)(policy, inputs, inputs).backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
+
+
+def test_answers_are_added_up_exactly_under_autocast() -> None:
+    """Also where products run in bf16; and an infinite one is that of its own document alone."""
+    torch.manual_seed(0)
+    nats, targets = torch.rand(2 * 64) * 5, torch.zeros(2, 64, dtype=torch.long)
+    nats[3] = math.inf
+    documents = torch.arange(64).div(16, rounding_mode="floor").expand(2, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answer_log_probabilities(nats, targets, documents, 4)
+    assert found.dtype == torch.float32
+    exact = -nats.double().view(2, 4, 16).sum(2)
+    assert torch.allclose(found.double(), exact, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Whole small runs: they learn, end, resume to the bit, and stop when they must."""
 
+import dataclasses
 import errno
 import json
 import random
@@ -23,6 +24,7 @@ from mobilellm.recipe.recipe import (
     Recipe,
 )
 from mobilellm.train import checkpoint, loop, step
+from mobilellm.train.inputs import open_data
 from mobilellm.train.start import resume, train
 
 NAN, INF = float("nan"), float("inf")
@@ -358,6 +360,32 @@ def test_a_resumed_run_keeps_its_micro_batch(
     sizes.clear()
     resume(run, changes=recipe.replace("train", micro_batch_size=2))
     assert set(sizes) == {2}
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "given", "before", "now"),
+    [
+        ("cpu", 1, 0, 2, 2),
+        ("cpu", 1, 0, 8, 4),  # it does not fit any more
+        ("cuda", 1, 0, 2, 4),
+        ("cpu", 2, 0, 2, 4),
+        ("cpu", 1, 4, 2, 4),
+        ("", 0, 0, 0, 4),  # a checkpoint of an earlier version
+    ],
+)
+def test_the_micro_batch_is_kept_where_nothing_changed(
+    device: str, processes: int, given: int, before: int, now: int, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = recipe.replace("train", micro_batch_size=given)
+    listener = Listener()
+    trainer = loop.Trainer(recipe, open_data(recipe), listener)
+    assert trainer.step.batching.micro_batch_size == 4
+    state = dataclasses.replace(
+        trainer.state, micro_batch_size=before, device=device, processes=processes
+    )
+    trainer._keep_micro_batch(state)
+    assert trainer.step.batching.micro_batch_size == now
+    assert bool(listener.lines) == (before > 4)
 
 
 FULL = (

@@ -1,15 +1,23 @@
 """SwiGLU's gradient on a GPU, in one pass over memory: torch.ops.mobilellm.swiglu_backward.
 
 torch's compiler makes each of the two halves of the gradient anew from all that is read, and takes
-1.7 times as long as the bytes do (docs/log.md). Here a program makes both halves of its columns.
+1.6 times as long as the bytes do (docs/log.md). Here a program makes both halves of its columns.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from mobilellm.errors import UserError
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise UserError(
+        f"this needs Triton ({error})", hint="it comes with torch for an NVIDIA GPU"
+    ) from None
 
 ROWS = 4
 """Of a program."""

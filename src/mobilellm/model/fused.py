@@ -55,7 +55,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        if gate_up.is_cuda and gpu.loaded():
+        if gate_up.is_cuda and gate_up.dtype != torch.float64 and gpu.loaded():
             result: Tensor = torch.ops.mobilellm.swiglu_backward(gate_up, grads[0])
             return result
         gate, up = gate_up.chunk(2, dim=-1)

@@ -134,7 +134,7 @@ class _OutputWalk(torch.autograd.Function):
             chunk = slice(start, start + rows)
             h = hidden[chunk].to(dtype)
             loss, by_logits = chunk_loss(linear(h, w), chunk, need_hidden or need_weight)
-            total += loss
+            total = total + loss  # not in place: see `in_type`
             if by_logits is None:
                 continue
             grad = by_logits.to(dtype)

@@ -95,8 +95,8 @@ def answer_log_probabilities(
     targets (B T,), which are 0 where none counts."""
     # Not scatter_add: a GPU adds in any order there, and each would have other last bits.
     numbers = torch.arange(width, device=nats.device)
-    belongs = (documents.unsqueeze(2) == numbers).float()  # (B, T, width)
-    return -torch.bmm(nats.float().view(len(targets), 1, -1), belongs).squeeze(1)
+    belongs = documents.unsqueeze(2) == numbers  # (B, T, width)
+    return torch.where(belongs, -nats.float().view_as(targets).unsqueeze(2), 0.0).sum(dim=1)
 
 
 def margins(

@@ -127,8 +127,8 @@ class TrainSection:
     batch_doubling_steps: Annotated[int, AtLeast(1)] = 100
     """Steps before each doubling."""
     micro_batch_size: Annotated[int, AtLeast(0)] = 0
-    """Sequences in one forward and backward pass of one process; 0 finds it. Halved when the
-    device's memory runs out."""
+    """Sequences in one forward and backward pass of one process; 0 finds it, once for a run. Halved
+    when the device's memory runs out."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds the first weights, the order of the samples, and what dropout draws."""
     dropout: Annotated[float, Between(0, 0.9)] = 0.0

@@ -97,9 +97,11 @@ class TrainState:
     tokenizer_sha256: str = ""
     """Of the tokenizer that the data was made with."""
     micro_batch_size: Annotated[int, AtLeast(0)] = 0
-    """Of the last step: found by trying on a GPU, or smaller since memory ran out; 0 when none."""
+    """Of the last step, where the recipe leaves it open; else 0."""
+    device: str = ""
+    """The type of what computed the last step, as "cuda"."""
     processes: Annotated[int, AtLeast(0)] = 0
-    """Of the last step."""
+    """That took the last step."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

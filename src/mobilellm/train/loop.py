@@ -185,12 +185,23 @@ class Trainer:
             state = dataclasses.replace(state, data=fresh)
         checkpoint.load(path, self.network, self.step.optimizers, self.average)
         self.state = state
-        if (
-            state.micro_batch_size
-            and state.processes == self.world.size
-            and not self.recipe.train.micro_batch_size
-        ):  # sums in another order would be other bits
-            self.step.batching = self.step.batching.with_micro_batch(state.micro_batch_size)
+        self._keep_micro_batch(state)
+
+    def _keep_micro_batch(self, state: TrainState) -> None:
+        """Go on with the micro-batch of the last step, where nothing but this process chose it and
+        it fits: sums in another order are other bits."""
+        before, alike = state.micro_batch_size, (state.device, state.processes)
+        if self.recipe.train.micro_batch_size or not before:
+            return
+        found = self.step.batching.micro_batch_size
+        if alike != (self.device.type, self.world.size):
+            return
+        if found < before:
+            self.watcher.said(
+                f"{before} sequences at a time do not fit any more: the micro-batch is {found}, "
+                "and what follows differs in the last bits"
+            )
+        self.step.batching = self.step.batching.with_micro_batch(min(before, found))
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """In this block the network has its averaged weights, where an average is kept."""
@@ -279,7 +290,10 @@ class Fit:
             step=step + 1,
             tokens=tokens,
             data=position,
-            micro_batch_size=trainer.step.batching.micro_batch_size,
+            micro_batch_size=0
+            if self.recipe.train.micro_batch_size
+            else trainer.step.batching.micro_batch_size,
+            device=trainer.device.type,
             processes=self.world.size,
         )
         rate = trainer.step.learning_rate(step)
