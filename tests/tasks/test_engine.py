@@ -9,8 +9,12 @@ from tests.tasks.harness_peer import CONTEXT, PAIRS, agree, harness_results, ite
 
 from mobilellm.errors import UserError
 from mobilellm.interop.folder import save_checkpoint
+from mobilellm.kernels import bf16x6
+from mobilellm.kernels.products import products_fault
+from mobilellm.model import linear as linear_module
 from mobilellm.model.config import ModelConfig
 from mobilellm.model.network import Network
+from mobilellm.model.precision import Precision
 from mobilellm.tasks import engine as engine_module
 from mobilellm.tasks.engine import Engine, NetworkBackend, token_loglikelihoods
 from mobilellm.tasks.requests import Item, OwnEncoder, Result, encode, group, request
@@ -69,6 +73,32 @@ def test_a_vocabulary_in_parts_has_the_softmax_of_the_whole(
         values.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-4
     )
     assert greedy.tolist() == (likeliest == targets).tolist()
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("fastest", ["torch", "bf16x6"])
+def test_float32_is_multiplied_by_what_is_fastest(
+    network: Network,
+    tokenizer: Tokenizer,
+    precision: Precision,
+    fastest: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores stay float32's; bf16 keeps torch's own products."""
+    if reason := products_fault("bf16x6"):
+        pytest.skip(reason)
+    requests = encode(PAIRS, OwnEncoder(tokenizer), CONTEXT)
+    keys = list(range(len(PAIRS)))
+    torch_s_own = Engine(NetworkBackend(network, precision)).score(requests, keys)
+    called = []
+    real = bf16x6.multiply
+    monkeypatch.setattr(bf16x6, "multiply", lambda *a, **k: called.append(1) or real(*a, **k))
+    monkeypatch.setattr(linear_module, "fastest_products", lambda _: fastest)
+    found = Engine(NetworkBackend(network, precision)).score(requests, keys)
+    assert bool(called) == (precision is Precision.FP32 and fastest == "bf16x6")
+    for one, other in zip(found, torch_s_own, strict=True):
+        assert one.loglikelihood == pytest.approx(other.loglikelihood, abs=2e-4)
+        assert one.greedy == other.greedy
 
 
 def test_greedy_is_noticed(network: Network) -> None:

@@ -2,16 +2,20 @@
 
 In float32 `F.linear` takes MKL. Without gradients oneDNN does the same product: 1.2 times as fast
 for 1,024 rows of a 125M model's blocks, and twice as fast for some 64 rows of its output layer
-(docs/log.md). In training kernels/products.py says which. Everything else is `F.linear`."""
+(docs/log.md). In training kernels/products.py says which, and in scoring `scoring_products`.
+Everything else is `F.linear`."""
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilellm.kernels import products
-from mobilellm.kernels.products import onednn_linear
+from mobilellm.kernels.products import fastest_products, onednn_linear
+from mobilellm.model.config import ModelConfig
 
 MANY_ROWS = 16384
 """From so many rows of a matrix on, as an output layer has, oneDNN is the faster one for a single
@@ -38,6 +42,28 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (trained := products.product(x, weight)) is not None:
         return trained
     return F.linear(x, weight)
+
+
+def block_products(config: ModelConfig, rows: int) -> list[tuple[int, int, int]]:
+    """(rows, inputs, outputs) of the products of a block of gated feed-forward with so many
+    rows."""
+    wide, head = config.hidden_size, config.head_dim
+    heads, grouped = config.num_attention_heads, config.num_key_value_heads
+    return [
+        (rows, wide, (heads + 2 * grouped) * head),
+        (rows, heads * head, wide),
+        (rows, wide, 2 * config.intermediate_size),
+        (rows, config.intermediate_size, wide),
+    ]
+
+
+def scoring_products(config: ModelConfig, rows: int) -> contextlib.AbstractContextManager[None]:
+    """The context in which float32 products of a network on a CPU, without gradients, are bf16x6's
+    where these are the fastest there are for rows of its blocks; what is measured is remembered
+    (kernels/products.py)."""
+    if fastest_products(block_products(config, rows)) == "bf16x6":
+        return products.using("bf16x6")
+    return contextlib.nullcontext()
 
 
 class Linear(nn.Linear):

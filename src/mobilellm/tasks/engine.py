@@ -13,6 +13,7 @@ for all requests that score there.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mobilellm.errors import UserError
-from mobilellm.model.linear import linear
+from mobilellm.model.linear import linear, scoring_products
 from mobilellm.model.network import Network
 from mobilellm.model.precision import Precision
 from mobilellm.tasks.packing import pack
@@ -31,6 +32,7 @@ from mobilellm.tasks.requests import Item, Request, Result, group
 
 LOGITS_AT_ONCE = 1 << 21  # numbers, 8 MiB: the logits that exist at a time on a CPU
 LOGITS_AT_ONCE_ON_ACCELERATOR = 1 << 26
+PRODUCT_ROWS = 2048  # of the products by which the library is chosen: a batch
 Store = Callable[[list[Request], list[Result]], None]
 
 
@@ -88,7 +90,7 @@ class NetworkBackend:
         device = self.network.norm.weight.device
         row = pack(items, device)
         targets = [request.targets for item in items for request in item.requests]
-        with self.precision.autocast(device):
+        with self.precision.autocast(device), self._products(device):
             hidden = self.network.hidden(
                 torch.tensor(row.tokens, device=device)[None],
                 packed=(torch.tensor(row.depths, device=device), row.spans),
@@ -101,6 +103,12 @@ class NetworkBackend:
                 torch.tensor(list(itertools.chain(*row.scored)), device=device),
             )
         return collect(items, values, first_choice)
+
+    def _products(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """What multiplies float32 on a CPU."""
+        if self.precision is not Precision.FP32 or device.type != "cpu":
+            return contextlib.nullcontext()
+        return scoring_products(self.network.config, PRODUCT_ROWS)
 
 
 def token_loglikelihoods(

@@ -9,6 +9,7 @@ from mobilellm.hardware.probes import compiler_works
 from mobilellm.kernels.flash import fault
 from mobilellm.kernels.products import Products, fastest_products, products_fault
 from mobilellm.model.config import ModelConfig
+from mobilellm.model.linear import block_products
 from mobilellm.model.precision import Precision
 from mobilellm.recipe.recipe import Recipe
 
@@ -50,14 +51,6 @@ def resolve_products(
         return "torch" if products_fault("amx") else "amx"
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    batching, wide, head = recipe.batching(processes), config.hidden_size, config.head_dim
+    batching = recipe.batching(processes)
     rows = batching.micro_batch_size * batching.sequence_length
-    heads, grouped = config.num_attention_heads, config.num_key_value_heads
-    return fastest_products(
-        [
-            (rows, wide, (heads + 2 * grouped) * head),
-            (rows, heads * head, wide),
-            (rows, wide, 2 * config.intermediate_size),
-            (rows, config.intermediate_size, wide),
-        ]
-    )
+    return fastest_products(block_products(config, rows))
