@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 import mobilellm
+from mobilellm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(mobilellm.__file__).parent
@@ -277,7 +278,7 @@ def unique() -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, modules in found.items():
         if len(modules) == 1 and not name.startswith("_"):
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(ImportError, UserError):  # an optional package
                 table[name] = getattr(importlib.import_module(next(iter(modules))), name)
     return table
 
@@ -291,7 +292,7 @@ def test_examples_call_what_there_is(where: str, module: str, code: str) -> None
     assert tree is not None, where
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, UserError) as error:
         pytest.skip(f"{module}: {error}")
     assert Reader(found).read(tree) == []
 

@@ -40,7 +40,6 @@ def test_a_cpu_has_none_and_needs_none() -> None:
     x = torch.randn(2, 8, requires_grad=True)
     swiglu(x).sum().backward()
     assert x.grad is not None
-    assert "mobilellm.kernels.swiglu_triton" not in sys.modules
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton here")
