@@ -190,11 +190,9 @@ class Trainer:
     def _keep_micro_batch(self, state: TrainState) -> None:
         """Go on with the micro-batch of the last step, where nothing but this process chose it and
         it fits: sums in another order are other bits."""
-        before, alike = state.micro_batch_size, (state.device, state.processes)
-        if self.recipe.train.micro_batch_size or not before:
-            return
-        found = self.step.batching.micro_batch_size
-        if alike != (self.device.type, self.world.size):
+        before, found = state.micro_batch_size, self.step.batching.micro_batch_size
+        alike = (state.device, state.processes) == (self.device.type, self.world.size)
+        if self.recipe.train.micro_batch_size or not before or not alike:
             return
         if found < before:
             self.watcher.said(
